@@ -1,0 +1,86 @@
+"""The native segment map and block stores.  Offsets and lengths are bytes, ranges half-open.
+
+Methods marked [blocks] release the GIL and may wait for a disk: call them in a worker thread
+when the file is large or slow.  All methods are thread-safe.
+"""
+
+from array import array
+from collections.abc import Buffer
+
+ASK: int  # only Python knows: a native reader hands the request on
+ZERO: int  # reads as zeroes
+LITERAL: int  # bytes held in memory
+STORE: int  # bytes of a store, when their blocks are present
+
+DATA: int  # lseek: data
+HOLE: int  # lseek: hole
+UNKNOWN: int  # lseek: ask Python (only with ASK)
+
+class Store:
+    """A file with `size` bytes in blocks of `block_size`, each present or not.
+
+    The store dups `fd`.  With whole=True every block is present for good (a local
+    source); blocks of a store may otherwise be absent, and are so at first.
+    """
+    def __init__(self, fd: int, size: int, block_size: int = 65536, *, whole: bool = False) -> None: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def block_size(self) -> int: ...
+    @property
+    def present(self) -> int:
+        """How many blocks are present."""
+    @property
+    def bytes_served(self) -> int:
+        """Bytes read from this store by anyone so far, natively or by Python."""
+    def set_present(self, first_block: int, count: int) -> int:
+        """Mark blocks present (their bytes must be written already); returns how many were not."""
+    def clear_present(self, first_block: int, count: int) -> int:
+        """Mark blocks absent; returns how many were present.  Then `quiesce`, then punch."""
+    def is_present(self, offset: int, length: int) -> bool: ...
+    def missing(self, offset: int, length: int) -> list[tuple[int, int]]:
+        """The absent blocks that touch the range, as maximal runs (first_block, count)."""
+    def oldest(self, count: int) -> list[tuple[int, int]]:
+        """About `count` present blocks, least recently read first found, as runs (first_block, count)."""
+    def oldest_age(self) -> int:
+        """How long ago the least recently used present block was used, in ticks of 16 ms; -1 if none."""
+    def read(self, offset: int, length: int) -> bytes:
+        """[blocks] The file's bytes, present or not; OSError EIO when the file is shorter."""
+    def write(self, offset: int, data: Buffer) -> None:
+        """[blocks] Write all of data; OSError (ENOSPC …) otherwise.  Does not mark blocks present."""
+    def punch(self, offset: int, length: int) -> None:
+        """[blocks] Give the range's disk space back."""
+    def quiesce(self) -> None:
+        """[blocks] Return when every reader that began before this call has finished."""
+
+class SegmentMap:
+    """`size` bytes described by segments; at first all of it is (ASK, UNKNOWN)."""
+    def __init__(self, size: int) -> None: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def bytes_served(self) -> int:
+        """Bytes answered from this map by the native fast path so far."""
+    def __len__(self) -> int:
+        """How many segments there are."""
+    def load(self, ends: array[int], flags: bytes, store: Store | None) -> None:
+        """Replace everything by an ExtentList's fields: an extent with the ZERO flag becomes
+        (ZERO, HOLE), any other (STORE at its own offset, DATA), or (ASK, DATA) without a store."""
+    def set_zero(self, start: int, end: int, *, data: bool = False) -> None:
+        """data=True: reads as zeroes, but lseek calls it data."""
+    def set_store(self, start: int, end: int, store: Store, store_offset: int, *, hole: bool = False) -> None: ...
+    def set_literal(self, start: int, data: bytes, *, hole: bool = False) -> None: ...
+    def set_ask(self, start: int, end: int, kind: int = ...) -> None:
+        """kind: DATA, HOLE or UNKNOWN.  Retracts whatever was published."""
+    def segments(self, offset: int, length: int) -> list[tuple[int, int, int, int]]:
+        """(start, end, ASK|ZERO|LITERAL|STORE, DATA|HOLE|UNKNOWN) clipped to the range."""
+    def data_bytes(self) -> int:
+        """How many bytes lseek calls data or does not know."""
+    def read(self, offset: int, length: int) -> bytes | None:
+        """[blocks] The bytes if all of them are local, else None.  The native readers' own code."""
+    def seek(self, offset: int, whence: int) -> int | None:
+        """lseek's answer for os.SEEK_DATA or os.SEEK_HOLE: an offset, or None where only Python knows.
+        OSError ENXIO at or past the end, or when no data follows."""
+
+def scan_file(fd: int, size: int) -> tuple[array[int], bytes]:
+    """[blocks] `fd`'s extents by SEEK_DATA/SEEK_HOLE as an ExtentList's (ends, flags)."""

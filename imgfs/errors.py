@@ -1,0 +1,99 @@
+"""Every error imgfs raises on purpose: a class each, with its errno and a one-line message.
+
+The exception proposes the errno and the text; only two places act on them, the
+FUSE boundary (`imgfs.fuse.boundary`) and the command line (`imgfs.cli.main`).  Foreign
+exceptions are translated once, at the edge where they enter.
+"""
+
+from __future__ import annotations
+
+import errno as _errno
+from typing import ClassVar
+
+
+class ImgfsError(Exception):
+    """Base of all of them.  `str()` is one line that says what is wrong and what to do."""
+
+    errno: ClassVar[int] = _errno.EIO
+    #: whether trying the same thing again later may succeed
+    temporary: ClassVar[bool] = False
+
+
+class UsageError(ImgfsError):
+    """A command line, an option or a URL that cannot be meant."""
+
+    errno = _errno.EINVAL
+
+
+class MountError(ImgfsError):
+    """The mount point or the FUSE device cannot be used."""
+
+    errno = _errno.ENODEV
+
+
+class SourceNotFound(ImgfsError):
+    errno = _errno.ENOENT
+
+
+class NotAnImage(ImgfsError):
+    """The source exists but is a directory, a socket, or the like."""
+
+    errno = _errno.EISDIR
+
+
+class AccessDenied(ImgfsError):
+    """The source's own permissions refuse us."""
+
+    errno = _errno.EACCES
+
+
+class LoginRefused(AccessDenied):
+    """The server takes none of our keys or passwords."""
+
+
+class HostKeyError(AccessDenied):
+    """The server's key is unknown or is not the recorded one."""
+
+
+class SourceUnreachable(ImgfsError):
+    """No connection, or it broke; the source may be unharmed behind it."""
+
+    temporary = True
+
+
+class SourceTimeout(SourceUnreachable):
+    """The source did not answer within the timeout."""
+
+
+class SourceChanged(ImgfsError):
+    """The source is not the one that was opened: its identity differs."""
+
+    errno = _errno.ESTALE
+
+
+class ShortRead(ImgfsError):
+    """A source gave fewer bytes than its size promises, or a layer did."""
+
+
+class ProtocolViolation(ImgfsError):
+    """A server broke its protocol's rules."""
+
+
+class CorruptImage(ImgfsError):
+    """A format's own tables contradict themselves; names the field, its value and offset."""
+
+
+class UnsupportedFeature(ImgfsError):
+    """A feature bit, version or format that imgfs does not know."""
+
+    errno = _errno.EOPNOTSUPP
+
+
+class ReadOnlyView(ImgfsError):
+    errno = _errno.EROFS
+
+
+class OutOfRange(ImgfsError):
+    """A layer was asked for bytes outside of it: a bug in the caller."""
+
+    errno = _errno.EINVAL

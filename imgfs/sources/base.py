@@ -1,0 +1,51 @@
+"""What every source is: an image whose bytes come from outside of imgfs."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+
+from imgfs.image import Image
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What tells one state of a source from another; compared, never interpreted.
+
+    `kind` says how it was learnt (`stat`, `sftp`, `etag` …): two of different kinds say nothing
+    about each other.  `token` is the text that is compared and stored.
+    """
+
+    kind: str
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
+class SourceStat:
+    """What a source says of itself when it is opened."""
+
+    size: int  #: bytes
+    mtime_ns: int
+    mode: int  #: permission bits of the source, 0 to 0o777
+    identity: Identity | None
+
+
+class Source(Image):
+    """An open source.  `stat` is what it was when it was opened, and stays.
+
+    Reads that fail for good raise an ImgfsError; `temporary` ones have already been
+    tried again until the source's timeout.
+    """
+
+    def __init__(self, name: str, url: str, stat: SourceStat) -> None:
+        super().__init__(name, stat.size)
+        self.url = url  #: shown to people; holds no secret
+        self.stat = stat
+
+    @abstractmethod
+    async def check_identity(self) -> None:
+        """Ask, by path, whether the source is still the one that was opened.
+
+        Returns when it is, or when it has no identity.  Raises SourceChanged when it is
+        certainly not (deleted counts), SourceUnreachable when that could not be found out.
+        """
