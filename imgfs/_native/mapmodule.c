@@ -1,0 +1,343 @@
+/* imgfs._native._map: stores and segment maps for Python.  See _map.pyi for the contract. */
+#define PY_SSIZE_T_CLEAN
+#include "api.h"
+#include "objects.h"
+#include "scan.h"
+
+#include <errno.h>
+
+typedef struct {
+	PyObject_HEAD
+	struct segmap *map;
+} MapObject;
+
+static PyTypeObject MapType;
+
+static PyObject *map_new(PyTypeObject *type, PyObject *args, PyObject *kw)
+{
+	static char *names[] = { "size", NULL };
+	unsigned long long size;
+	MapObject *self;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "K", names, &size))
+		return NULL;
+	if (size > INT64_MAX) {
+		PyErr_SetString(PyExc_ValueError, "size is larger than a file can be");
+		return NULL;
+	}
+	self = (MapObject *)type->tp_alloc(type, 0);
+	if (!self)
+		return NULL;
+	self->map = segmap_new(size);
+	if (!self->map) {
+		Py_DECREF(self);
+		return PyErr_NoMemory();
+	}
+	return (PyObject *)self;
+}
+
+static void map_dealloc(MapObject *self)
+{
+	if (self->map)
+		segmap_unref(self->map);
+	Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyObject *map_load(MapObject *self, PyObject *args)
+{
+	Py_buffer ends, flags;
+	PyObject *store;
+	int err = -EINVAL;
+
+	if (!PyArg_ParseTuple(args, "y*y*O", &ends, &flags, &store))
+		return NULL;
+	if (store != Py_None && !PyObject_TypeCheck(store, &StoreType)) {
+		PyErr_SetString(PyExc_TypeError, "store must be a Store or None");
+		PyBuffer_Release(&ends);
+		PyBuffer_Release(&flags);
+		return NULL;
+	}
+	if (ends.len == flags.len * 8) {
+		struct store *st = store == Py_None ? NULL : ((StoreObject *)store)->st;
+
+		Py_BEGIN_ALLOW_THREADS
+		err = segmap_load(self->map, ends.buf, flags.buf, (size_t)flags.len, st);
+		Py_END_ALLOW_THREADS
+	}
+	PyBuffer_Release(&ends);
+	PyBuffer_Release(&flags);
+	return none_or(err);
+}
+
+static PyObject *map_set_zero(MapObject *self, PyObject *args, PyObject *kw)
+{
+	static char *names[] = { "start", "end", "data", NULL };
+	unsigned long long start, end;
+	int data = 0;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "KK|$p", names, &start, &end, &data))
+		return NULL;
+	return none_or(segmap_set(self->map, start, end, SEG_ZERO,
+				  data ? SEEK_IS_DATA : SEEK_IS_HOLE));
+}
+
+static PyObject *map_set_ask(MapObject *self, PyObject *args, PyObject *kw)
+{
+	static char *names[] = { "start", "end", "kind", NULL };
+	unsigned long long start, end;
+	unsigned kind = SEEK_IS_UNKNOWN;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "KK|I", names, &start, &end, &kind))
+		return NULL;
+	if (kind > SEEK_IS_UNKNOWN)
+		return none_or(-EINVAL);
+	return none_or(segmap_set(self->map, start, end, SEG_ASK, kind));
+}
+
+static PyObject *map_set_store(MapObject *self, PyObject *args, PyObject *kw)
+{
+	static char *names[] = { "start", "end", "store", "store_offset", "hole", NULL };
+	unsigned long long start, end, store_offset;
+	StoreObject *store;
+	int hole = 0;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "KKO!K|$p", names, &start, &end, &StoreType,
+					 &store, &store_offset, &hole))
+		return NULL;
+	return none_or(segmap_set_store(self->map, start, end, store->st, store_offset,
+					hole ? SEEK_IS_HOLE : SEEK_IS_DATA));
+}
+
+static PyObject *map_set_literal(MapObject *self, PyObject *args, PyObject *kw)
+{
+	static char *names[] = { "start", "data", "hole", NULL };
+	unsigned long long start;
+	Py_buffer data;
+	int hole = 0, err;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "Ky*|$p", names, &start, &data, &hole))
+		return NULL;
+	err = segmap_set_literal(self->map, start, data.buf, (uint64_t)data.len,
+				 hole ? SEEK_IS_HOLE : SEEK_IS_DATA);
+	PyBuffer_Release(&data);
+	return none_or(err);
+}
+
+#define BATCH 128
+
+static PyObject *map_segments(MapObject *self, PyObject *args)
+{
+	unsigned long long offset, length;
+	struct seg_view views[BATCH];
+	PyObject *list;
+	uint64_t end;
+	size_t n, i;
+
+	if (!PyArg_ParseTuple(args, "KK", &offset, &length))
+		return NULL;
+	if (offset > self->map->size || length > self->map->size - offset)
+		return none_or(-EINVAL);
+	end = offset + length;
+	list = PyList_New(0);
+	while (list && offset < end) {
+		n = segmap_segments(self->map, offset, end, views, BATCH);
+		for (i = 0; list && i < n; i++) {
+			PyObject *t = Py_BuildValue("KKii", (unsigned long long)views[i].start,
+						    (unsigned long long)views[i].end,
+						    views[i].kind, views[i].seek);
+
+			if (!t || PyList_Append(list, t))
+				Py_CLEAR(list);
+			Py_XDECREF(t);
+		}
+		if (n == 0)
+			break;
+		offset = views[n - 1].end;
+	}
+	return list;
+}
+
+static PyObject *map_read(MapObject *self, PyObject *args)
+{
+	unsigned long long offset, length;
+	PyObject *bytes;
+	int result;
+
+	if (!PyArg_ParseTuple(args, "KK", &offset, &length))
+		return NULL;
+	if (offset > self->map->size || length > self->map->size - offset)
+		return none_or(-EINVAL);
+	bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+	if (!bytes)
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	result = segmap_read(self->map, offset, length, PyBytes_AS_STRING(bytes), SEG_WAIT);
+	Py_END_ALLOW_THREADS
+	if (result == 1)
+		return bytes;
+	Py_DECREF(bytes);
+	return none_or(result);
+}
+
+static PyObject *map_seek(MapObject *self, PyObject *args)
+{
+	long long offset;
+	uint64_t found;
+	int whence, result;
+
+	if (!PyArg_ParseTuple(args, "Li", &offset, &whence))
+		return NULL;
+	result = segmap_seek(self->map, offset, whence, &found);
+	if (result == 1)
+		return PyLong_FromUnsignedLongLong(found);
+	return none_or(result);
+}
+
+static PyObject *map_data_bytes(MapObject *self, PyObject *unused)
+{
+	(void)unused;
+	return PyLong_FromUnsignedLongLong(segmap_data_bytes(self->map));
+}
+
+static Py_ssize_t map_len(MapObject *self)
+{
+	return (Py_ssize_t)segmap_count(self->map);
+}
+
+static PyObject *map_get(MapObject *self, void *what)
+{
+	if (*(const char *)what == 's')
+		return PyLong_FromUnsignedLongLong(self->map->size);
+	return PyLong_FromUnsignedLongLong(atomic_load(&self->map->bytes_served));
+}
+
+#define KEYWORDS(f) (PyCFunction)(void (*)(void))(f), METH_VARARGS | METH_KEYWORDS, NULL
+
+static PyMethodDef map_methods[] = {
+	{ "load", (PyCFunction)map_load, METH_VARARGS, NULL },
+	{ "set_zero", KEYWORDS(map_set_zero) },
+	{ "set_ask", KEYWORDS(map_set_ask) },
+	{ "set_store", KEYWORDS(map_set_store) },
+	{ "set_literal", KEYWORDS(map_set_literal) },
+	{ "segments", (PyCFunction)map_segments, METH_VARARGS, NULL },
+	{ "data_bytes", (PyCFunction)map_data_bytes, METH_NOARGS, NULL },
+	{ "read", (PyCFunction)map_read, METH_VARARGS, NULL },
+	{ "seek", (PyCFunction)map_seek, METH_VARARGS, NULL },
+	{ NULL, NULL, 0, NULL },
+};
+
+static PyGetSetDef map_getset[] = {
+	{ "size", (getter)map_get, NULL, NULL, "s" },
+	{ "bytes_served", (getter)map_get, NULL, NULL, "r" },
+	{ NULL, NULL, NULL, NULL, NULL },
+};
+
+static PySequenceMethods map_sequence = { .sq_length = (lenfunc)map_len };
+
+static PyTypeObject MapType = {
+	PyVarObject_HEAD_INIT(NULL, 0)
+	.tp_name = "imgfs._native._map.SegmentMap",
+	.tp_basicsize = sizeof(MapObject),
+	.tp_flags = Py_TPFLAGS_DEFAULT,
+	.tp_new = map_new,
+	.tp_init = no_init,
+	.tp_dealloc = (destructor)map_dealloc,
+	.tp_methods = map_methods,
+	.tp_getset = map_getset,
+	.tp_as_sequence = &map_sequence,
+};
+
+/* ---- module ---- */
+
+static PyObject *scan_result(const struct scan *found)
+{
+	PyObject *module = PyImport_ImportModule("array"), *array = NULL, *done, *result = NULL;
+
+	if (module)
+		array = PyObject_CallMethod(module, "array", "s", "Q");
+	if (array) {
+		done = PyObject_CallMethod(array, "frombytes", "y#", (const char *)found->ends,
+					   (Py_ssize_t)(found->n * sizeof(uint64_t)));
+		if (done)
+			result = Py_BuildValue("Oy#", array, (const char *)found->flags,
+					       (Py_ssize_t)found->n);
+		Py_XDECREF(done);
+	}
+	Py_XDECREF(array);
+	Py_XDECREF(module);
+	return result;
+}
+
+static PyObject *scan_file_(PyObject *self, PyObject *args)
+{
+	struct scan found = { NULL, NULL, 0, 0 };
+	unsigned long long size;
+	PyObject *result;
+	int fd, err;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "iK", &fd, &size))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	err = scan_file(fd, size, &found);
+	Py_END_ALLOW_THREADS
+	result = err ? none_or(err) : scan_result(&found);
+	free(found.ends);
+	free(found.flags);
+	return result;
+}
+
+static struct segmap *from_object(PyObject *obj)
+{
+	if (!PyObject_TypeCheck(obj, &MapType)) {
+		PyErr_SetString(PyExc_TypeError, "a SegmentMap is needed");
+		return NULL;
+	}
+	return ((MapObject *)obj)->map;
+}
+
+static const struct map_api api = { from_object, segmap_ref, segmap_unref, segmap_read, segmap_seek };
+
+static PyMethodDef functions[] = {
+	{ "scan_file", scan_file_, METH_VARARGS, NULL },
+	{ NULL, NULL, 0, NULL },
+};
+
+static struct PyModuleDef module_def = {
+	PyModuleDef_HEAD_INIT,
+	.m_name = "imgfs._native._map",
+	.m_size = -1,
+	.m_methods = functions,
+};
+
+static int add_all(PyObject *m)
+{
+	PyObject *capsule;
+
+	if (PyModule_AddType(m, &StoreType) || PyModule_AddType(m, &MapType))
+		return -1;
+	if (PyModule_AddIntConstant(m, "ASK", SEG_ASK) ||
+	    PyModule_AddIntConstant(m, "ZERO", SEG_ZERO) ||
+	    PyModule_AddIntConstant(m, "LITERAL", SEG_LITERAL) ||
+	    PyModule_AddIntConstant(m, "STORE", SEG_STORE) ||
+	    PyModule_AddIntConstant(m, "DATA", SEEK_IS_DATA) ||
+	    PyModule_AddIntConstant(m, "HOLE", SEEK_IS_HOLE) ||
+	    PyModule_AddIntConstant(m, "UNKNOWN", SEEK_IS_UNKNOWN))
+		return -1;
+	capsule = PyCapsule_New((void *)&api, MAP_CAPSULE, NULL);
+	if (PyModule_AddObjectRef(m, "_C_API", capsule)) {
+		Py_XDECREF(capsule);
+		return -1;
+	}
+	Py_DECREF(capsule);
+	return 0;
+}
+
+PyMODINIT_FUNC PyInit__map(void)
+{
+	PyObject *m = PyModule_Create(&module_def);
+
+	if (m && add_all(m))
+		Py_CLEAR(m);
+	return m;
+}

@@ -1,0 +1,418 @@
+#define _GNU_SOURCE
+#include "segmap_walk.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+static void seg_hold(struct seg *s)
+{
+	if (s->kind == SEG_LITERAL)
+		atomic_fetch_add(&s->literal->refs, 1);
+}
+
+static void seg_drop(struct seg *s)
+{
+	if (s->kind == SEG_LITERAL && atomic_fetch_sub(&s->literal->refs, 1) == 1)
+		free(s->literal);
+}
+
+static int chunks_reserve(struct segmap *map, size_t n)
+{
+	size_t cap = map->cap_chunks ? map->cap_chunks : 4;
+	struct chunk **chunks;
+	uint64_t *firsts;
+
+	if (n <= map->cap_chunks)
+		return 0;
+	while (cap < n)
+		cap *= 2;
+	chunks = realloc(map->chunks, cap * sizeof(*chunks));
+	if (!chunks)
+		return -ENOMEM;
+	map->chunks = chunks;
+	firsts = realloc(map->firsts, cap * sizeof(*firsts));
+	if (!firsts)
+		return -ENOMEM;
+	map->firsts = firsts;
+	map->cap_chunks = cap;
+	return 0;
+}
+
+static int chunk_insert(struct segmap *map, size_t c, struct chunk *ch, uint64_t first)
+{
+	int err = chunks_reserve(map, map->n_chunks + 1);
+
+	if (err)
+		return err;
+	memmove(map->chunks + c + 1, map->chunks + c, (map->n_chunks - c) * sizeof(*map->chunks));
+	memmove(map->firsts + c + 1, map->firsts + c, (map->n_chunks - c) * sizeof(*map->firsts));
+	map->chunks[c] = ch;
+	map->firsts[c] = first;
+	map->n_chunks++;
+	return 0;
+}
+
+static int chunk_halve(struct segmap *map, size_t c)
+{
+	struct chunk *low = map->chunks[c], *high = malloc(sizeof(*high));
+	unsigned keep = low->n / 2;
+	int err;
+
+	if (!high)
+		return -ENOMEM;
+	high->n = low->n - keep;
+	memcpy(high->segs, low->segs + keep, high->n * sizeof(struct seg));
+	err = chunk_insert(map, c + 1, high, high->segs[0].start);
+	if (err)
+		free(high);
+	else
+		low->n = keep;
+	return err;
+}
+
+/* Make `offset` a boundary.  Splitting changes nothing that can be seen, so it may be kept
+ * when a later step fails. */
+static int split(struct segmap *map, uint64_t offset)
+{
+	struct seg upper;
+	struct chunk *ch;
+	struct pos p;
+	int err;
+
+	if (offset == 0 || offset >= map->size)
+		return 0;
+	p = locate(map, offset);
+	if (at(map, p)->start == offset)
+		return 0;
+	if (map->chunks[p.c]->n == CHUNK_SEGS) {
+		err = chunk_halve(map, p.c);
+		if (err)
+			return err;
+		p = locate(map, offset);
+	}
+	upper = *at(map, p);
+	if (upper.kind == SEG_STORE)
+		upper.offset += offset - upper.start;
+	upper.start = offset;
+	seg_hold(&upper);
+	ch = map->chunks[p.c];
+	memmove(ch->segs + p.i + 2, ch->segs + p.i + 1, (ch->n - p.i - 1) * sizeof(struct seg));
+	ch->segs[p.i + 1] = upper;
+	ch->n++;
+	map->count++;
+	return 0;
+}
+
+static void chunk_remove(struct segmap *map, size_t c, size_t n)
+{
+	size_t i, rest = map->n_chunks - c - n;
+
+	for (i = c; i < c + n; i++)
+		free(map->chunks[i]);
+	memmove(map->chunks + c, map->chunks + c + n, rest * sizeof(*map->chunks));
+	memmove(map->firsts + c, map->firsts + c + n, rest * sizeof(*map->firsts));
+	map->n_chunks -= n;
+}
+
+/* Remove the segments that start in (start, end); both are boundaries, one starts at start. */
+static void remove_inside(struct segmap *map, uint64_t start, uint64_t end)
+{
+	struct pos p = locate(map, start);
+	size_t dead_from = p.c + 1, dead = 0, c;
+	unsigned from = p.i + 1;
+
+	for (c = p.c; c < map->n_chunks; c++, from = 0) {
+		struct chunk *ch = map->chunks[c];
+		unsigned to = from, i;
+
+		while (to < ch->n && ch->segs[to].start < end)
+			to++;
+		for (i = from; i < to; i++)
+			seg_drop(&ch->segs[i]);
+		memmove(ch->segs + from, ch->segs + to, (ch->n - to) * sizeof(struct seg));
+		ch->n -= to - from;
+		map->count -= to - from;
+		if (c > p.c && ch->n == 0)
+			dead++;
+		else if (c > p.c)
+			map->firsts[c] = ch->segs[0].start;
+		if (ch->n > (c == p.c ? from : 0))
+			break;   /* something from `end` on stands here */
+	}
+	chunk_remove(map, dead_from, dead);
+}
+
+static bool joins(const struct seg *a, const struct seg *b)
+{
+	if (a->kind != b->kind || a->seek != b->seek)
+		return false;
+	if (a->kind == SEG_STORE)
+		return a->store == b->store && a->offset + (b->start - a->start) == b->offset;
+	return a->kind != SEG_LITERAL || a->literal == b->literal;
+}
+
+/* Join the segment that starts at `boundary` to the one before it where they are alike. */
+static void join_at(struct segmap *map, uint64_t boundary)
+{
+	struct pos right, left;
+	struct chunk *ch;
+
+	if (boundary == 0 || boundary >= map->size)
+		return;
+	left = locate(map, boundary - 1);
+	right = left;
+	if (!step(map, &right) || !joins(at(map, left), at(map, right)))
+		return;
+	seg_drop(at(map, right));
+	ch = map->chunks[right.c];
+	memmove(ch->segs + right.i, ch->segs + right.i + 1,
+		(ch->n - right.i - 1) * sizeof(struct seg));
+	ch->n--;
+	map->count--;
+	if (ch->n == 0)
+		chunk_remove(map, right.c, 1);
+	else if (right.i == 0)
+		map->firsts[right.c] = ch->segs[0].start;
+}
+
+static int put(struct segmap *map, uint64_t start, uint64_t end, struct seg seg)
+{
+	struct seg *first;
+	int err;
+
+	err = split(map, start);
+	if (!err)
+		err = split(map, end);
+	if (err)
+		return err;
+	remove_inside(map, start, end);
+	first = at(map, locate(map, start));
+	seg_drop(first);
+	*first = seg;
+	join_at(map, end);
+	join_at(map, start);
+	return 0;
+}
+
+static int put_locked(struct segmap *map, uint64_t start, uint64_t end, struct seg seg)
+{
+	int err;
+
+	if (start > end || end > map->size)
+		return -EINVAL;
+	if (start == end)
+		return 0;
+	seg.start = start;
+	pthread_rwlock_wrlock(&map->lock);
+	err = put(map, start, end, seg);
+	pthread_rwlock_unlock(&map->lock);
+	return err;
+}
+
+struct segmap *segmap_new(uint64_t size)
+{
+	struct segmap *map = calloc(1, sizeof(*map));
+	pthread_rwlockattr_t attr;
+
+	if (!map)
+		return NULL;
+	map->size = size;
+	atomic_init(&map->refs, 1);
+	/* Readers never nest; without this a stream of them starves the publisher. */
+	pthread_rwlockattr_init(&attr);
+	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
+	pthread_rwlock_init(&map->lock, &attr);
+	pthread_rwlockattr_destroy(&attr);
+	if (size) {
+		struct chunk *ch = malloc(sizeof(*ch));
+
+		if (!ch || chunk_insert(map, 0, ch, 0)) {
+			free(ch);
+			segmap_unref(map);
+			return NULL;
+		}
+		ch->n = 1;
+		ch->segs[0] = (struct seg){ .kind = SEG_ASK, .seek = SEEK_IS_UNKNOWN };
+		map->count = 1;
+	}
+	return map;
+}
+
+struct segmap *segmap_ref(struct segmap *map)
+{
+	atomic_fetch_add(&map->refs, 1);
+	return map;
+}
+
+static void drop_chunks(struct segmap *map)
+{
+	size_t c;
+	unsigned i;
+
+	for (c = 0; c < map->n_chunks; c++)
+		for (i = 0; i < map->chunks[c]->n; i++)
+			seg_drop(&map->chunks[c]->segs[i]);
+	chunk_remove(map, 0, map->n_chunks);
+}
+
+void segmap_unref(struct segmap *map)
+{
+	unsigned i;
+
+	if (atomic_fetch_sub(&map->refs, 1) != 1)
+		return;
+	drop_chunks(map);
+	for (i = 0; i < map->n_stores; i++)
+		store_unref(map->stores[i]);
+	free(map->stores);
+	free(map->chunks);
+	free(map->firsts);
+	pthread_rwlock_destroy(&map->lock);
+	free(map);
+}
+
+/* Under the write lock: the store's index, or a negative errno. */
+static int store_index(struct segmap *map, struct store *st)
+{
+	struct store **stores;
+	unsigned i;
+
+	for (i = 0; i < map->n_stores; i++)
+		if (map->stores[i] == st)
+			return (int)i;
+	if (map->n_stores > UINT16_MAX)
+		return -ENOMEM;
+	stores = realloc(map->stores, (map->n_stores + 1) * sizeof(*stores));
+	if (!stores)
+		return -ENOMEM;
+	map->stores = stores;
+	stores[map->n_stores] = store_ref(st);
+	return (int)map->n_stores++;
+}
+
+int segmap_set(struct segmap *map, uint64_t start, uint64_t end, enum seg_kind kind,
+	       enum seg_seek seek)
+{
+	return put_locked(map, start, end, (struct seg){ .kind = kind, .seek = seek });
+}
+
+int segmap_set_store(struct segmap *map, uint64_t start, uint64_t end, struct store *st,
+		     uint64_t store_offset, enum seg_seek seek)
+{
+	struct seg seg = { .kind = SEG_STORE, .seek = seek };
+	int index;
+
+	if (start > end || store_offset > st->size || end - start > st->size - store_offset)
+		return -EINVAL;
+	pthread_rwlock_wrlock(&map->lock);
+	index = store_index(map, st);
+	pthread_rwlock_unlock(&map->lock);
+	if (index < 0)
+		return index;
+	seg.store = (uint16_t)index;
+	seg.offset = store_offset;
+	return put_locked(map, start, end, seg);
+}
+
+int segmap_set_literal(struct segmap *map, uint64_t start, const void *bytes, uint64_t length,
+		       enum seg_seek seek)
+{
+	struct seg seg = { .kind = SEG_LITERAL, .seek = seek };
+	int err;
+
+	if (start > map->size || length > map->size - start)
+		return -EINVAL;
+	if (length == 0)
+		return 0;
+	seg.literal = malloc(sizeof(*seg.literal) + length);
+	if (!seg.literal)
+		return -ENOMEM;
+	atomic_init(&seg.literal->refs, 1);
+	seg.literal->base = start;
+	memcpy(seg.literal->bytes, bytes, length);
+	err = put_locked(map, start, start + length, seg);
+	if (err)
+		free(seg.literal);
+	return err;
+}
+
+/* Chunks are left with room, so that the first publishes do not halve every one. */
+#define LOAD_FILL (CHUNK_SEGS * 3 / 4)
+
+static int append(struct segmap *map, struct seg seg)
+{
+	struct chunk *last = map->n_chunks ? map->chunks[map->n_chunks - 1] : NULL;
+
+	if (last && joins(&last->segs[last->n - 1], &seg))
+		return 0;
+	if (!last || last->n >= LOAD_FILL) {
+		last = malloc(sizeof(*last));
+		if (!last)
+			return -ENOMEM;
+		last->n = 0;
+		if (chunk_insert(map, map->n_chunks, last, seg.start)) {
+			free(last);
+			return -ENOMEM;
+		}
+	}
+	last->segs[last->n++] = seg;
+	map->count++;
+	return 0;
+}
+
+int segmap_load(struct segmap *map, const uint64_t *ends, const uint8_t *flags, size_t n,
+		struct store *st)
+{
+	struct segmap *fresh;
+	uint64_t start = 0;
+	int index = 0, err = 0;
+	size_t i;
+
+	for (i = 0; i < n; i++) {
+		if (ends[i] <= start)
+			return -EINVAL;
+		start = ends[i];
+	}
+	if (start != map->size || (st && st->size < map->size))
+		return -EINVAL;
+	fresh = segmap_new(0);
+	if (!fresh)
+		return -ENOMEM;
+	pthread_rwlock_wrlock(&map->lock);
+	if (st)
+		index = store_index(map, st);
+	if (index < 0)
+		err = index;
+	for (i = 0, start = 0; i < n && !err; start = ends[i++]) {
+		bool zero = flags[i] & 2;   /* Flags.ZERO */
+		struct seg seg = { .start = start, .kind = SEG_ASK, .seek = SEEK_IS_DATA };
+
+		if (zero) {
+			seg.kind = SEG_ZERO;
+			seg.seek = SEEK_IS_HOLE;
+		} else if (st) {
+			seg.kind = SEG_STORE;
+			seg.store = (uint16_t)index;
+			seg.offset = start;
+		}
+		err = append(fresh, seg);
+	}
+	if (!err) {
+		struct segmap old = *map;
+
+		map->chunks = fresh->chunks;
+		map->firsts = fresh->firsts;
+		map->n_chunks = fresh->n_chunks;
+		map->cap_chunks = fresh->cap_chunks;
+		map->count = fresh->count;
+		fresh->chunks = old.chunks;
+		fresh->firsts = old.firsts;
+		fresh->n_chunks = old.n_chunks;
+		fresh->cap_chunks = old.cap_chunks;
+	}
+	pthread_rwlock_unlock(&map->lock);
+	segmap_unref(fresh);
+	return err;
+}

@@ -1,0 +1,182 @@
+#define _GNU_SOURCE
+#include "segmap_walk.h"
+
+#include <errno.h>
+#include <string.h>
+#include <unistd.h>
+
+/* A piece of a read that must be read from a store's file, after the lock is let go. */
+struct piece {
+	struct store *st;
+	unsigned token;
+	uint64_t offset, length;
+	char *to;
+};
+
+#define MAX_PIECES 32
+
+/* Under the read lock: fill what needs no I/O, list what does; stops when `pieces` is full.
+ * Returns how many bytes are settled so, or -1 when only Python knows some of them. */
+static int64_t gather(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
+		      struct piece *pieces, unsigned *n)
+{
+	struct pos p = locate(map, offset);
+	uint64_t done = 0;
+
+	for (;;) {
+		struct seg *s = at(map, p);
+		uint64_t where = offset + done, end = seg_end(map, p), take = end - where;
+		struct store *st;
+
+		if (take > length - done)
+			take = length - done;
+		switch (s->kind) {
+		case SEG_ZERO:
+			memset(buf + done, 0, take);
+			break;
+		case SEG_LITERAL:
+			memcpy(buf + done, s->literal->bytes + (where - s->literal->base), take);
+			break;
+		case SEG_STORE:
+			if (*n == MAX_PIECES)
+				return (int64_t)done;
+			st = store_ref(map->stores[s->store]);
+			pieces[*n] = (struct piece){ st, store_enter(st), s->offset + where - s->start,
+						     take, buf + done };
+			(*n)++;
+			if (!store_covers(st, pieces[*n - 1].offset, take))
+				return -1;
+			break;
+		default:
+			return -1;
+		}
+		done += take;
+		if (done == length || !step(map, &p))
+			return (int64_t)done;
+	}
+}
+
+int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
+		enum seg_wait wait)
+{
+	uint64_t total = length;
+
+	if (offset > map->size || length > map->size - offset)
+		return -EINVAL;
+	while (length) {
+		struct piece pieces[MAX_PIECES];
+		unsigned n = 0, i;
+		int64_t done;
+		int err = 0;
+
+		pthread_rwlock_rdlock(&map->lock);
+		done = gather(map, offset, length, buf, pieces, &n);
+		pthread_rwlock_unlock(&map->lock);
+		for (i = 0; i < n; i++) {
+			struct piece *p = &pieces[i];
+
+			if (done >= 0 && !err)
+				err = store_pread(p->st, p->to, p->length, p->offset,
+						  wait == SEG_NOWAIT);
+			store_leave(p->st, p->token);
+			store_unref(p->st);
+		}
+		if (done < 0)
+			return 0;
+		if (err)
+			return err;
+		offset += (uint64_t)done;
+		length -= (uint64_t)done;
+		buf += done;
+	}
+	atomic_fetch_add_explicit(&map->bytes_served, total, memory_order_relaxed);
+	return 1;
+}
+
+int segmap_seek(struct segmap *map, int64_t offset, int whence, uint64_t *found)
+{
+	enum seg_seek wanted;
+	uint64_t where = (uint64_t)offset;
+	struct pos p;
+	int result = 1;
+
+	if (whence == SEEK_DATA)
+		wanted = SEEK_IS_DATA;
+	else if (whence == SEEK_HOLE)
+		wanted = SEEK_IS_HOLE;
+	else
+		return -EINVAL;
+	if (offset < 0 || where >= map->size)
+		return -ENXIO;
+	pthread_rwlock_rdlock(&map->lock);
+	p = locate(map, where);
+	for (;;) {
+		struct seg *s = at(map, p);
+
+		if (s->seek == SEEK_IS_UNKNOWN) {
+			result = 0;
+			break;
+		}
+		if (s->seek == wanted) {
+			*found = s->start > where ? s->start : where;
+			break;
+		}
+		if (!step(map, &p)) {
+			/* The end of a file counts as a hole. */
+			*found = map->size;
+			result = wanted == SEEK_IS_HOLE ? 1 : -ENXIO;
+			break;
+		}
+	}
+	pthread_rwlock_unlock(&map->lock);
+	return result;
+}
+
+size_t segmap_segments(struct segmap *map, uint64_t offset, uint64_t end, struct seg_view *out,
+		       size_t max)
+{
+	size_t n = 0;
+	struct pos p;
+
+	if (offset >= end || end > map->size)
+		return 0;
+	pthread_rwlock_rdlock(&map->lock);
+	p = locate(map, offset);
+	do {
+		struct seg *s = at(map, p);
+		uint64_t to = seg_end(map, p);
+
+		if (s->start >= end || n == max)
+			break;
+		out[n++] = (struct seg_view){ s->start > offset ? s->start : offset,
+					      to < end ? to : end, s->kind, s->seek };
+	} while (step(map, &p));
+	pthread_rwlock_unlock(&map->lock);
+	return n;
+}
+
+size_t segmap_count(struct segmap *map)
+{
+	size_t n;
+
+	pthread_rwlock_rdlock(&map->lock);
+	n = map->count;
+	pthread_rwlock_unlock(&map->lock);
+	return n;
+}
+
+uint64_t segmap_data_bytes(struct segmap *map)
+{
+	uint64_t total = 0;
+	struct pos p = { 0, 0 };
+
+	pthread_rwlock_rdlock(&map->lock);
+	if (map->count) {
+		do {
+			if (at(map, p)->seek != SEEK_IS_HOLE)
+				total += seg_end(map, p) - at(map, p)->start;
+		} while (step(map, &p));
+	}
+	pthread_rwlock_unlock(&map->lock);
+	return total;
+}

@@ -1,0 +1,59 @@
+/* A block store: one file, blocks of a power of two, each present or not.
+ *
+ * Readers never lock.  A reader enters (store_enter), only then looks at the present
+ * bits, reads the file, and leaves.  Who takes a block away clears its bit first and then
+ * calls store_quiesce, which returns when all who entered before have left: later ones
+ * see the cleared bit.  Only after that may the bytes be punched or written anew.
+ */
+#ifndef IMGFS_STORE_H
+#define IMGFS_STORE_H
+
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+struct store {
+	int fd;
+	bool whole;            /* every block present for good; bits and stamps are NULL */
+	unsigned block_shift;
+	uint64_t size;         /* bytes */
+	uint64_t blocks;
+	_Atomic uint64_t *bits;
+	_Atomic uint32_t *stamps;   /* when each block was last used, in ticks of 16 ms */
+	atomic_size_t present;
+	atomic_uint_fast64_t bytes_served;
+	atomic_uint refs;
+	atomic_uint epoch;
+	atomic_uint readers[2];     /* who entered in an even and in an odd epoch */
+	pthread_mutex_t quiesce_lock;
+};
+
+/* The fd is duplicated.  NULL with errno set on failure. */
+struct store *store_new(int fd, uint64_t size, uint64_t block_size, bool whole);
+struct store *store_ref(struct store *st);
+void store_unref(struct store *st);
+
+unsigned store_enter(struct store *st);
+void store_leave(struct store *st, unsigned token);
+void store_quiesce(struct store *st);
+
+/* After store_enter: are all blocks of [offset, offset+length) present?  Marks them used. */
+bool store_covers(struct store *st, uint64_t offset, uint64_t length);
+bool store_block_present(const struct store *st, uint64_t block);
+uint64_t store_set(struct store *st, uint64_t first, uint64_t count);
+uint64_t store_clear(struct store *st, uint64_t first, uint64_t count);
+
+/* Up to `count` present blocks, least recently used first chosen, then in ascending order.
+ * The array is malloc'ed; NULL with *found == 0 when there is none, or no memory. */
+uint64_t *store_oldest(struct store *st, size_t count, size_t *found);
+/* Ticks since the least recently used present block was used; -1 when none is present. */
+int64_t store_oldest_age(struct store *st);
+
+/* 0, or -errno; -EIO when the file is shorter than that.  nowait: -EAGAIN instead of
+ * waiting for a disk (and the bytes so far are lost, the caller reads again). */
+int store_pread(struct store *st, void *buf, uint64_t length, uint64_t offset, bool nowait);
+int store_pwrite(struct store *st, const void *buf, uint64_t length, uint64_t offset);
+
+#endif

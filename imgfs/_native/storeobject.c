@@ -1,0 +1,298 @@
+/* The Python type Store, over store.c. */
+#define PY_SSIZE_T_CLEAN
+#include "objects.h"
+
+#include <errno.h>
+#include <fcntl.h>
+
+PyObject *none_or(int err)
+{
+	if (err == -EINVAL) {
+		PyErr_SetString(PyExc_ValueError, "range outside of the map or the store");
+		return NULL;
+	}
+	if (err < 0) {
+		errno = -err;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	Py_RETURN_NONE;
+}
+
+/* Everything is set up in __new__, so that no method ever meets a half-made object. */
+int no_init(PyObject *self, PyObject *args, PyObject *kw)
+{
+	(void)self;
+	(void)args;
+	(void)kw;
+	return 0;
+}
+
+static int store_fill(StoreObject *self, PyObject *args, PyObject *kw)
+{
+	static char *names[] = { "fd", "size", "block_size", "whole", NULL };
+	unsigned long long size, block_size = 65536;
+	int fd, whole = 0;
+
+	if (!PyArg_ParseTupleAndKeywords(args, kw, "iK|K$p", names, &fd, &size, &block_size, &whole))
+		return -1;
+	self->st = store_new(fd, size, block_size, whole);
+	if (!self->st) {
+		PyErr_SetFromErrno(errno == EINVAL ? PyExc_ValueError : PyExc_OSError);
+		return -1;
+	}
+	return 0;
+}
+
+static void store_dealloc(StoreObject *self)
+{
+	if (self->st)
+		store_unref(self->st);
+	Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static int blocks_arg(StoreObject *self, PyObject *args, unsigned long long *first,
+		      unsigned long long *count)
+{
+	if (!PyArg_ParseTuple(args, "KK", first, count))
+		return -1;
+	if (*first > self->st->blocks || *count > self->st->blocks - *first) {
+		PyErr_SetString(PyExc_ValueError, "blocks outside of the store");
+		return -1;
+	}
+	return 0;
+}
+
+static int range_arg(StoreObject *self, PyObject *args, unsigned long long *offset,
+		     unsigned long long *length)
+{
+	if (!PyArg_ParseTuple(args, "KK", offset, length))
+		return -1;
+	if (*offset > self->st->size || *length > self->st->size - *offset) {
+		PyErr_SetString(PyExc_ValueError, "range outside of the store");
+		return -1;
+	}
+	return 0;
+}
+
+static PyObject *store_set_present(StoreObject *self, PyObject *args)
+{
+	unsigned long long first, count;
+
+	if (blocks_arg(self, args, &first, &count))
+		return NULL;
+	return PyLong_FromUnsignedLongLong(self->st->whole ? 0 : store_set(self->st, first, count));
+}
+
+static PyObject *store_clear_present(StoreObject *self, PyObject *args)
+{
+	unsigned long long first, count;
+
+	if (blocks_arg(self, args, &first, &count))
+		return NULL;
+	return PyLong_FromUnsignedLongLong(self->st->whole ? 0 : store_clear(self->st, first, count));
+}
+
+static PyObject *store_is_present(StoreObject *self, PyObject *args)
+{
+	unsigned long long offset, length;
+
+	if (range_arg(self, args, &offset, &length))
+		return NULL;
+	return PyBool_FromLong(store_covers(self->st, offset, length));
+}
+
+static int add_run(PyObject *list, uint64_t first, uint64_t count)
+{
+	PyObject *run = Py_BuildValue("KK", (unsigned long long)first, (unsigned long long)count);
+	int err = run ? PyList_Append(list, run) : -1;
+
+	Py_XDECREF(run);
+	return err;
+}
+
+static PyObject *store_missing(StoreObject *self, PyObject *args)
+{
+	unsigned long long offset, length;
+	uint64_t block, last, run = 0;
+	PyObject *list;
+
+	if (range_arg(self, args, &offset, &length))
+		return NULL;
+	list = PyList_New(0);
+	if (!list || length == 0 || self->st->whole)
+		return list;
+	last = (offset + length - 1) >> self->st->block_shift;
+	for (block = offset >> self->st->block_shift; block <= last; block++) {
+		if (!store_block_present(self->st, block)) {
+			run++;
+		} else if (run) {
+			if (add_run(list, block - run, run))
+				goto error;
+			run = 0;
+		}
+	}
+	if (run && add_run(list, block - run, run))
+		goto error;
+	return list;
+error:
+	Py_DECREF(list);
+	return NULL;
+}
+
+static PyObject *store_oldest_runs(StoreObject *self, PyObject *args)
+{
+	Py_ssize_t count;
+	size_t found, i, start;
+	uint64_t *blocks;
+	PyObject *list;
+
+	if (!PyArg_ParseTuple(args, "n", &count))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	blocks = store_oldest(self->st, count < 0 ? 0 : (size_t)count, &found);
+	Py_END_ALLOW_THREADS
+	list = PyList_New(0);
+	for (i = 0; list && i < found; i = start) {
+		for (start = i + 1; start < found && blocks[start] == blocks[start - 1] + 1;)
+			start++;
+		if (add_run(list, blocks[i], start - i))
+			Py_CLEAR(list);
+	}
+	free(blocks);
+	return list;
+}
+
+static PyObject *store_age(StoreObject *self, PyObject *unused)
+{
+	int64_t age;
+
+	(void)unused;
+	Py_BEGIN_ALLOW_THREADS
+	age = store_oldest_age(self->st);
+	Py_END_ALLOW_THREADS
+	return PyLong_FromLongLong(age);
+}
+
+static PyObject *store_read(StoreObject *self, PyObject *args)
+{
+	unsigned long long offset, length;
+	PyObject *bytes;
+	int err;
+
+	if (range_arg(self, args, &offset, &length))
+		return NULL;
+	bytes = PyBytes_FromStringAndSize(NULL, (Py_ssize_t)length);
+	if (!bytes)
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	err = store_pread(self->st, PyBytes_AS_STRING(bytes), length, offset, false);
+	Py_END_ALLOW_THREADS
+	if (err) {
+		Py_DECREF(bytes);
+		return none_or(err);
+	}
+	return bytes;
+}
+
+static PyObject *store_write(StoreObject *self, PyObject *args)
+{
+	unsigned long long offset;
+	Py_buffer data;
+	int err = -EINVAL;
+
+	if (!PyArg_ParseTuple(args, "Ky*", &offset, &data))
+		return NULL;
+	if (offset <= self->st->size && (uint64_t)data.len <= self->st->size - offset) {
+		Py_BEGIN_ALLOW_THREADS
+		err = store_pwrite(self->st, data.buf, (uint64_t)data.len, offset);
+		Py_END_ALLOW_THREADS
+	}
+	PyBuffer_Release(&data);
+	return none_or(err);
+}
+
+static PyObject *store_punch(StoreObject *self, PyObject *args)
+{
+	unsigned long long offset, length;
+	int err = 0;
+
+	if (range_arg(self, args, &offset, &length))
+		return NULL;
+	if (length == 0)
+		Py_RETURN_NONE;
+	Py_BEGIN_ALLOW_THREADS
+	if (fallocate(self->st->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+		      (off_t)length))
+		err = -errno;
+	Py_END_ALLOW_THREADS
+	return none_or(err);
+}
+
+static PyObject *store_quiesce_(StoreObject *self, PyObject *unused)
+{
+	(void)unused;
+	Py_BEGIN_ALLOW_THREADS
+	store_quiesce(self->st);
+	Py_END_ALLOW_THREADS
+	Py_RETURN_NONE;
+}
+
+static PyObject *store_get(StoreObject *self, void *what)
+{
+	switch (*(const char *)what) {
+	case 's':
+		return PyLong_FromUnsignedLongLong(self->st->size);
+	case 'b':
+		return PyLong_FromUnsignedLongLong(UINT64_C(1) << self->st->block_shift);
+	case 'p':
+		return PyLong_FromSize_t(atomic_load(&self->st->present));
+	default:
+		return PyLong_FromUnsignedLongLong(atomic_load(&self->st->bytes_served));
+	}
+}
+
+static PyMethodDef store_methods[] = {
+	{ "set_present", (PyCFunction)store_set_present, METH_VARARGS, NULL },
+	{ "clear_present", (PyCFunction)store_clear_present, METH_VARARGS, NULL },
+	{ "is_present", (PyCFunction)store_is_present, METH_VARARGS, NULL },
+	{ "missing", (PyCFunction)store_missing, METH_VARARGS, NULL },
+	{ "oldest", (PyCFunction)store_oldest_runs, METH_VARARGS, NULL },
+	{ "oldest_age", (PyCFunction)store_age, METH_NOARGS, NULL },
+	{ "read", (PyCFunction)store_read, METH_VARARGS, NULL },
+	{ "write", (PyCFunction)store_write, METH_VARARGS, NULL },
+	{ "punch", (PyCFunction)store_punch, METH_VARARGS, NULL },
+	{ "quiesce", (PyCFunction)store_quiesce_, METH_NOARGS, NULL },
+	{ NULL, NULL, 0, NULL },
+};
+
+static PyGetSetDef store_getset[] = {
+	{ "size", (getter)store_get, NULL, NULL, "s" },
+	{ "block_size", (getter)store_get, NULL, NULL, "b" },
+	{ "present", (getter)store_get, NULL, NULL, "p" },
+	{ "bytes_served", (getter)store_get, NULL, NULL, "r" },
+	{ NULL, NULL, NULL, NULL, NULL },
+};
+
+static PyObject *store_new_(PyTypeObject *type, PyObject *args, PyObject *kw)
+{
+	PyObject *self = type->tp_alloc(type, 0);
+
+	if (self && store_fill((StoreObject *)self, args, kw)) {
+		Py_DECREF(self);
+		return NULL;
+	}
+	return self;
+}
+
+PyTypeObject StoreType = {
+	PyVarObject_HEAD_INIT(NULL, 0)
+	.tp_name = "imgfs._native._map.Store",
+	.tp_basicsize = sizeof(StoreObject),
+	.tp_flags = Py_TPFLAGS_DEFAULT,
+	.tp_new = store_new_,
+	.tp_init = no_init,
+	.tp_dealloc = (destructor)store_dealloc,
+	.tp_methods = store_methods,
+	.tp_getset = store_getset,
+};
+
