@@ -1,0 +1,30 @@
+"""Loading the native parts in the one way that works."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import ModuleType
+
+
+def load_fuse() -> ModuleType:
+    """The interposer, loaded so that pyfuse3's extension binds to its functions.
+
+    Raises ImportError when pyfuse3 came first: then everything would work, with the
+    fast path silently dead.
+    """
+    loaded = sys.modules.get("imgfs._native._fuse")
+    if loaded is not None:
+        return loaded
+    if "pyfuse3" in sys.modules:
+        raise ImportError("pyfuse3 was imported before imgfs._native._fuse")
+    # Only this one object is to be visible to what is loaded later.
+    from imgfs._native import _map  # noqa: F401
+
+    flags = sys.getdlopenflags()
+    sys.setdlopenflags(os.RTLD_NOW | os.RTLD_GLOBAL)
+    try:
+        from imgfs._native import _fuse
+    finally:
+        sys.setdlopenflags(flags)
+    return _fuse

@@ -1,0 +1,61 @@
+"""The interposer: request threads in front of pyfuse3.  One session a process.
+
+Load it through `imgfs._native.load_fuse()`, before anything imports pyfuse3.
+"""
+
+from collections.abc import Callable
+from typing import TypedDict
+
+from imgfs._native._map import SegmentMap
+
+class Status(TypedDict):
+    ended: bool  # the connection is gone
+    error: int  # errno of an unexpected end, or 0
+    queue_length: int  # requests that wait for Python
+    max_write: int  # bytes, from INIT
+    reads: int  # answered natively
+    bytes: int
+    seeks: int
+    queued: int  # handed to Python so far
+    interrupts: int
+    waited_for_disk: int
+
+def arm(max_background: int = 1024) -> None:
+    """From now on the interposed functions work; before `pyfuse3.init`."""
+
+def hooked() -> bool:
+    """Did pyfuse3.init come through here?  If not, the fast path would be silently dead."""
+
+def start(threads: int) -> None:
+    """Start the request threads, after `pyfuse3.init`.  OSError."""
+
+def stop() -> None:
+    """Stop and join the request threads and forget every published inode."""
+
+def disarm() -> None:
+    """After `stop` and `pyfuse3.close`."""
+
+def status() -> Status: ...
+def set_extra_handler(handler: Callable[[str, int, int, int, tuple[int, ...]], None]) -> None:
+    """handler(name, request, inode, file handle, arguments) is called on the loop's thread for
+    lseek (offset, whence), fallocate (mode, offset, length) and copy_file_range (offset, inode out,
+    handle out, offset out, length, flags); it answers, now or later, with a reply_ function."""
+
+def reply_lseek(request: int, offset: int) -> int: ...
+def reply_err(request: int, errno: int) -> int: ...
+def interrupt_fd() -> int:
+    """An eventfd, readable while `take_interrupts` has something, and for good after the end."""
+
+def take_interrupts() -> list[tuple[int, int]]:
+    """(the request meant, the interrupt's own number)"""
+
+def retry_interrupt(unique: int) -> int:
+    """Answer an interrupt whose request is not known here: the kernel decides."""
+
+def current_unique() -> int:
+    """The number of the request that pyfuse3 took last: valid in a handler's first step."""
+
+def publish(inode: int, map: SegmentMap) -> None:
+    """From now on answer reads and seeks of this inode from the map where it can."""
+
+def retract(inode: int) -> bool: ...

@@ -1,0 +1,92 @@
+/* Shared state of the interposer: the queue towards pyfuse3, and the request threads.
+ *
+ * A request thread reads a request from /dev/fuse and either answers it (requests.c) or puts
+ * it on the queue (queue.c), from which pyfuse3's own loop takes it, because the functions
+ * of libfuse that it calls for that are ours (interpose.c).
+ */
+#ifndef IMGFS_FAST_H
+#define IMGFS_FAST_H
+
+#define FUSE_USE_VERSION 314
+
+#include <fuse_lowlevel.h>
+#include <linux/fuse.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdint.h>
+
+#include "api.h"
+
+#define MAX_THREADS 32
+
+/* ---- interpose.c ---- */
+
+enum hook { HOOK_NEW = 1, HOOK_FD = 2, HOOK_RECEIVE = 4, HOOK_DIRENT = 8 };
+
+extern atomic_bool armed;
+extern atomic_uint hooks_called;
+extern struct fuse_session *session;
+extern unsigned max_background;      /* asked of the kernel in INIT */
+extern atomic_uint max_write;        /* learnt from INIT; bytes */
+extern uint64_t current_unique;      /* of the request that pyfuse3 took last */
+
+int real_session_fd(struct fuse_session *se);
+/* Implemented by fusemodule.c: hand an operation that pyfuse3 lacks to Python. */
+void extra_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi);
+void extra_fallocate(fuse_req_t req, fuse_ino_t ino, int mode, off_t offset, off_t length,
+		     struct fuse_file_info *fi);
+void extra_copy_file_range(fuse_req_t req, fuse_ino_t ino_in, off_t off_in,
+			   struct fuse_file_info *fi_in, fuse_ino_t ino_out, off_t off_out,
+			   struct fuse_file_info *fi_out, size_t len, int flags);
+
+/* ---- queue.c ---- */
+
+struct request {
+	struct request *next;
+	uint64_t unique;
+	size_t size;
+	char *mem;                   /* malloc'ed; passes to pyfuse3's buffer */
+};
+
+struct interrupt {
+	uint64_t target, unique;     /* the request meant, and the INTERRUPT's own */
+};
+
+int queue_open(void);                /* 0 or -errno */
+void queue_close(void);
+int queue_event_fd(void);            /* readable while requests wait, and for good after the end */
+int queue_interrupt_fd(void);
+/* Copies the request.  0, or -ENOMEM; -EINTR when it was interrupted on the way. */
+int queue_push(const void *buf, size_t size);
+struct request *queue_pop(void);     /* NULL when empty */
+/* The connection is over (or failed with this errno): wakes everyone, stays so. */
+void queue_end(int error);
+bool queue_ended(void);
+int queue_error(void);
+size_t queue_length(void);
+/* An INTERRUPT came: true when that request was still queued or on its way here, and is dealt with. */
+bool queue_interrupt(uint64_t target, uint64_t unique, bool *reply_eintr);
+size_t queue_take_interrupts(struct interrupt *out, size_t max);
+/* A request thread says which request it has in hand (0: none). */
+void queue_in_hand(unsigned thread, uint64_t unique);
+
+/* ---- requests.c ---- */
+
+struct fast_stats {
+	atomic_uint_fast64_t reads, bytes, seeks, queued, interrupts, slow;
+};
+
+extern struct fast_stats stats;
+extern const struct map_api *maps;
+
+int threads_start(struct fuse_session *se, unsigned count);   /* 0 or -errno */
+void threads_stop(void);                                      /* joins them */
+int reply_error(uint64_t unique, int error);                  /* straight to the device */
+
+/* Which inode's reads may be answered natively, and from which map. */
+int inode_publish(uint64_t inode, struct segmap *map);        /* 0 or -ENOMEM; takes a reference */
+bool inode_retract(uint64_t inode);
+void inode_clear(void);
+
+#endif

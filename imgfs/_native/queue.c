@@ -1,0 +1,280 @@
+/* Requests on their way from the request threads to pyfuse3's loop, and the interrupts.
+ *
+ * The eventfd is readable while the queue holds something; the pop that empties it clears
+ * it, under the same lock as the pushes, so no wake-up is lost.  After queue_end it stays
+ * readable for good: a marker that the first waiter consumed would leave the others asleep.
+ */
+#define _GNU_SOURCE
+#include "fast.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/eventfd.h>
+#include <unistd.h>
+
+#define MAX_PENDING_WRITES (64u << 20)
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_cond_t drained = PTHREAD_COND_INITIALIZER;
+static struct request *head, **tail = &head;
+static size_t length, write_bytes;
+static int event_fd = -1, interrupt_fd = -1;
+static bool ended;
+static int end_error;
+
+static struct interrupt *interrupts;
+static size_t n_interrupts, cap_interrupts;
+
+/* What each request thread has read but neither answered nor queued yet, and which request it
+ * was told to give up.  A thread that answered leaves its last request here: to mark that one
+ * is to mark nothing. */
+static struct {
+	atomic_uint_fast64_t unique, interrupted;
+} in_hand[MAX_THREADS];
+static _Thread_local unsigned me;
+
+static void signal_fd(int fd)
+{
+	uint64_t one = 1;
+
+	if (write(fd, &one, sizeof(one)) < 0)
+		return;   /* only when the counter is full: it is readable then anyway */
+}
+
+static void clear_fd(int fd)
+{
+	uint64_t count;
+
+	if (read(fd, &count, sizeof(count)) < 0)
+		return;
+}
+
+int queue_open(void)
+{
+	event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	interrupt_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	if (event_fd < 0 || interrupt_fd < 0) {
+		int err = -errno;
+
+		queue_close();
+		return err;
+	}
+	ended = false;
+	end_error = 0;
+	return 0;
+}
+
+void queue_close(void)
+{
+	struct request *rq;
+
+	while ((rq = head)) {
+		head = rq->next;
+		free(rq->mem);
+		free(rq);
+	}
+	tail = &head;
+	length = write_bytes = 0;
+	n_interrupts = 0;
+	if (event_fd >= 0)
+		close(event_fd);
+	if (interrupt_fd >= 0)
+		close(interrupt_fd);
+	event_fd = interrupt_fd = -1;
+}
+
+int queue_event_fd(void)
+{
+	return event_fd;
+}
+
+int queue_interrupt_fd(void)
+{
+	return interrupt_fd;
+}
+
+static bool is_write(const void *buf)
+{
+	return ((const struct fuse_in_header *)buf)->opcode == FUSE_WRITE;
+}
+
+void queue_in_hand(unsigned thread, uint64_t unique)
+{
+	me = thread;
+	atomic_store(&in_hand[thread].unique, unique);
+}
+
+int queue_push(const void *buf, size_t size)
+{
+	struct request *rq = malloc(sizeof(*rq));
+
+	if (!rq)
+		return -ENOMEM;
+	rq->mem = malloc(size);
+	if (!rq->mem) {
+		free(rq);
+		return -ENOMEM;
+	}
+	memcpy(rq->mem, buf, size);
+	rq->size = size;
+	rq->unique = ((const struct fuse_in_header *)buf)->unique;
+	rq->next = NULL;
+	pthread_mutex_lock(&lock);
+	while (is_write(buf) && write_bytes + size > MAX_PENDING_WRITES && !ended)
+		pthread_cond_wait(&drained, &lock);
+	if (atomic_load(&in_hand[me].interrupted) == rq->unique) {
+		pthread_mutex_unlock(&lock);
+		free(rq->mem);
+		free(rq);
+		return -EINTR;
+	}
+	atomic_store(&in_hand[me].unique, 0);
+	if (is_write(buf))
+		write_bytes += size;
+	*tail = rq;
+	tail = &rq->next;
+	if (length++ == 0)
+		signal_fd(event_fd);
+	pthread_mutex_unlock(&lock);
+	return 0;
+}
+
+/* Under the lock. */
+static void forget_head(struct request *rq)
+{
+	if (is_write(rq->mem)) {
+		write_bytes -= rq->size;
+		pthread_cond_broadcast(&drained);
+	}
+	if (--length == 0 && !ended)
+		clear_fd(event_fd);
+}
+
+struct request *queue_pop(void)
+{
+	struct request *rq;
+
+	pthread_mutex_lock(&lock);
+	rq = head;
+	if (rq) {
+		head = rq->next;
+		if (!head)
+			tail = &head;
+		forget_head(rq);
+	}
+	pthread_mutex_unlock(&lock);
+	return rq;
+}
+
+void queue_end(int error)
+{
+	pthread_mutex_lock(&lock);
+	ended = true;
+	if (!end_error)
+		end_error = error;
+	signal_fd(event_fd);
+	signal_fd(interrupt_fd);
+	pthread_cond_broadcast(&drained);
+	pthread_mutex_unlock(&lock);
+}
+
+bool queue_ended(void)
+{
+	bool result;
+
+	pthread_mutex_lock(&lock);
+	result = ended;
+	pthread_mutex_unlock(&lock);
+	return result;
+}
+
+int queue_error(void)
+{
+	return end_error;
+}
+
+size_t queue_length(void)
+{
+	size_t result;
+
+	pthread_mutex_lock(&lock);
+	result = length;
+	pthread_mutex_unlock(&lock);
+	return result;
+}
+
+/* Under the lock: take the request out of the queue's middle. */
+static bool unqueue(uint64_t unique)
+{
+	struct request **link, *rq;
+
+	for (link = &head; (rq = *link); link = &rq->next) {
+		if (rq->unique != unique)
+			continue;
+		*link = rq->next;
+		if (tail == &rq->next)
+			tail = link;
+		forget_head(rq);
+		free(rq->mem);
+		free(rq);
+		return true;
+	}
+	return false;
+}
+
+static bool mark_in_hand(uint64_t unique)
+{
+	unsigned i;
+
+	for (i = 0; i < MAX_THREADS; i++) {
+		if (atomic_load(&in_hand[i].unique) == unique) {
+			atomic_store(&in_hand[i].interrupted, unique);
+			return true;
+		}
+	}
+	return false;
+}
+
+static void note_interrupt(uint64_t target, uint64_t unique)
+{
+	if (n_interrupts == cap_interrupts) {
+		size_t cap = cap_interrupts ? cap_interrupts * 2 : 16;
+		struct interrupt *more = realloc(interrupts, cap * sizeof(*more));
+
+		if (!more)
+			return;
+		interrupts = more;
+		cap_interrupts = cap;
+	}
+	interrupts[n_interrupts++] = (struct interrupt){ target, unique };
+	signal_fd(interrupt_fd);
+}
+
+bool queue_interrupt(uint64_t target, uint64_t unique, bool *reply_eintr)
+{
+	bool settled;
+
+	pthread_mutex_lock(&lock);
+	*reply_eintr = unqueue(target);
+	settled = *reply_eintr || mark_in_hand(target);
+	if (!settled)
+		note_interrupt(target, unique);
+	pthread_mutex_unlock(&lock);
+	return settled;
+}
+
+size_t queue_take_interrupts(struct interrupt *out, size_t max)
+{
+	size_t n;
+
+	pthread_mutex_lock(&lock);
+	n = n_interrupts < max ? n_interrupts : max;
+	memcpy(out, interrupts, n * sizeof(*out));
+	n_interrupts -= n;
+	memmove(interrupts, interrupts + n, n_interrupts * sizeof(*out));
+	if (n_interrupts == 0 && !ended)
+		clear_fd(interrupt_fd);
+	pthread_mutex_unlock(&lock);
+	return n;
+}

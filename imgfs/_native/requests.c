@@ -1,0 +1,330 @@
+/* The request threads: read a request, answer it from a segment map, or queue it.
+ *
+ * The threads never touch Python.  At most half of them wait for a disk at once: beyond that
+ * a read that would wait goes to Python, whose worker threads wait instead, so that a slow local
+ * disk under one image leaves threads for the others.
+ */
+#define _GNU_SOURCE
+#include "fast.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#define MAX_READ (1u << 20)
+#define HEADER_ROOM 8192
+#define MAX_REQUEST (MAX_READ + HEADER_ROOM)
+
+struct fast_stats stats;
+const struct map_api *maps;
+
+static pthread_t threads[MAX_THREADS];
+static unsigned n_threads;
+static int device = -1;
+static atomic_bool stopping;
+static atomic_uint exited, waiting_for_disk;
+
+/* ---- inodes ---- */
+
+struct entry {
+	struct entry *next;
+	uint64_t inode;
+	struct segmap *map;
+};
+
+#define BUCKETS 1024
+
+static struct entry *buckets[BUCKETS];
+static pthread_rwlock_t inodes_lock = PTHREAD_RWLOCK_INITIALIZER;
+
+static struct entry **find(uint64_t inode)
+{
+	struct entry **link = &buckets[(inode * UINT64_C(0x9E3779B97F4A7C15)) >> 54];
+
+	while (*link && (*link)->inode != inode)
+		link = &(*link)->next;
+	return link;
+}
+
+int inode_publish(uint64_t inode, struct segmap *map)
+{
+	struct entry **link, *e = malloc(sizeof(*e));
+	struct segmap *old = NULL;
+
+	if (!e)
+		return -ENOMEM;
+	maps->ref(map);
+	pthread_rwlock_wrlock(&inodes_lock);
+	link = find(inode);
+	if (*link) {
+		old = (*link)->map;
+		(*link)->map = map;
+		free(e);
+	} else {
+		*e = (struct entry){ NULL, inode, map };
+		*link = e;
+	}
+	pthread_rwlock_unlock(&inodes_lock);
+	if (old)
+		maps->unref(old);
+	return 0;
+}
+
+bool inode_retract(uint64_t inode)
+{
+	struct entry **link, *e;
+
+	pthread_rwlock_wrlock(&inodes_lock);
+	link = find(inode);
+	e = *link;
+	if (e)
+		*link = e->next;
+	pthread_rwlock_unlock(&inodes_lock);
+	if (e) {
+		maps->unref(e->map);
+		free(e);
+	}
+	return e != NULL;
+}
+
+void inode_clear(void)
+{
+	unsigned i;
+
+	for (i = 0; i < BUCKETS; i++)
+		while (buckets[i])
+			inode_retract(buckets[i]->inode);
+}
+
+static struct segmap *map_of(uint64_t inode)
+{
+	struct entry *e;
+	struct segmap *map = NULL;
+
+	pthread_rwlock_rdlock(&inodes_lock);
+	e = *find(inode);
+	if (e)
+		map = maps->ref(e->map);
+	pthread_rwlock_unlock(&inodes_lock);
+	return map;
+}
+
+/* ---- replies ---- */
+
+static int reply(uint64_t unique, int error, const void *data, size_t size)
+{
+	struct fuse_out_header out = { (uint32_t)(sizeof(out) + size), error, unique };
+	struct iovec iov[2] = { { &out, sizeof(out) }, { (void *)data, size } };
+
+	/* ENOENT: the request was given up in the meantime.  Any other failure shows again
+	 * at the next read of the device. */
+	return writev(device, iov, size ? 2 : 1) < 0 ? -errno : 0;
+}
+
+int reply_error(uint64_t unique, int error)
+{
+	return reply(unique, -error, NULL, 0);
+}
+
+/* ---- the fast path ---- */
+
+/* True when answered. */
+static bool try_read(const struct fuse_in_header *in, const struct fuse_read_in *arg,
+		     struct segmap *map, char *out)
+{
+	uint64_t size = arg->size;
+	uint64_t end = map->size;
+	int result;
+
+	if (arg->offset >= end)
+		size = 0;
+	else if (size > end - arg->offset)
+		size = end - arg->offset;
+	if (size > MAX_READ)
+		return false;
+	result = size ? maps->read(map, arg->offset, size, out, SEG_NOWAIT) : 1;
+	if (result == -EAGAIN) {
+		if (atomic_fetch_add(&waiting_for_disk, 1) < n_threads / 2)
+			result = maps->read(map, arg->offset, size, out, SEG_WAIT);
+		atomic_fetch_sub(&waiting_for_disk, 1);
+		atomic_fetch_add(&stats.slow, 1);
+	}
+	if (result != 1)
+		return false;   /* Python finds out what is wrong, and says so */
+	reply(in->unique, 0, out, size);
+	atomic_fetch_add_explicit(&stats.reads, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&stats.bytes, size, memory_order_relaxed);
+	return true;
+}
+
+static bool try_seek(const struct fuse_in_header *in, const struct fuse_lseek_in *arg,
+		     struct segmap *map)
+{
+	struct fuse_lseek_out out = { 0 };
+	int result;
+
+	if (arg->offset > INT64_MAX)
+		result = -ENXIO;
+	else
+		result = maps->seek(map, (int64_t)arg->offset, (int)arg->whence, &out.offset);
+	if (result == 0 || result == -EINVAL)
+		return false;
+	if (result == 1)
+		reply(in->unique, 0, &out, sizeof(out));
+	else
+		reply(in->unique, result, NULL, 0);
+	atomic_fetch_add_explicit(&stats.seeks, 1, memory_order_relaxed);
+	return true;
+}
+
+static bool try_fast(const char *buf, size_t size, char *out)
+{
+	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
+	const void *arg = in + 1;
+	struct segmap *map;
+	bool done = false;
+
+	if (in->opcode == FUSE_READ && size >= sizeof(*in) + sizeof(struct fuse_read_in)) {
+		map = map_of(in->nodeid);
+		if (map) {
+			done = try_read(in, arg, map, out);
+			maps->unref(map);
+		}
+	} else if (in->opcode == FUSE_LSEEK && size >= sizeof(*in) + sizeof(struct fuse_lseek_in)) {
+		map = map_of(in->nodeid);
+		if (map) {
+			done = try_seek(in, arg, map);
+			maps->unref(map);
+		}
+	}
+	return done;
+}
+
+static void interrupt(const struct fuse_in_header *in, size_t size)
+{
+	const struct fuse_interrupt_in *arg = (const void *)(in + 1);
+	bool eintr;
+
+	if (size < sizeof(*in) + sizeof(*arg))
+		return;
+	atomic_fetch_add(&stats.interrupts, 1);
+	queue_interrupt(arg->unique, in->unique, &eintr);
+	if (eintr)
+		reply_error(arg->unique, EINTR);
+}
+
+static void handle(unsigned self, const char *buf, size_t size, char *out)
+{
+	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
+	int err;
+
+	if (in->opcode == FUSE_INTERRUPT) {
+		interrupt(in, size);
+		return;
+	}
+	queue_in_hand(self, in->unique);
+	if (!try_fast(buf, size, out)) {
+		err = queue_push(buf, size);
+		if (err)
+			reply_error(in->unique, -err);
+		else
+			atomic_fetch_add_explicit(&stats.queued, 1, memory_order_relaxed);
+	}
+}
+
+static void *serve(void *arg)
+{
+	unsigned self = (unsigned)(uintptr_t)arg;
+	char *buf = mmap(NULL, 2 * MAX_REQUEST, PROT_READ | PROT_WRITE,
+			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *out = buf + MAX_REQUEST;
+
+	if (buf == MAP_FAILED)
+		queue_end(ENOMEM);
+	while (buf != MAP_FAILED && !atomic_load(&stopping)) {
+		ssize_t n = read(device, buf, MAX_REQUEST);
+
+		if (n >= (ssize_t)sizeof(struct fuse_in_header)) {
+			handle(self, buf, (size_t)n, out);
+			continue;
+		}
+		if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT))
+			continue;   /* ENOENT: the request was interrupted before we had it */
+		queue_end(n < 0 && errno == ENODEV ? 0 : n < 0 ? errno : EIO);
+		break;
+	}
+	if (buf != MAP_FAILED)
+		munmap(buf, 2 * MAX_REQUEST);
+	atomic_fetch_add(&exited, 1);
+	return NULL;
+}
+
+/* ---- start and stop ---- */
+
+static void wake(int sig)
+{
+	(void)sig;   /* only makes read(2) return EINTR */
+}
+
+static int wake_signal(void)
+{
+	return SIGRTMIN + 7;
+}
+
+int threads_start(struct fuse_session *se, unsigned count)
+{
+	struct sigaction sa = { .sa_handler = wake };
+	sigset_t all, old;
+	unsigned i;
+	int err = 0;
+
+	if (count < 1 || count > MAX_THREADS || device >= 0)
+		return -EINVAL;
+	device = fcntl(real_session_fd(se), F_DUPFD_CLOEXEC, 3);
+	if (device < 0)
+		return -errno;
+	sigaction(wake_signal(), &sa, NULL);
+	atomic_store(&stopping, false);
+	atomic_store(&exited, 0);
+	n_threads = 0;
+	/* Signals are for Python's main thread. */
+	sigfillset(&all);
+	sigdelset(&all, wake_signal());
+	pthread_sigmask(SIG_SETMASK, &all, &old);
+	for (i = 0; i < count && !err; i++) {
+		err = pthread_create(&threads[i], NULL, serve, (void *)(uintptr_t)i);
+		if (!err)
+			n_threads++;
+	}
+	pthread_sigmask(SIG_SETMASK, &old, NULL);
+	if (err)
+		threads_stop();
+	return -err;
+}
+
+void threads_stop(void)
+{
+	const struct timespec pause = { 0, 2000000 };
+	unsigned i;
+
+	if (device < 0)
+		return;
+	atomic_store(&stopping, true);
+	queue_end(0);
+	/* A signal may fall just before a thread enters read(2): so again until all are out. */
+	while (atomic_load(&exited) < n_threads) {
+		for (i = 0; i < n_threads; i++)
+			pthread_kill(threads[i], wake_signal());
+		nanosleep(&pause, NULL);
+	}
+	for (i = 0; i < n_threads; i++)
+		pthread_join(threads[i], NULL);
+	n_threads = 0;
+	close(device);
+	device = -1;
+}
