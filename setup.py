@@ -1,0 +1,45 @@
+"""Builds the two native modules; everything else is in pyproject.toml."""
+
+import shlex
+import subprocess
+
+from setuptools import Extension, setup
+
+COMMON = ["-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden"]
+HEADERS = [f"imgfs/_native/{name}.h" for name in ("api", "fast", "objects", "scan", "segmap")] + [
+    "imgfs/_native/segmap_walk.h",
+    "imgfs/_native/store.h",
+]
+
+
+def pkg_config(option: str) -> list[str]:
+    out = subprocess.run(["pkg-config", option, "fuse3"], check=True, capture_output=True, text=True)
+    return shlex.split(out.stdout)
+
+
+def native(name: str, sources: list[str], cflags: list[str], libs: list[str]) -> Extension:
+    return Extension(
+        f"imgfs._native.{name}",
+        [f"imgfs/_native/{source}.c" for source in sources],
+        depends=HEADERS,
+        extra_compile_args=COMMON + cflags,
+        extra_link_args=libs,
+    )
+
+
+setup(
+    ext_modules=[
+        native(
+            "_map",
+            ["mapmodule", "storeobject", "segmap", "segread", "store", "scan"],
+            [],
+            ["-lpthread"],
+        ),
+        native(
+            "_fuse",
+            ["fusemodule", "interpose", "queue", "requests"],
+            pkg_config("--cflags"),
+            [*pkg_config("--libs"), "-lpthread", "-ldl"],
+        ),
+    ]
+)
