@@ -13,7 +13,9 @@ HEADERS = [f"imgfs/_native/{name}.h" for name in ("api", "fast", "objects", "sca
 
 
 def pkg_config(option: str) -> list[str]:
-    out = subprocess.run(["pkg-config", option, "fuse3"], check=True, capture_output=True, text=True)
+    out = subprocess.run(
+        ["pkg-config", option, "fuse3"], check=True, capture_output=True, text=True
+    )
     return shlex.split(out.stdout)
 
 

@@ -91,7 +91,7 @@ class Image(ABC):
             )
         return found
 
-    async def aclose(self) -> None:
+    async def aclose(self) -> None:  # noqa: B027 - most layers hold nothing
         """Release what the layer holds; the layer below is its owner's to close."""
 
     @abstractmethod

@@ -5,7 +5,8 @@ when the file is large or slow.  All methods are thread-safe.
 """
 
 from array import array
-from collections.abc import Buffer
+
+from typing_extensions import Buffer
 
 ASK: int  # only Python knows: a native reader hands the request on
 ZERO: int  # reads as zeroes
@@ -22,7 +23,9 @@ class Store:
     The store dups `fd`.  With whole=True every block is present for good (a local
     source); blocks of a store may otherwise be absent, and are so at first.
     """
-    def __init__(self, fd: int, size: int, block_size: int = 65536, *, whole: bool = False) -> None: ...
+    def __init__(
+        self, fd: int, size: int, block_size: int = 65536, *, whole: bool = False
+    ) -> None: ...
     @property
     def size(self) -> int: ...
     @property
@@ -68,7 +71,9 @@ class SegmentMap:
         (ZERO, HOLE), any other (STORE at its own offset, DATA), or (ASK, DATA) without a store."""
     def set_zero(self, start: int, end: int, *, data: bool = False) -> None:
         """data=True: reads as zeroes, but lseek calls it data."""
-    def set_store(self, start: int, end: int, store: Store, store_offset: int, *, hole: bool = False) -> None: ...
+    def set_store(
+        self, start: int, end: int, store: Store, store_offset: int, *, hole: bool = False
+    ) -> None: ...
     def set_literal(self, start: int, data: bytes, *, hole: bool = False) -> None: ...
     def set_ask(self, start: int, end: int, kind: int = ...) -> None:
         """kind: DATA, HOLE or UNKNOWN.  Retracts whatever was published."""
