@@ -1,0 +1,144 @@
+"""The only wiring: sources to views to the tree, and the order of start and shutdown."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import trio
+
+from imgfs import mapjson
+from imgfs.config import Options
+from imgfs.errors import ImgfsError, SourceChanged, UsageError
+from imgfs.sources.file import FileSource, open_file
+from imgfs.tree.nodes import Node, Tree, encode, image_name
+from imgfs.views.raw import RawView
+
+CHECK_S = 5.0
+
+
+@asynccontextmanager
+async def open_source(text: str, options: Options) -> AsyncIterator[FileSource]:
+    """The source that a person named, for as long as the block runs."""
+    if "://" in text:
+        scheme = text.partition("://")[0]
+        raise UsageError(f"{text}: {scheme}:// sources are not supported yet; give a local path")
+    source = await open_file(text, extents=options.extents)
+    try:
+        yield source
+    finally:
+        await source.aclose()
+
+
+class Mounted:
+    """One image and the tree that shows it, through every generation of its source."""
+
+    def __init__(self, source: FileSource, options: Options) -> None:
+        self._path = source.url
+        self._options = options
+        self._opened: list[FileSource] = []
+        self._reopening = trio.Lock()
+        self.tree = Tree()
+        self._root = self.tree.add(None, b"", children={})
+        self._original = self.tree.add(self._root, b"original", children={})
+        about = self.tree.add(self._root, b".imgfs", children={})
+        self.tree.add(about, b"status.json", make=self._status)
+        self.tree.add(self._root, b"extents.json", make=self._extents)
+        self._view = self._show(source)
+
+    def _show(self, source: FileSource) -> RawView:
+        view = RawView(source)
+        self.tree.add(self._root, encode(image_name(source.name) + ".raw"), view=view)
+        self.tree.add(self._original, encode(source.name), view=view)
+        return view
+
+    async def changed(self, node: Node) -> None:
+        """The node's view is stale: put the source as it is now under the names."""
+        async with self._reopening:
+            if node.view is self._view:
+                source = await open_file(self._path, extents=self._options.extents)
+                self._opened.append(source)
+                self._view = self._show(source)
+
+    async def watch(self) -> None:
+        """While a view is being read, check every 5 s that its source is the same."""
+        while True:
+            await trio.sleep(CHECK_S)
+            view = self._view
+            if view.was_read() and view.stale is None:
+                await self._check(view)
+
+    async def _check(self, view: RawView) -> None:
+        import pyfuse3
+
+        try:
+            await view.check()
+        except SourceChanged:
+            inodes = [n.inode for n in self.tree.nodes.values() if n.view is view]
+            for inode in inodes:
+                # It may block on the kernel's page lock: never on the loop's own thread.
+                await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode)
+        except ImgfsError:
+            return  # not found out; a source that cannot be reached is not a changed one
+
+    async def aclose(self) -> None:
+        for source in self._opened:
+            await source.aclose()
+
+    async def _extents(self) -> bytes:
+        extents = await self._view.extents(0, self._view.size)
+        return "".join(mapjson.lines(extents)).encode()
+
+    async def _status(self) -> bytes:
+        from imgfs.fuse.boundary import native
+
+        view, fast = self._view, native.status()
+        image = {
+            "source": self._path,
+            "state": "stale" if view.stale else "open",
+            "identity": view.source.stat.identity and view.source.stat.identity.token,
+            "size": view.size,
+            "stored": view.stored_bytes,
+            "bytes_native": view.map.bytes_served,
+            "bytes_python": view.counters.bytes_read,
+            "in_flight": view.counters.in_flight,
+            "errors": view.counters.errors,
+            "last_error": view.counters.last_error,
+        }
+        status = {"pid": os.getpid(), "images": {view.name: image}, "fast_path": dict(fast)}
+        return (json.dumps(status, indent=2) + "\n").encode()
+
+
+async def run_mount(
+    text: str, mountpoint: str, options: Options, ready: Callable[[], None]
+) -> None:
+    """Mount the source and serve it until the end; `ready` is called once INIT is answered."""
+    from imgfs.fuse import session
+    from imgfs.fuse.operations import Operations
+
+    async with open_source(text, options) as source:
+        if _inside(source.url, mountpoint):
+            raise UsageError(f"{source.url}: lies under the mount point {mountpoint}")
+        image = Mounted(source, options)
+        answered = trio.Event()
+
+        async def background() -> None:
+            await answered.wait()
+            await trio.to_thread.run_sync(session.raise_read_ahead, mountpoint)
+            ready()
+            await image.watch()
+
+        operations = Operations(image.tree, options, image.changed, answered.set)
+        session.mount(operations, mountpoint, source.url, options)
+        try:
+            await session.serve(operations, mountpoint, background)
+        finally:
+            with trio.CancelScope(shield=True):
+                await image.aclose()
+
+
+def _inside(path: str, directory: str) -> bool:
+    real, top = os.path.realpath(path), os.path.realpath(directory)
+    return os.path.commonpath([real, top]) == top

@@ -1,0 +1,64 @@
+"""`imgfs`: the group.  A command's module is imported only when it is run."""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import sys
+
+import click
+
+from imgfs.errors import ImgfsError
+
+_COMMANDS = {"mount": "mount", "umount": "umount", "info": "info", "map": "map"}
+
+
+class LazyGroup(click.Group):
+    """Commands by module name; an unknown first word is a SOURCE to mount, as mount(8) calls us."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted(_COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _COMMANDS:
+            return None
+        module = importlib.import_module(f"imgfs.cli.{_COMMANDS[cmd_name]}")
+        command: click.Command = module.command
+        return command
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        words = [a for a in args if not a.startswith("-")]
+        if words and words[0] not in _COMMANDS and len(args) > 1:
+            args = ["mount", *args]
+        return super().parse_args(ctx, args)
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="imgfs")
+def cli() -> None:
+    """Remote disk images as ordinary files: imgfs SOURCE MOUNTPOINT [-o OPTIONS]."""
+
+
+def set_up_logging(verbose: int) -> None:
+    level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
+    logging.basicConfig(level=level, format="imgfs: %(name)s: %(message)s")
+
+
+def main() -> None:
+    """The entry point: an error is one line on stderr and status 1."""
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Exit as exc:
+        sys.exit(exc.exit_code)
+    except click.ClickException as exc:
+        exc.show()
+        sys.exit(exc.exit_code)
+    except (click.Abort, KeyboardInterrupt):
+        sys.exit(130)
+    except ImgfsError as exc:
+        click.echo(f"imgfs: {exc}", err=True)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

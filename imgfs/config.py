@@ -1,0 +1,59 @@
+"""The options of a mount, parsed from `-o` and checked."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from imgfs.errors import UsageError
+
+# mount(8) adds these unasked, or means something outside of imgfs by them.
+_IGNORED = frozenset(
+    {"rw", "dev", "nodev", "suid", "nosuid", "exec", "noexec", "_netdev", "nofail"}
+)
+_IGNORED |= {"auto", "noauto", "user", "users", "nouser", "defaults", "async", "noatime"}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What can be said with `-o`."""
+
+    read_only: bool = False
+    allow_other: bool = False
+    extents: bool = True
+    uid: int | None = None
+    gid: int | None = None
+    threads: int = 0  #: request threads; 0 chooses
+
+
+def _number(name: str, value: str) -> int:
+    if not value.isascii() or not value.isdigit():
+        raise UsageError(f"-o {name}={value}: not a number")
+    return int(value)
+
+
+def parse_options(texts: tuple[str, ...]) -> Options:
+    """Options from `a,b=c` texts.  Raises UsageError naming the one that is wrong."""
+    values: dict[str, object] = {}
+    for item in (part for text in texts for part in text.split(",") if part):
+        name, _, value = item.partition("=")
+        if name in _IGNORED or name.startswith("x-"):
+            continue
+        if name == "ro":
+            values["read_only"] = True
+        elif name == "allow_other":
+            values["allow_other"] = True
+        elif name == "extents" and value in ("on", "off"):
+            values["extents"] = value == "on"
+        elif name in ("uid", "gid", "threads"):
+            values[name] = _number(name, value)
+        else:
+            raise UsageError(f"-o {item}: unknown option")
+    return Options(**values)  # type: ignore[arg-type]
+
+
+def owner(options: Options) -> tuple[int, int]:
+    """The uid and gid that files show."""
+    uid = os.getuid() if options.uid is None else options.uid
+    gid = os.getgid() if options.gid is None else options.gid
+    return uid, gid

@@ -1,0 +1,233 @@
+"""The pyfuse3 adapter: requests to the tree's nodes and back."""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+import pyfuse3
+import trio
+
+from imgfs.config import Options, owner
+from imgfs.errors import SourceChanged
+from imgfs.fuse.boundary import guard, guarded, native
+from imgfs.tree.nodes import ROOT, Node, Tree
+from imgfs.views.raw import RawView
+
+_WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
+_BLOCK = 512  # what st_blocks counts in
+
+
+class Operations(pyfuse3.Operations):
+    """Read-only operations on a tree.
+
+    `changed(node)` is called when a view's source turned out to be another; it puts
+    a node of a new generation under the name.
+    """
+
+    enable_writeback_cache = False
+
+    def __init__(
+        self,
+        tree: Tree,
+        options: Options,
+        changed: Callable[[Node], Awaitable[None]],
+        ready: Callable[[], None],
+    ) -> None:
+        super().__init__()
+        self._tree = tree
+        self._owner = owner(options)
+        self._changed = changed
+        self._ready = ready
+        self._made: dict[int, bytes] = {}
+        self._next_handle = 1 << 32  # apart from inodes, which are the handles of views
+        self._start_ns = time.time_ns()
+
+    def init(self) -> None:
+        self._ready()
+
+    def _node(self, inode: int) -> Node:
+        try:
+            return self._tree.nodes[inode]
+        except KeyError:
+            raise pyfuse3.FUSEError(errno.ESTALE) from None
+
+    async def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
+        entry = pyfuse3.EntryAttributes()
+        entry.st_ino = node.inode
+        entry.st_uid, entry.st_gid = self._owner
+        entry.attr_timeout = entry.entry_timeout = 1
+        mtime_ns = self._start_ns
+        if node.children is not None:
+            entry.st_mode = stat.S_IFDIR | 0o555
+            entry.st_nlink = 2
+        elif node.view is not None:
+            await node.view.prepare()
+            source = node.view.source.stat
+            mtime_ns = source.mtime_ns
+            # What the owner may not do at the source he may not do here.
+            entry.st_mode = stat.S_IFREG | (source.mode & 0o400)
+            entry.st_size = node.view.size
+            entry.st_blocks = -(-node.view.stored_bytes // _BLOCK)
+            entry.st_blksize = 128 << 10
+        else:
+            entry.st_mode = stat.S_IFREG | 0o400
+            entry.st_size = 0
+        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = mtime_ns
+        return entry
+
+    @guarded
+    async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
+        children = self._node(parent).children or {}
+        if name not in children:
+            raise pyfuse3.FUSEError(errno.ENOENT)
+        return await self._attributes(children[name])
+
+    @guarded
+    async def getattr(self, inode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        return await self._attributes(self._node(inode))
+
+    @guarded
+    async def opendir(self, inode: int, ctx: Any) -> int:
+        return inode
+
+    @guarded
+    async def readdir(self, handle: int, start: int, token: Any) -> None:
+        children = sorted((self._node(handle).children or {}).items())
+        for position, (name, node) in enumerate(children[start:], start + 1):
+            entry = pyfuse3.EntryAttributes()
+            entry.st_ino = node.inode
+            entry.st_mode = stat.S_IFREG if node.children is None else stat.S_IFDIR
+            if not pyfuse3.readdir_reply(token, name, entry, position):
+                return
+
+    @guarded
+    async def releasedir(self, handle: int) -> None:
+        pass
+
+    @guarded
+    async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
+        node = self._node(inode)
+        if flags & _WRITING:
+            raise pyfuse3.FUSEError(errno.EROFS)
+        if node.make is not None:
+            handle = self._next_handle
+            self._next_handle += 1
+            self._made[handle] = await node.make()
+            return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
+        assert node.view is not None
+        try:
+            await node.view.check()
+        except SourceChanged:
+            # The kernel looks the name up again on ESTALE, and then finds the new one.
+            await self._changed(node)
+            raise
+        await node.view.prepare()
+        native.publish(inode, node.view.map)
+        return pyfuse3.FileInfo(fh=inode, keep_cache=True)
+
+    @guarded
+    async def read(self, handle: int, offset: int, size: int) -> bytes:
+        if handle in self._made:
+            return self._made[handle][offset : offset + size]
+        view = self._view(handle)
+        size = max(0, min(size, view.size - offset))
+        return bytes(await view.read(offset, size)) if size else b""
+
+    def _view(self, inode: int) -> RawView:
+        view = self._node(inode).view
+        if view is None:
+            raise pyfuse3.FUSEError(errno.EISDIR)
+        return view
+
+    @guarded
+    async def flush(self, handle: int) -> None:
+        pass
+
+    @guarded
+    async def fsync(self, handle: int, datasync: bool) -> None:
+        pass
+
+    @guarded
+    async def release(self, handle: int) -> None:
+        self._made.pop(handle, None)
+
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        pass
+
+    @guarded
+    async def setattr(
+        self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any
+    ) -> pyfuse3.EntryAttributes:
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    @guarded
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    @guarded
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
+    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    @guarded
+    async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    @guarded
+    async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    @guarded
+    async def rename(
+        self, old: int, name: bytes, new: int, new_name: bytes, flags: int, ctx: Any
+    ) -> None:
+        raise pyfuse3.FUSEError(errno.EROFS)
+
+    @guarded
+    async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
+        data = pyfuse3.StatvfsData()
+        data.f_bsize = data.f_frsize = 4096
+        sizes = {id(n.view): n.view.size for n in self._tree.nodes.values() if n.view}
+        data.f_blocks = -(-sum(sizes.values()) // 4096)
+        data.f_files = len(self._tree.nodes)
+        data.f_namemax = 255
+        return data
+
+    def extra(self, nursery: trio.Nursery) -> Callable[..., None]:
+        """The handler of what pyfuse3 has no handler for."""
+
+        def handle(name: str, request: int, inode: int, fh: int, args: tuple[int, ...]) -> None:
+            if name == "lseek":
+                nursery.start_soon(self._lseek, request, inode, args[0], args[1])
+            else:
+                refusal = errno.EXDEV if name == "copy_file_range" else errno.EOPNOTSUPP
+                native.reply_err(request, refusal)
+
+        return handle
+
+    async def _lseek(self, request: int, inode: int, offset: int, whence: int) -> None:
+        async def answer() -> int:
+            view = self._view(inode)
+            await view.check()
+            await view.prepare()
+            try:
+                found = view.map.seek(offset, whence)
+            except OSError as exc:
+                raise pyfuse3.FUSEError(exc.errno or errno.EIO) from None
+            if found is None:
+                raise pyfuse3.FUSEError(errno.EIO)
+            return found
+
+        try:
+            native.reply_lseek(request, await guard("lseek", answer))
+        except pyfuse3.FUSEError as exc:
+            native.reply_err(request, exc.errno)
+
+
+__all__ = ["ROOT", "Operations"]

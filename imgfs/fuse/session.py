@@ -1,0 +1,120 @@
+"""One mounted session: mount, serve, stop with requests in flight, leave nothing behind.
+
+The end comes in one of three ways.  The kernel says the connection is gone (umount, abort):
+the request threads see ENODEV.  SIGTERM or SIGINT: the mount is detached, open files are
+served until they close or 10 s have passed, and then the connection is cut by closing the device.
+Either way the request threads are joined before the device closes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import subprocess
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import trio
+
+from imgfs.config import Options
+from imgfs.errors import MountError
+from imgfs.fuse.boundary import native, serve_interrupts
+from imgfs.fuse.operations import Operations
+
+# Only now: it binds to the interposer's functions, which the boundary has loaded.
+import pyfuse3  # isort: skip
+
+log = logging.getLogger(__name__)
+
+DRAIN_S = 10.0
+MAX_TASKS = 10000  # a task is held until its reply: a dead server must not use them up
+READ_AHEAD_KIB = 1024
+
+
+def _threads(options: Options) -> int:
+    return options.threads or max(4, min(8, 2 * (os.cpu_count() or 1)))
+
+
+def mount(operations: Operations, mountpoint: str, source: str, options: Options) -> None:
+    """Mount, and start the request threads.  Raises MountError with nothing left mounted."""
+    words = {f"fsname={source.replace(',', '_')}", "subtype=imgfs", "default_permissions"}
+    words |= {"nosuid", "nodev"}
+    if options.allow_other:
+        words.add("allow_other")
+    if options.read_only:
+        words.add("ro")
+    native.arm()
+    try:
+        # libfuse says why on stderr; the child's stderr is the person's until we are ready.
+        pyfuse3.init(operations, mountpoint, words)
+    except RuntimeError as exc:
+        native.disarm()
+        raise MountError(f"{mountpoint}: cannot be mounted: {exc}") from None
+    try:
+        if not native.hooked():
+            raise MountError("the fast path is not in place (pyfuse3 was loaded too early)")
+        native.start(_threads(options))
+    except BaseException:
+        pyfuse3.close(unmount=True)
+        native.disarm()
+        raise
+
+
+def raise_read_ahead(mountpoint: str) -> None:
+    """The kernel reads ahead 128 KiB by default, and INIT cannot ask for more; root can."""
+    device = Path(mountpoint).stat().st_dev
+    knob = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    with contextlib.suppress(OSError):
+        knob.write_text(str(READ_AHEAD_KIB))
+
+
+def detach(mountpoint: str) -> None:
+    """Take the mount out of the tree; open files go on."""
+    subprocess.run(
+        ["fusermount3", "-u", "-z", "-q", "--", mountpoint],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=10,
+    )
+
+
+async def serve(
+    operations: Operations, mountpoint: str, background: Callable[[], Awaitable[None]]
+) -> None:
+    """Answer requests until the end; then the connection is closed and the threads are gone."""
+    try:
+        async with trio.open_nursery() as nursery:
+            native.set_extra_handler(operations.extra(nursery))
+            nursery.start_soon(_stop_on_signal, mountpoint, nursery.cancel_scope)
+            nursery.start_soon(background)
+            # Its workers end when the connection does, but for those that still wait for a
+            # source: nobody waits for their answer any more.
+            nursery.start_soon(_serve_until_end, nursery.cancel_scope)
+            await pyfuse3.main(min_tasks=8, max_tasks=MAX_TASKS)
+            nursery.cancel_scope.cancel()
+    finally:
+        error = native.status()["error"]
+        native.stop()
+        # Unmounts only what is still mounted, and cuts the connection.
+        pyfuse3.close(unmount=True)
+        native.disarm()
+    if error:
+        raise MountError(f"{mountpoint}: the FUSE device failed: {os.strerror(error)}")
+
+
+async def _serve_until_end(scope: trio.CancelScope) -> None:
+    await serve_interrupts()
+    scope.cancel()
+
+
+async def _stop_on_signal(mountpoint: str, scope: trio.CancelScope) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            log.info("stopping on %s", signal.Signals(number).name)
+            break
+    await trio.to_thread.run_sync(detach, mountpoint)
+    await trio.sleep(DRAIN_S)
+    scope.cancel()

@@ -1,0 +1,69 @@
+"""The raw view: a source's own bytes, published to the fast path where they are local."""
+
+from __future__ import annotations
+
+import trio
+
+from imgfs._native import _map
+from imgfs.errors import SourceChanged
+from imgfs.extents import ExtentList
+from imgfs.image import Image
+from imgfs.sources.file import FileSource
+
+
+class RawView(Image):
+    """One state of a source.  When the source changes the view is stale for good.
+
+    `map` is what the fast path answers from; `prepare` fills it from the source's extents.
+    """
+
+    def __init__(self, source: FileSource) -> None:
+        super().__init__(source.name, source.size)
+        self.source = source
+        self.map = _map.SegmentMap(source.size)
+        self.stale: SourceChanged | None = None
+        self.stored_bytes = source.size
+        self._lock = trio.Lock()
+        self._ready = False
+        self._seen = 0
+
+    async def prepare(self) -> None:
+        """Learn the extents, once.  Raises what the source raises."""
+        async with self._lock:
+            if self._ready:
+                return
+            extents = await self.source.extents(0, self.size)
+            self.stored_bytes = extents.stored_bytes()
+            if self.size:
+                self.map.load(extents.ends, extents.flags, self.source.store)
+            self._ready = True
+
+    async def check(self) -> None:
+        """Raises SourceChanged, from now on at every read, when the source is another."""
+        if self.stale is None:
+            try:
+                await self.source.check_identity()
+            except SourceChanged as exc:
+                self.stale = exc
+                self.map.set_ask(0, self.size)
+        if self.stale is not None:
+            raise SourceChanged(str(self.stale))
+
+    def was_read(self) -> bool:
+        """Has anything been read since this was asked last?"""
+        seen = self.map.bytes_served + self.counters.bytes_read
+        changed, self._seen = seen != self._seen, seen
+        return changed
+
+    async def _read(self, offset: int, length: int) -> bytes:
+        if self.stale is not None:
+            raise SourceChanged(str(self.stale))
+        await self.prepare()
+        local = await trio.to_thread.run_sync(self.map.read, offset, length, abandon_on_cancel=True)
+        if local is not None:
+            return local
+        await self.check()
+        return bytes(await self.source.read(offset, length))
+
+    async def _extents(self, offset: int, length: int) -> ExtentList:
+        return await self.source.extents(offset, length)
