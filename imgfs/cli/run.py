@@ -1,0 +1,24 @@
+"""What the commands that look at one source share."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from imgfs.app import open_source
+from imgfs.config import Options
+from imgfs.sources.base import Source
+
+Result = TypeVar("Result")
+
+
+def with_source(text: str, options: Options, look: Callable[[Source], Awaitable[Result]]) -> Result:
+    """Open the source that a person named, and return what `look` finds in it."""
+
+    async def work() -> Result:
+        async with open_source(text, options) as source:
+            return await look(source)
+
+    return trio.run(work)
