@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 
-from imgfs.extents import ExtentList
+from imgfs.extents import Extent, ExtentList, Flags
+
+SECTOR = 512
 
 
 def lines(extents: ExtentList) -> Iterator[str]:
@@ -22,7 +25,9 @@ def lines(extents: ExtentList) -> Iterator[str]:
 
 def _joined(extents: ExtentList) -> Iterator[tuple[int, int, bool]]:
     current: tuple[int, int, bool] | None = None
-    for extent in extents:
+    padding = -extents.end % SECTOR  # qemu's disks are whole sectors
+    tail = [Extent(extents.end, extents.end + padding, Flags.ZERO)] if padding else []
+    for extent in chain(extents, tail):
         if current is not None and current[2] == extent.is_zero:
             current = (current[0], extent.end, extent.is_zero)
             continue

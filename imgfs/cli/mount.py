@@ -14,6 +14,7 @@ import click
 from imgfs.cli.main import set_up_logging
 from imgfs.config import Options, parse_options
 from imgfs.errors import ImgfsError, MountError
+from imgfs.mountstate import is_dead
 
 
 @click.command("mount", context_settings={"ignore_unknown_options": False})
@@ -38,19 +39,18 @@ def command(
 def checked_mountpoint(text: str) -> str:
     """The mount point's absolute path.  Raises MountError when it cannot be one."""
     path = Path(text)
+    dead = MountError(f"{text}: a dead mount is in the way; run: fusermount3 -u {text}")
     try:
         if not path.is_dir():
             what = "is not a directory" if path.exists() else "no such directory"
             raise MountError(f"{text}: {what}; a mount point must exist")
         if path.is_mount():
-            raise MountError(f"{text}: something is mounted there already")
+            raise dead if is_dead(text) else MountError(f"{text}: is a mount point already")
         if any(path.iterdir()):
             raise MountError(f"{text}: is not empty")
     except OSError as exc:
-        if exc.errno == errno.ENOTCONN:  # the process behind a FUSE mount is dead
-            raise MountError(
-                f"{text}: a dead mount is in the way; run: fusermount3 -u {text}"
-            ) from None
+        if exc.errno == errno.ENOTCONN:
+            raise dead from None
         raise MountError(f"{text}: {exc.strerror}") from None
     return str(path.resolve())
 

@@ -22,6 +22,7 @@ from imgfs.config import Options
 from imgfs.errors import MountError
 from imgfs.fuse.boundary import native, serve_interrupts
 from imgfs.fuse.operations import Operations
+from imgfs.mountstate import is_dead
 
 # Only now: it binds to the interposer's functions, which the boundary has loaded.
 import pyfuse3  # isort: skip
@@ -101,6 +102,8 @@ async def serve(
         # Unmounts only what is still mounted, and cuts the connection.
         pyfuse3.close(unmount=True)
         native.disarm()
+        if is_dead(mountpoint):
+            detach(mountpoint)  # libfuse leaves an aborted connection mounted
     if error:
         raise MountError(f"{mountpoint}: the FUSE device failed: {os.strerror(error)}")
 

@@ -1,0 +1,70 @@
+"""A real mount for each test, always taken down again."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+IMGFS = [sys.executable, "-m", "imgfs.cli.main"]
+MIB = 1 << 20
+
+
+def imgfs(*words: object, timeout: float = 20) -> subprocess.CompletedProcess[str]:
+    command = [*IMGFS, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=False)
+
+
+class Mount:
+    """A mount under way; `pid` is its process."""
+
+    def __init__(self, source: Path, point: Path, *options: str) -> None:
+        self.point = point
+        done = imgfs(source, point, *options)
+        assert (done.returncode, done.stderr) == (0, "")
+        self.pid = int(self.status()["pid"])  # type: ignore[call-overload]
+        self.process = os.pidfd_open(self.pid)
+
+    def status(self) -> dict[str, object]:
+        text = (self.point / ".imgfs/status.json").read_text()
+        result: dict[str, object] = json.loads(text)
+        return result
+
+    def take_down(self) -> None:
+        subprocess.run(
+            ["fusermount3", "-uzq", str(self.point)], timeout=20, check=False, capture_output=True
+        )
+        os.close(self.process)
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
+    mounts: list[Mount] = []
+
+    def make(source: Path, *options: str) -> Mount:
+        point = tmp_path / f"mnt{len(mounts)}"
+        point.mkdir()
+        mounts.append(Mount(source, point, *options))
+        return mounts[-1]
+
+    yield make
+    for each in mounts:
+        each.take_down()
+
+
+@pytest.fixture
+def sparse(tmp_path: Path) -> Path:
+    """An image of 64 MiB and 1000 bytes: data at 0, 5 MiB, 20 MiB and the last bytes; synced."""
+    path = tmp_path / "disk.img"
+    with path.open("wb") as file:
+        file.truncate(64 * MIB + 1000)
+        for offset, size in ((0, 8192), (5 * MIB, 3 * MIB), (20 * MIB, 4096), (64 * MIB, 1000)):
+            file.seek(offset)
+            file.write(os.urandom(size))
+        os.fsync(file.fileno())
+    return path

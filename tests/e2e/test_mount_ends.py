@@ -1,0 +1,114 @@
+"""Every way a mount fails to begin, and every way it ends."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from .conftest import Mount, imgfs
+
+Mounter = Callable[..., Mount]
+ROUNDS = 20 if os.environ.get("IMGFS_TEST_LONG") else 3
+
+
+def ended(m: Mount, within_s: float) -> bool:
+    return bool(select.select([m.process], [], [], within_s)[0])
+
+
+def refused(source: object, point: Path, *options: str) -> str:
+    done = imgfs(source, point, *options)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("imgfs: ")
+    return done.stderr
+
+
+def test_what_cannot_be_mounted(mount: Mounter, sparse: Path, tmp_path: Path) -> None:
+    point = tmp_path / "point"
+    point.mkdir()
+    assert "no such file" in refused(tmp_path / "missing", point)
+    assert "is a directory" in refused(tmp_path, point)
+    assert "not supported" in refused("ftp://host/x", point)
+    assert "no such directory" in refused(sparse, tmp_path / "nowhere")
+    assert "not a directory" in refused(sparse, sparse)
+    assert "unknown option" in refused(sparse, point, "-o", "nonsense=1")
+    assert "not a number" in refused(sparse, point, "-o", "uid=ten")
+    assert not point.is_mount()
+    assert "is a mount point already" in refused(sparse, mount(sparse).point)
+
+
+def test_dead_mount_is_named(mount: Mounter, sparse: Path) -> None:
+    m = mount(sparse)
+    os.kill(m.pid, signal.SIGKILL)
+    assert ended(m, 5)
+    assert "dead mount" in refused(sparse, m.point)
+
+
+def readers(m: Mount) -> tuple[threading.Event, list[threading.Thread]]:
+    """Threads that read until told to stop, or until the mount is gone."""
+    stop = threading.Event()
+
+    def read() -> None:
+        try:
+            fd = os.open(m.point / "disk.raw", os.O_RDONLY | os.O_DIRECT)
+        except OSError:
+            return
+        try:
+            import mmap
+
+            buffer = mmap.mmap(-1, 1 << 20)
+            while not stop.is_set():
+                os.preadv(fd, [buffer], 5 << 20)
+        except OSError:
+            pass
+        finally:
+            os.close(fd)
+
+    threads = [threading.Thread(target=read) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    return stop, threads
+
+
+@pytest.mark.parametrize("how", ["umount", "SIGTERM", "SIGINT", "abort"])
+def test_ends_with_reads_in_flight(mount: Mounter, sparse: Path, how: str) -> None:
+    for _ in range(ROUNDS):
+        m = mount(sparse)
+        stop, threads = readers(m)
+        if how == "umount":
+            subprocess.run(["fusermount3", "-uz", str(m.point)], timeout=20, check=True)
+            stop.set()
+        elif how == "abort":
+            abort(m.point)
+        else:
+            os.kill(m.pid, getattr(signal, how))
+            stop.set()
+        assert ended(m, 15)
+        stop.set()
+        for thread in threads:
+            thread.join(10)
+            assert not thread.is_alive()
+        assert not os.path.ismount(m.point)
+        subprocess.run(["fusermount3", "-uzq", str(m.point)], check=False, capture_output=True)
+
+
+def abort(point: Path) -> None:
+    connections = Path("/sys/fs/fuse/connections")
+    if not any(connections.iterdir()):
+        subprocess.run(["mount", "-t", "fusectl", "none", str(connections)], check=True)
+    (connections / str(os.minor(point.stat().st_dev)) / "abort").write_text("1")
+
+
+def test_umount_waits_for_the_process(mount: Mounter, sparse: Path) -> None:
+    m = mount(sparse)
+    done = imgfs("umount", m.point)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert ended(m, 0)
+    assert "not a live imgfs mount" in imgfs("umount", m.point).stderr
