@@ -6,39 +6,72 @@ import json
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 import trio
 
 from imgfs import mapjson
+from imgfs.cache.cached import CachedImage, make_cached
 from imgfs.config import Options
 from imgfs.errors import ImgfsError, SourceChanged, UsageError
+from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource, open_file
 from imgfs.tree.nodes import Node, Tree, encode, image_name
+from imgfs.url import parse
 from imgfs.views.raw import RawView
+
+if TYPE_CHECKING:
+    from imgfs.sources.ssh import SshHosts
 
 CHECK_S = 5.0
 
 
+class Sources:
+    """Opens what a person names; one ssh connection a host for all of a process."""
+
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._hosts: SshHosts | None = None
+
+    async def open(self, text: str) -> Source:
+        """An open source.  Raises UsageError and what opening raises."""
+        where = parse(text)
+        if isinstance(where, str):
+            return await open_file(where, extents=self._options.extents)
+        if self._hosts is None:
+            # A local file must not pay for asyncssh.
+            from imgfs.sources.ssh import SshHosts
+
+            self._hosts = SshHosts()
+        return await self._hosts.open(where, self._options.ssh())
+
+    async def aclose(self) -> None:
+        if self._hosts is not None:
+            await self._hosts.aclose()
+
+
 @asynccontextmanager
-async def open_source(text: str, options: Options) -> AsyncIterator[FileSource]:
+async def open_source(text: str, options: Options) -> AsyncIterator[Source]:
     """The source that a person named, for as long as the block runs."""
-    if "://" in text:
-        scheme = text.partition("://")[0]
-        raise UsageError(f"{text}: {scheme}:// sources are not supported yet; give a local path")
-    source = await open_file(text, extents=options.extents)
+    sources = Sources(options)
     try:
+        source = await sources.open(text)
         yield source
-    finally:
         await source.aclose()
+    finally:
+        with trio.CancelScope(shield=True):
+            await sources.aclose()
 
 
 class Mounted:
     """One image and the tree that shows it, through every generation of its source."""
 
-    def __init__(self, source: FileSource, options: Options) -> None:
-        self._path = source.url
+    def __init__(self, text: str, sources: Sources, options: Options, fills: trio.Nursery) -> None:
+        self._text = text
+        self._sources = sources
         self._options = options
-        self._opened: list[FileSource] = []
+        self._fills = fills
+        self._opened: list[Source] = []
         self._reopening = trio.Lock()
         self.tree = Tree()
         self._root = self.tree.add(None, b"", children={})
@@ -46,10 +79,19 @@ class Mounted:
         about = self.tree.add(self._root, b".imgfs", children={})
         self.tree.add(about, b"status.json", make=self._status)
         self.tree.add(self._root, b"extents.json", make=self._extents)
-        self._view = self._show(source)
 
-    def _show(self, source: FileSource) -> RawView:
-        view = RawView(source)
+    async def open(self) -> Source:
+        """Open the source and show it.  Raises what opening raises."""
+        source = await self._sources.open(self._text)
+        self._opened.append(source)
+        cache = None
+        if not isinstance(source, FileSource):
+            cache = make_cached(source, self._fills, self._options.cache_size)
+        self._view = self._show(source, cache)
+        return source
+
+    def _show(self, source: Source, cache: CachedImage | None) -> RawView:
+        view = RawView(source, cache)
         self.tree.add(self._root, encode(image_name(source.name) + ".raw"), view=view)
         self.tree.add(self._original, encode(source.name), view=view)
         return view
@@ -58,9 +100,7 @@ class Mounted:
         """The node's view is stale: put the source as it is now under the names."""
         async with self._reopening:
             if node.view is self._view:
-                source = await open_file(self._path, extents=self._options.extents)
-                self._opened.append(source)
-                self._view = self._show(source)
+                await self.open()
 
     async def watch(self) -> None:
         """While a view is being read, check every 5 s that its source is the same."""
@@ -96,7 +136,7 @@ class Mounted:
 
         view, fast = self._view, native.status()
         image = {
-            "source": self._path,
+            "source": view.source.url,
             "state": "stale" if view.stale else "open",
             "identity": view.source.stat.identity and view.source.stat.identity.token,
             "size": view.size,
@@ -118,25 +158,29 @@ async def run_mount(
     from imgfs.fuse import session
     from imgfs.fuse.operations import Operations
 
-    async with open_source(text, options) as source:
-        if _inside(source.url, mountpoint):
-            raise UsageError(f"{source.url}: lies under the mount point {mountpoint}")
-        image = Mounted(source, options)
-        answered = trio.Event()
-
-        async def background() -> None:
-            await answered.wait()
-            await trio.to_thread.run_sync(session.raise_read_ahead, mountpoint)
-            ready()
-            await image.watch()
-
-        operations = Operations(image.tree, options, image.changed, answered.set)
-        session.mount(operations, mountpoint, source.url, options)
+    sources = Sources(options)
+    async with trio.open_nursery() as fills:
+        image = Mounted(text, sources, options, fills)
         try:
+            source = await image.open()
+            if isinstance(source, FileSource) and _inside(source.url, mountpoint):
+                raise UsageError(f"{source.url}: lies under the mount point {mountpoint}")
+            answered = trio.Event()
+
+            async def background() -> None:
+                await answered.wait()
+                await trio.to_thread.run_sync(session.raise_read_ahead, mountpoint)
+                ready()
+                await image.watch()
+
+            operations = Operations(image.tree, options, image.changed, answered.set)
+            session.mount(operations, mountpoint, source.url, options)
             await session.serve(operations, mountpoint, background)
         finally:
+            fills.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
                 await image.aclose()
+                await sources.aclose()
 
 
 def _inside(path: str, directory: str) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from imgfs.errors import UsageError
+from imgfs.sources.ssh_settings import SshSettings
+from imgfs.units import parse_size
 
 # mount(8) adds these unasked, or means something outside of imgfs by them.
 _IGNORED = frozenset(
@@ -24,6 +27,19 @@ class Options:
     uid: int | None = None
     gid: int | None = None
     threads: int = 0  #: request threads; 0 chooses
+    cache_size: int | None = None  #: bytes; None: 10 GiB or a tenth of the free disk
+    timeout: int = 30  #: seconds until an absent server is an error
+    known_hosts: str | None = None
+    identity: str | None = None
+
+    def ssh(self) -> SshSettings:
+        """The part that is about ssh."""
+        return SshSettings(
+            timeout_s=self.timeout,
+            known_hosts=self.known_hosts,
+            identity=self.identity,
+            extents=self.extents,
+        )
 
 
 def _number(name: str, value: str) -> int:
@@ -45,7 +61,11 @@ def parse_options(texts: tuple[str, ...]) -> Options:
             values["allow_other"] = True
         elif name == "extents" and value in ("on", "off"):
             values["extents"] = value == "on"
-        elif name in ("uid", "gid", "threads"):
+        elif name == "cache_size":
+            values[name] = parse_size(value)
+        elif name in ("known_hosts", "identity"):
+            values[name] = str(Path(value).absolute())
+        elif name in ("uid", "gid", "threads", "timeout"):
             values[name] = _number(name, value)
         else:
             raise UsageError(f"-o {item}: unknown option")

@@ -62,17 +62,14 @@ def _serve(source: str, mountpoint: str, options: Options, ready: Callable[[], N
 
     try:
         trio.run(run_mount, source, mountpoint, options, ready)
-    except* ImgfsError as group:
-        raise first_error(group) from None
-
-
-def first_error(group: BaseExceptionGroup[ImgfsError]) -> ImgfsError:
-    """A nursery's error, out of the groups around it."""
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    assert isinstance(found, ImgfsError)
-    return found
+    except BaseExceptionGroup as group:
+        ours, others = group.split(ImgfsError)
+        if ours is None or others is not None:
+            raise
+        found: BaseException = ours
+        while isinstance(found, BaseExceptionGroup):
+            found = found.exceptions[0]
+        raise found from None
 
 
 def _in_background(source: str, mountpoint: str, options: Options) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import trio
 
 from imgfs._native import _map
+from imgfs.cache.cached import CachedImage
 from imgfs.errors import SourceChanged
 from imgfs.extents import ExtentList
 from imgfs.image import Image
+from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource
 
 
@@ -17,10 +19,11 @@ class RawView(Image):
     `map` is what the fast path answers from; `prepare` fills it from the source's extents.
     """
 
-    def __init__(self, source: FileSource) -> None:
+    def __init__(self, source: Source, cache: CachedImage | None = None) -> None:
         super().__init__(source.name, source.size)
         self.source = source
-        self.map = _map.SegmentMap(source.size)
+        self._cache = cache
+        self.map = _map.SegmentMap(source.size) if cache is None else cache.map
         self.stale: SourceChanged | None = None
         self.stored_bytes = source.size
         self._lock = trio.Lock()
@@ -32,10 +35,13 @@ class RawView(Image):
         async with self._lock:
             if self._ready:
                 return
-            extents = await self.source.extents(0, self.size)
+            if self._cache is not None:
+                extents = await self._cache.prepare()
+            else:
+                extents = await self.source.extents(0, self.size)
+                if self.size and isinstance(self.source, FileSource):
+                    self.map.load(extents.ends, extents.flags, self.source.store)
             self.stored_bytes = extents.stored_bytes()
-            if self.size:
-                self.map.load(extents.ends, extents.flags, self.source.store)
             self._ready = True
 
     async def check(self) -> None:
@@ -59,6 +65,8 @@ class RawView(Image):
         if self.stale is not None:
             raise SourceChanged(str(self.stale))
         await self.prepare()
+        if self._cache is not None:
+            return bytes(await self._cache.read(offset, length))
         local = await trio.to_thread.run_sync(self.map.read, offset, length, abandon_on_cancel=True)
         if local is not None:
             return local
