@@ -5,6 +5,7 @@
 #include "fast.h"
 
 #include <errno.h>
+#include <malloc.h>
 
 static PyObject *extra_handler;   /* called as handler(name, request, inode, handle, arguments) */
 
@@ -134,6 +135,10 @@ static PyObject *start(PyObject *self, PyObject *args)
 	(void)self;
 	if (!PyArg_ParseTuple(args, "I", &count))
 		return NULL;
+	/* Buffers of about a MiB come and go all the time: mapping each anew costs more in page
+	 * faults than all the copying. */
+	mallopt(M_MMAP_THRESHOLD, 32 << 20);
+	mallopt(M_TRIM_THRESHOLD, 64 << 20);
 	return none_or_oserror(session ? threads_start(session, count) : -ENOTCONN);
 }
 

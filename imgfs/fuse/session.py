@@ -15,6 +15,7 @@ import signal
 import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
+from urllib.parse import quote
 
 import trio
 
@@ -40,7 +41,9 @@ def _threads(options: Options) -> int:
 
 def mount(operations: Operations, mountpoint: str, source: str, options: Options) -> None:
     """Mount, and start the request threads.  Raises MountError with nothing left mounted."""
-    words = {f"fsname={source.replace(',', '_')}", "subtype=imgfs", "default_permissions"}
+    # pyfuse3 takes ASCII only, and libfuse splits at commas and reads backslashes.
+    shown = quote(os.fsencode(source), safe="/:@[]-._~+=%")
+    words = {f"fsname={shown}", "subtype=imgfs", "default_permissions"}
     words |= {"nosuid", "nodev"}
     if options.allow_other:
         words.add("allow_other")

@@ -23,7 +23,7 @@ def imgfs(*words: object, timeout: float = 20) -> subprocess.CompletedProcess[st
 class Mount:
     """A mount under way; `pid` is its process."""
 
-    def __init__(self, source: Path, point: Path, *options: str) -> None:
+    def __init__(self, source: Path | str, point: Path, *options: str) -> None:
         self.point = point
         done = imgfs(source, point, *options)
         assert (done.returncode, done.stderr) == (0, "")
@@ -46,7 +46,7 @@ class Mount:
 def mount(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
     mounts: list[Mount] = []
 
-    def make(source: Path, *options: str) -> Mount:
+    def make(source: Path | str, *options: str) -> Mount:
         point = tmp_path / f"mnt{len(mounts)}"
         point.mkdir()
         mounts.append(Mount(source, point, *options))

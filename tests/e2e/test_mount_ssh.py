@@ -1,0 +1,172 @@
+"""An image behind a real sshd: bytes, holes, what goes wrong, and the cache's bound."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.servers import Sshd
+
+from .conftest import MIB, Mount, imgfs
+
+Mounter = Callable[..., Mount]
+
+
+@pytest.fixture
+def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    directory = tmp_path / "sshd"
+    directory.mkdir()
+    server = Sshd(directory)
+    yield server
+    server.stop()
+
+
+def remote(mount: Mounter, sshd: Sshd, path: Path, *options: str) -> Path:
+    words = ",".join((sshd.options, *options))
+    m = mount(sshd.url(path), "-o", words)
+    return m.point / (path.stem + ".raw")
+
+
+def run(*words: object) -> str:
+    command = [str(w) for w in words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+def test_bytes_and_holes(mount: Mounter, sshd: Sshd, sparse: Path, tmp_path: Path) -> None:
+    raw = remote(mount, sshd, sparse)
+    wanted = run("qemu-img", "map", "--output=json", "-f", "raw", sparse)
+    assert run("qemu-img", "map", "--output=json", "-f", "raw", raw) == wanted
+    run("cp", raw, tmp_path / "copy")
+    run("cmp", sparse, tmp_path / "copy")
+    assert (tmp_path / "copy").stat().st_blocks <= sparse.stat().st_blocks
+    assert raw.stat().st_mtime_ns == sparse.stat().st_mtime_ns
+    assert raw.read_bytes() == sparse.read_bytes()
+
+
+def test_without_extents_all_is_data(mount: Mounter, sshd: Sshd, sparse: Path) -> None:
+    raw = remote(mount, sshd, sparse, "extents=off")
+    assert raw.stat().st_blocks * 512 >= raw.stat().st_size
+    assert raw.read_bytes() == sparse.read_bytes()
+    # Blocks that turned out to be zeroes are holes now.
+    fd = os.open(raw, os.O_RDONLY)
+    assert os.lseek(fd, 10 * MIB, os.SEEK_HOLE) == 10 * MIB
+    os.close(fd)
+
+
+def test_hostile_name(mount: Mounter, sshd: Sshd, sparse: Path, tmp_path: Path) -> None:
+    path = tmp_path / "- $(x) 'a\" \n;é.img"
+    sparse.rename(path)
+    m = mount(sshd.url(tmp_path) + "/-%20$(x)%20'a%22%20%0a;%c3%a9.img", "-o", sshd.options)
+    raw = m.point / f"{path.stem}.raw"
+    assert raw.read_bytes() == path.read_bytes()
+    assert raw.stat().st_blocks * 512 < raw.stat().st_size
+
+
+def test_refusals_are_one_line(sshd: Sshd, sparse: Path, tmp_path: Path) -> None:
+    point = tmp_path / "point"
+    point.mkdir()
+    other = tmp_path / "other"
+    subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", other], check=True)
+    key = f"[127.0.0.1]:{sshd.port} {' '.join(Path(f'{other}.pub').read_text().split()[:2])}\n"
+    (tmp_path / "wrong").write_text(key)
+    known = f"known_hosts={sshd.directory / 'known'}"
+    identity = f"identity={sshd.directory / 'user'}"
+    cases = [
+        (sshd.url(sparse), f"known_hosts={tmp_path / 'wrong'},{identity}", "host key"),
+        (sshd.url(sparse), f"{known},identity={other}", "refused the login"),
+        (sshd.url(tmp_path / "missing"), sshd.options, "no such file"),
+        (sshd.url(tmp_path), sshd.options, "is a directory"),
+        ("ssh://root@127.0.0.1:1/x", sshd.options, "refused"),
+        (sshd.url(sparse), sshd.options + ",cache_size=lots", "not a size"),
+    ]
+    for source, options, text in cases:
+        done = imgfs(source, point, "-o", options)
+        assert done.returncode == 1
+        assert done.stderr.count("\n") == 1
+        assert text in done.stderr
+    assert not point.is_mount()
+
+
+def test_server_dies_and_comes_back(mount: Mounter, sshd: Sshd, sparse: Path) -> None:
+    raw = remote(mount, sshd, sparse, "timeout=2")
+    fd = os.open(raw, os.O_RDONLY | os.O_DIRECT)
+    sshd.stop()
+    begun = time.monotonic()
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        os.pread(fd, 4096, 5 * MIB)
+    assert time.monotonic() - begun < 10
+    sshd.start()
+    assert raw.read_bytes() == sparse.read_bytes()
+    os.close(fd)
+
+
+def test_kill_ends_a_reader_of_a_frozen_server(mount: Mounter, sshd: Sshd, sparse: Path) -> None:
+    raw = remote(mount, sshd, sparse)
+    raw.stat()
+    fd = os.open(raw, os.O_RDONLY)
+    sshd.send(signal.SIGSTOP)
+    try:
+        dd = ["dd", f"if={raw}", "of=/dev/null", "bs=64k", "status=none"]
+        reader, direct = (subprocess.Popen([*dd, *more]) for more in ([], ["iflag=direct"]))
+        time.sleep(0.5)
+        for process in (reader, direct):
+            process.kill()
+            process.wait(1.5)
+    finally:
+        sshd.send(signal.SIGCONT)
+    assert os.pread(fd, 4096, 5 * MIB) == sparse.read_bytes()[5 * MIB : 5 * MIB + 4096]
+    os.close(fd)
+
+
+def test_replaced_source_gives_new_bytes_only(mount: Mounter, sshd: Sshd, sparse: Path) -> None:
+    raw = remote(mount, sshd, sparse)
+    assert raw.read_bytes() == sparse.read_bytes()
+    new = sparse.with_name("new")
+    new.write_bytes(os.urandom(4 * MIB + 7))
+    new.replace(sparse)
+    assert raw.read_bytes() == sparse.read_bytes()
+
+
+def test_cache_keeps_under_its_limit(mount: Mounter, sshd: Sshd, tmp_path: Path) -> None:
+    """Read 64 MiB of data through 8 MiB of cache, in order and at random, while watching it."""
+    source = tmp_path / "big.img"
+    source.write_bytes(os.urandom(64 * MIB))
+    raw = remote(mount, sshd, source, "cache_size=8M")
+    data = source.read_bytes()
+    used: list[int] = []
+    stop = threading.Event()
+    pid = json.loads((raw.parent / ".imgfs/status.json").read_text())["pid"]
+
+    def watch() -> None:
+        while not stop.is_set():
+            for link in Path(f"/proc/{pid}/fd").iterdir():
+                try:
+                    target = str(link.readlink())
+                    if target.startswith(str(tmp_path / "cache")):
+                        used.append(link.stat().st_blocks * 512)
+                except OSError:
+                    continue
+            stop.wait(0.01)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    assert raw.read_bytes() == data
+    fd = os.open(raw, os.O_RDONLY | os.O_DIRECT)
+    for i in range(100):
+        offset = (i * 7919 * 4096) % (60 * MIB)
+        assert os.pread(fd, 4096, offset) == data[offset : offset + 4096]
+    os.close(fd)
+    stop.set()
+    watcher.join()
+    assert used
+    assert max(used) <= 8 * MIB
