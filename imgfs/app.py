@@ -85,7 +85,9 @@ class Mounted:
         source = await self._sources.open(self._text)
         self._opened.append(source)
         cache = None
-        if not isinstance(source, FileSource):
+        if isinstance(source, FileSource):
+            self._text = source.url  # absolute: the process leaves its directory
+        else:
             cache = make_cached(source, self._fills, self._options.cache_size)
         self._view = self._show(source, cache)
         return source

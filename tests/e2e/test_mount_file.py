@@ -112,9 +112,12 @@ def test_writing_is_refused(mount: Mounter, sparse: Path) -> None:
             action()
 
 
-def test_changed_source_is_noticed(mount: Mounter, sparse: Path, tmp_path: Path) -> None:
-    """An open view gives ESTALE or nothing new; a fresh open gives the new bytes, all of them."""
-    m = mount(sparse)
+def test_changed_source_is_noticed(
+    mount: Mounter, sparse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A fresh open gives the new bytes, all of them, also of a source that was named relatively."""
+    monkeypatch.chdir(tmp_path)
+    m = mount(sparse.name)
     raw = m.point / "disk.raw"
     assert raw.read_bytes() == sparse.read_bytes()
     new = tmp_path / "new"
