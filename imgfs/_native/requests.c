@@ -1,8 +1,8 @@
 /* The request threads: read a request, answer it from a segment map, or queue it.
  *
- * The threads never touch Python.  At most half of them wait for a disk at once: beyond that
- * a read that would wait goes to Python, whose worker threads wait instead, so that a slow local
- * disk under one image leaves threads for the others.
+ * The threads never touch Python.  One of them never waits for a disk: when all others do, a
+ * read that would wait goes to Python, whose worker threads wait instead, so that a slow local
+ * disk under one image does not stop the others.
  */
 #define _GNU_SOURCE
 #include "fast.h"
@@ -149,7 +149,7 @@ static bool try_read(const struct fuse_in_header *in, const struct fuse_read_in 
 		return false;
 	result = size ? maps->read(map, arg->offset, size, out, SEG_NOWAIT) : 1;
 	if (result == -EAGAIN) {
-		if (atomic_fetch_add(&waiting_for_disk, 1) < n_threads / 2)
+		if (atomic_fetch_add(&waiting_for_disk, 1) + 1 < n_threads)
 			result = maps->read(map, arg->offset, size, out, SEG_WAIT);
 		atomic_fetch_sub(&waiting_for_disk, 1);
 		atomic_fetch_add(&stats.slow, 1);

@@ -219,7 +219,8 @@ class CachedImage(Image):
         at, kept = 0, 0
         while at < len(data):
             step = min(BLOCK - (offset + at) % BLOCK, len(data) - at)
-            if data[at : at + step] == ZEROES[:step]:
+            # A view's == goes item by item; startswith is memcmp.
+            if ZEROES.startswith(data[at : at + step]):
                 if at > kept:
                     self.store.write(offset + kept, data[kept:at])
                 self.map.set_zero(offset + at, offset + at + step)
