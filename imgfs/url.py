@@ -1,17 +1,36 @@
-"""What a person names as a SOURCE: a path, or ssh://[user@]host[:port]/path."""
+"""What a person names as a SOURCE: a path, or ssh://[user@]host[:port]/path.
+
+`ssh://host/~/x` is relative to the home directory on the server, as in git; a path that really
+begins with /~ is written /%7E.  Names may hold any bytes but NUL: those that are not UTF-8 are
+surrogates in text (os.fsencode undoes it) and %XX in a URL.
+"""
 
 from __future__ import annotations
 
+import os
 import posixpath
+import re
 from dataclasses import dataclass
-from urllib.parse import unquote_to_bytes, urlsplit
+from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from imgfs.errors import UsageError
+
+_LATER = frozenset({"nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock"})
+_LATER |= {"http", "https", "s3"}
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+_AUTHORITY = re.compile(r"(?:(?P<user>[^@]*)@)?(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>.*))?")
+_SCP_LIKE = re.compile(r"(?:[^\s/:@]+@)?[^\s/:@]{2,}:.*", re.DOTALL)
+_FORM = "write it as ssh://[user@]host[:port]/path"
+#: What a URL shows as it is: everything printable in ASCII but %, which would be decoded again.
+_PLAIN = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) != "%")
 
 
 @dataclass(frozen=True, slots=True)
 class SshUrl:
-    """A file behind ssh: an absolute path of any bytes; None is ssh's own default."""
+    """A file behind ssh.  `path` is absolute, or relative to the home directory there.
+
+    `user` and `port` are None where ssh's own configuration decides.
+    """
 
     user: str | None
     host: str
@@ -20,35 +39,80 @@ class SshUrl:
 
     @property
     def text(self) -> str:
+        """The URL; one printable line without a secret, and `parse` gives this object for it."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        user = f"{self.user}@" if self.user else ""
+        user = quote_from_bytes(os.fsencode(self.user), safe="") + "@" if self.user else ""
         port = f":{self.port}" if self.port else ""
-        return f"ssh://{user}{host}{port}{self.path.decode('utf-8', 'surrogateescape')}"
+        if not self.path.startswith(b"/"):
+            path = "/~/" + _shown(self.path)
+        elif self.path.startswith(b"/~"):
+            path = "/%7E" + _shown(self.path[2:])
+        else:
+            path = _shown(self.path)
+        return f"ssh://{user}{host}{port}{path}"
 
     @property
     def basename(self) -> str:
-        return posixpath.basename(self.path).decode("utf-8", "surrogateescape")
+        """The last component's name."""
+        return os.fsdecode(posixpath.basename(self.path))
 
 
 def parse(text: str) -> SshUrl | str:
     """An SshUrl, or the local path as it is.  Raises UsageError with what to write instead."""
-    if "://" not in text:
+    scheme = _SCHEME.match(text)
+    if scheme is None:
+        if _SCP_LIKE.fullmatch(text) and not os.path.lexists(text):
+            host, _, path = text.partition(":")
+            hint = f"ssh://{host}/{path.lstrip('/') if path.startswith('/') else '~/' + path}"
+            raise UsageError(f"{_line(text)}: no such file; if it is on a server: {_line(hint)}")
+        if not text or "\0" in text:
+            raise UsageError("a source needs a name")
         return text
-    scheme = text.partition("://")[0]
-    if scheme != "ssh":
-        raise UsageError(f"{text}: {scheme}:// sources are not supported yet; use ssh:// or a path")
-    try:
-        parts = urlsplit(text)
-        port, host = parts.port, parts.hostname
-    except ValueError as exc:
-        raise UsageError(f"{text}: not a URL ({exc})") from None
-    if parts.password is not None:
+    name = scheme[1].lower()
+    if name in _LATER:
+        raise UsageError(f"{name}:// sources are not supported yet; use ssh:// or a path")
+    if name != "ssh":
+        raise UsageError(f"{name}:// sources are not supported; use ssh:// or a path")
+    return _parse_ssh(text, text[scheme.end() :])
+
+
+def _parse_ssh(text: str, rest: str) -> SshUrl:
+    # Not urlsplit: it drops newlines and tabs, and a name may hold those, and ? and # as well.
+    authority, slash, path = rest.partition("/")
+    found = _AUTHORITY.fullmatch(authority)
+    if found is None:
+        raise UsageError(f"{_line(text)}: not a host; {_FORM}")
+    user, host, port = found["user"], found["host"].strip("[]"), found["port"]
+    if user is not None and ":" in user:
         raise UsageError("a password does not belong into a URL; use a key or the ssh agent")
-    # A file name may hold ? and #; nothing else is meant by them here.
-    path = parts.path + (f"?{parts.query}" if parts.query else "")
-    path += f"#{parts.fragment}" if parts.fragment else ""
-    if not host or path in ("", "/"):
-        raise UsageError(f"{text}: write it as ssh://[user@]host[:port]/path")
-    return SshUrl(
-        parts.username, host, port, unquote_to_bytes(path.encode("utf-8", "surrogateescape"))
+    if not host or host.startswith("-") or not slash or path in ("", "~", "~/"):
+        raise UsageError(f"{_line(text)}: no host or no path; {_FORM}")
+    if path.startswith("~") and not path.startswith("~/"):
+        raise UsageError(f"{_line(text)}: only ~/ is known; a name that begins with ~ is %7E…")
+    raw = unquote_to_bytes(os.fsencode(path[2:] if path.startswith("~/") else "/" + path))
+    if b"\0" in raw or (path.startswith("~/") and raw.startswith(b"/")):
+        raise UsageError(f"{_line(text)}: no file can have that name")
+    decoded = os.fsdecode(unquote_to_bytes(os.fsencode(user))) if user else None
+    return SshUrl(decoded, host, _port(text, port), raw)
+
+
+def _port(text: str, port: str | None) -> int | None:
+    if not port:
+        return None
+    if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
+        raise UsageError(f"{_line(text)}: not a port number")
+    return int(port[:6])
+
+
+def _shown(path: bytes) -> str:
+    """Percent-encoded where it must be; letters of all alphabets stay readable."""
+    pieces = (
+        c if c.isprintable() and c.isalnum() else quote_from_bytes(os.fsencode(c), safe=_PLAIN)
+        for c in os.fsdecode(path)
     )
+    return "".join(pieces)
+
+
+def _line(text: str) -> str:
+    """On one printable line."""
+    return "".join(c if c.isprintable() else "?" for c in text)

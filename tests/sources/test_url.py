@@ -1,0 +1,94 @@
+"""What a person may write as a SOURCE."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgfs.errors import UsageError
+from imgfs.url import SshUrl, parse
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("ssh://kool/mnt/a.img", SshUrl(None, "kool", None, b"/mnt/a.img")),
+        ("ssh://me@kool:2222/a", SshUrl("me", "kool", 2222, b"/a")),
+        ("ssh://[::1]:22/a", SshUrl(None, "::1", 22, b"/a")),
+        ("ssh://[fe80::1%eth0]/a", SshUrl(None, "fe80::1%eth0", None, b"/a")),
+        ("ssh://KooL/a", SshUrl(None, "KooL", None, b"/a")),
+        ("SSH://kool/a", SshUrl(None, "kool", None, b"/a")),
+        ("ssh://d%40m@kool/a", SshUrl("d@m", "kool", None, b"/a")),
+        ("ssh://kool/~/x/y", SshUrl(None, "kool", None, b"x/y")),
+        ("ssh://kool/%7Ename", SshUrl(None, "kool", None, b"/~name")),
+        ("ssh://kool/a%20b%ff?c#d", SshUrl(None, "kool", None, b"/a b\xff?c#d")),
+        ("ssh://kool/a\nb\tc", SshUrl(None, "kool", None, b"/a\nb\tc")),
+        ("ssh://kool//a//b", SshUrl(None, "kool", None, b"//a//b")),
+        ("ssh://kool/100%", SshUrl(None, "kool", None, b"/100%")),
+    ],
+)
+def test_ssh_url(text: str, wanted: SshUrl) -> None:
+    assert parse(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["disk.img", "/a/b c", "./a:b", "a/b:c", "C", "-", "x\udcff"])
+def test_path_is_itself(text: str) -> None:
+    assert parse(text) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("ssh://me:secret@kool/a", "password"),
+        ("ssh:///a", "no host"),
+        ("ssh://kool", "no path"),
+        ("ssh://kool/", "no path"),
+        ("ssh://kool/~/", "no path"),
+        ("ssh://kool/~you/x", "%7E"),
+        ("ssh://-oProxyCommand=x/a", "no host"),
+        ("ssh://kool:0/a", "port"),
+        ("ssh://kool:65536/a", "port"),
+        ("ssh://kool:x/a", "port"),
+        ("ssh://[::1/a", "not a host"),
+        ("ssh://kool/a%00b", "can have that name"),
+        ("nbd://kool/x", "not supported yet"),
+        ("nbd+unix:///x?socket=/y", "not supported yet"),
+        ("https://kool/x", "not supported yet"),
+        ("s3://bucket/x", "not supported yet"),
+        ("ftp://kool/x", "not supported"),
+        ("kool:x.img", "ssh://kool/~/x.img"),
+        ("me@kool:/x.img", "ssh://me@kool/x.img"),
+        ("", "needs a name"),
+    ],
+)
+def test_refused(text: str, said: str) -> None:
+    with pytest.raises(UsageError) as caught:
+        parse(text)
+    assert said in str(caught.value)
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_file_with_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "host:disk").touch()
+    assert parse("host:disk") == "host:disk"
+
+
+def names() -> st.SearchStrategy[bytes]:
+    return st.binary(min_size=1, max_size=40).filter(lambda name: b"\0" not in name)
+
+
+@given(names(), st.booleans())
+def test_text_is_one_line_and_parses_back(name: bytes, home: bool) -> None:
+    path = name.lstrip(b"/") if home else b"/" + name
+    if path in (b"", b"/"):
+        return
+    url = SshUrl("u@x", "::1", 22, path)
+    assert url.text.isprintable()
+    assert parse(url.text) == url
+    assert os.fsencode(url.basename) == path.rpartition(b"/")[2]
