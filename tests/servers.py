@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote_from_bytes
+
+from imgfs.sources.ssh_settings import SshSettings
 
 
 def free_port() -> int:
@@ -18,10 +23,11 @@ def free_port() -> int:
 
 
 class Sshd:
-    """OpenSSH's sshd with keys of its own in `directory`."""
+    """OpenSSH's sshd with keys of its own in `directory`; `config` is more of sshd_config."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, **config: str) -> None:
         self.directory = directory
+        self.config = config
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         for name in ("host", "user"):
@@ -44,6 +50,7 @@ class Sshd:
             "UsePAM": "no",
             "PidFile": "none",
             "Subsystem": "sftp /usr/lib/openssh/sftp-server",
+            **self.config,
         }
         words = [w for name, value in settings.items() for w in ("-o", f"{name}={value}")]
         with (self.directory / "log").open("ab") as log:
@@ -86,7 +93,18 @@ class Sshd:
             self._process = None
 
     def url(self, path: Path) -> str:
-        return f"ssh://root@127.0.0.1:{self.port}{path}"
+        return f"ssh://root@127.0.0.1:{self.port}{quote_from_bytes(os.fsencode(path))}"
+
+    def kill_sessions(self) -> None:
+        """Connections break; the listener goes on."""
+        for pid in self.pids()[1:]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+    def settings(self, **changes: Any) -> SshSettings:
+        """How imgfs gets in."""
+        known, identity = str(self.directory / "known"), str(self.directory / "user")
+        return SshSettings(**{"known_hosts": known, "identity": identity, **changes})
 
     @property
     def options(self) -> str:

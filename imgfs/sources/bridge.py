@@ -1,20 +1,30 @@
 """The bridge: asyncio in a thread of its own, called from trio.
 
 asyncssh is asyncio, everything else is trio.  One loop in one thread serves all sources that
-need it.  A call crosses twice, whatever it does in between.
+need it.  A call crosses twice, whatever it does in between: so callers batch, and one read is
+one call.
 
-States of a call: started (a task on the loop, the trio task parked), finished (the outcome is
-on its way back through run_sync_soon), abandoned (trio cancelled it: the trio task has
-gone on, the asyncio task is told to end and nobody waits for that).  Invariant: the trio
-task is rescheduled exactly once, because `abandoned` is read and written on trio's thread only.
+States of a call:
+
+    started     a task on the loop; the trio task is parked
+    finished    the outcome is on its way back through run_sync_soon
+    abandoned   trio cancelled it: the trio task has gone on, the asyncio task is told to end
+                and nobody waits for that
+
+Invariants.  The trio task is rescheduled exactly once: `abandoned` is read and written on trio's
+thread only, and only an outcome that finds it unset reschedules.  The asyncio task never
+raises: its outcome is a value.  A task is made before it is cancelled, because both are queued on
+the loop from trio's thread, in that order.
 
 Not done: asyncio's cancellation is not waited for.  A reader that is killed must be gone within a
-second, whatever its server does.
+second, whatever its server does; what a cancelled call holds on the loop's side must be safe to
+let go later.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -22,21 +32,28 @@ from typing import Any, TypeVar
 import outcome
 import trio
 
+from imgfs.errors import SourceUnreachable
+
 Result = TypeVar("Result")
+
+END_S = 2.0  # how long tasks may take to notice that the bridge closes
 
 
 class Bridge:
-    """Starts its thread at the first call; `close` ends it."""
+    """Starts its thread at the first call; `aclose` ends it for good."""
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._closed = False
 
     async def call(self, function: Callable[..., Awaitable[Result]], *args: Any) -> Result:
         """Run `function(*args)` on the loop and give its result, or raise what it raised.
 
-        When cancelled it returns at once; what the call has done by then is unknown.
+        When cancelled it returns at once; what the call has done by then is unknown.  Raises
+        SourceUnreachable when the bridge is closed before or meanwhile.
         """
+        await trio.lowlevel.checkpoint_if_cancelled()
         loop = self._started()
         token = trio.lowlevel.current_trio_token()
         caller = trio.lowlevel.current_task()
@@ -52,8 +69,9 @@ class Bridge:
             if isinstance(result, outcome.Error) and isinstance(
                 result.error, asyncio.CancelledError
             ):
-                result = outcome.Error(RuntimeError("the bridge was closed"))
-            token.run_sync_soon(deliver, result)
+                result = outcome.Error(SourceUnreachable("the connection was closed"))
+            with contextlib.suppress(trio.RunFinishedError):
+                token.run_sync_soon(deliver, result)
 
         def start() -> None:
             nonlocal running
@@ -66,21 +84,30 @@ class Bridge:
         def abandon(_: object) -> trio.lowlevel.Abort:
             nonlocal abandoned
             abandoned = True
-            loop.call_soon_threadsafe(stop)
+            with contextlib.suppress(RuntimeError):  # the loop has ended already
+                loop.call_soon_threadsafe(stop)
             return trio.lowlevel.Abort.SUCCEEDED
 
         loop.call_soon_threadsafe(start)
         result: Result = await trio.lowlevel.wait_task_rescheduled(abandon)
         return result
 
-    def close(self) -> None:
-        """End every call that still runs, and the thread."""
-        if self._loop is not None and self._thread is not None:
-            self._loop.call_soon_threadsafe(self._loop.stop)
-            self._thread.join()
-            self._loop = self._thread = None
+    async def aclose(self) -> None:
+        """End every call that still runs, and the thread; returns when it is gone.
+
+        Not cancellable, but bounded: about two seconds.
+        """
+        self._closed = True
+        loop, thread = self._loop, self._thread
+        self._loop = self._thread = None
+        if loop is not None and thread is not None:
+            loop.call_soon_threadsafe(loop.stop)
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(thread.join)
 
     def _started(self) -> asyncio.AbstractEventLoop:
+        if self._closed:
+            raise SourceUnreachable("the connection was closed")
         if self._loop is None:
             import uvloop
 
@@ -98,5 +125,8 @@ class Bridge:
         rest = asyncio.all_tasks(loop)
         for task in rest:
             task.cancel()
-        loop.run_until_complete(asyncio.gather(*rest, return_exceptions=True))
+        if rest:
+            loop.run_until_complete(asyncio.wait(rest, timeout=END_S))
+        # Callbacks of what ended just now still retrieve its errors.
+        loop.run_until_complete(asyncio.sleep(0))
         loop.close()

@@ -1,117 +1,278 @@
-"""What runs on the server: a few lines of Python that tell exact identity and extents.
+"""Exact identity and extents from the server, which SFTP knows nothing of.
 
-SFTP knows neither holes nor nanoseconds.  One command is started for a connection and asked over
-its standard input, a line a question, so no file name is ever on a command line:
-
-    id HEX          ->  i dev:ino:size:mtime_ns:ctime_ns
-    map HEX         ->  a line "start end" in hex for each data range, then "i …" as above
-    either          ->  x errno, when it failed
-
-HEX is the path's bytes.  The closing line is what tells a whole answer from a cut one.
+A command is run there (see ssh_scripts): the first of python3, perl and qemu-img that answers.
+One process is kept for identities; a map has a process of its own, so that a long walk
+keeps nobody waiting.  No failure here is an error: without an answer the file is all data, and its
+identity is what SFTP tells.  Nothing that the server says is believed before it was checked: ranges
+ascend inside the size, an answer has an end, and lines and lists are bounded.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
-from typing import Protocol
+import asyncio
+import contextlib
+import json
+import logging
+from array import array
+from collections.abc import Iterable
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Any
 
-from imgfs.errors import ImgfsError, ProtocolViolation, SourceChanged, SourceNotFound
-from imgfs.extents import ExtentList, from_data_ranges
+import asyncssh
 
-SCRIPT = """
-import errno, os, sys
-def ident(s):
-    return "i %d:%d:%d:%d:%d" % (s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns, s.st_ctime_ns)
-def walk(path):
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        before = ident(os.fstat(fd))
-        at, size = 0, os.lseek(fd, 0, os.SEEK_END)
-        while at < size:
+from imgfs.errors import ImgfsError, SourceChanged, SourceNotFound
+from imgfs.extents import ExtentList, ExtentListBuilder, Flags
+from imgfs.sources.ssh_scripts import HELPERS
+from imgfs.sources.ssh_settings import SshSettings
+
+log = logging.getLogger(__name__)
+
+HELLO = b"imgfs helper"
+NOISE_LINES = 100  # that a login shell may print before
+LONGEST_LINE = 1 << 20
+MOST_BOUNDARIES = 32 << 20  # 256 MiB of them
+MAPS_AT_ONCE = 4  # OpenSSH allows ten channels on a connection
+START_S = 10.0
+HOLE = Flags.HOLE | Flags.ZERO
+
+
+class NoHelper(Exception):
+    """There is no such helper, or it does not do what it should."""
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """What the helper says of a file's state: exact, or only size and mtime."""
+
+    exact: bool
+    text: str
+
+    @property
+    def size(self) -> int:
+        return int(self.text.split(":")[2 if self.exact else 0])
+
+    @property
+    def mtime_ns(self) -> int:
+        parts = self.text.split(":")
+        return int(parts[3]) if self.exact else int(parts[1]) * 1_000_000_000
+
+
+class Helper:
+    """One helper process.  Every method may raise NoHelper, after which it is of no use."""
+
+    def __init__(self, process: Any, kind: str, timeout_s: float) -> None:
+        self._process = process
+        self._kind = kind
+        self._timeout_s = timeout_s
+        self._pending = bytearray()
+
+    async def greet(self) -> None:
+        """Send the program and wait until it runs."""
+        self._process.stdin.write(HELPERS[self._kind][1] + b"\n")
+        for _ in range(NOISE_LINES):
+            if await self._line(START_S) == HELLO:
+                return
+        raise NoHelper("it does not say hello")
+
+    async def identity(self, path: bytes) -> Token:
+        """Raises SourceNotFound; ImgfsError when the server refuses."""
+        self._ask(b"id", path)
+        return _closing(await self._line())
+
+    async def extents(self, path: bytes, size: int) -> tuple[ExtentList, Token]:
+        """All extents, and the state that they belong to.
+
+        Raises SourceChanged when the file changed meanwhile, and as `identity` does.
+        """
+        self._ask(b"map", path)
+        read = self._json if self._kind == "qemu-img" else self._boundaries
+        found, last = await read(size)
+        token = _closing(last)
+        if token.size != size:
+            raise SourceChanged("its size has changed")
+        return found, token
+
+    def close(self) -> None:
+        """The process ends when its input does."""
+        with contextlib.suppress(OSError, asyncssh.Error):
+            self._process.stdin.write_eof()
+        self._process.close()
+
+    def _ask(self, what: bytes, path: bytes) -> None:
+        self._process.stdin.write(what + b" " + HELPERS[self._kind][2](path) + b"\n")
+
+    async def _line(self, timeout_s: float | None = None) -> bytes:
+        """The next line without its end.  A silence of the timeout is NoHelper."""
+        searched = 0
+        while (end := self._pending.find(b"\n", searched)) < 0:
+            searched = len(self._pending)
+            if searched > LONGEST_LINE:
+                raise NoHelper("its line has no end")
             try:
-                start = os.lseek(fd, at, os.SEEK_DATA)
-            except OSError as e:
-                if e.errno == errno.ENXIO:
-                    break
-                if e.errno != errno.EINVAL:
-                    raise
-                start, at = at, size
-            else:
-                at = os.lseek(fd, start, os.SEEK_HOLE)
-            sys.stdout.write("%x %x\\n" % (start, at))
-        return before if before == ident(os.stat(path)) else "x %d" % errno.ESTALE
-    finally:
-        os.close(fd)
-while True:
-    words = sys.stdin.readline().split()
-    if not words:
-        break
-    try:
-        path = bytes.fromhex(words[1])
-        answer = walk(path) if words[0] == "map" else ident(os.stat(path))
-    except OSError as e:
-        answer = "x %d" % e.errno
-    sys.stdout.write(answer + "\\n")
-    sys.stdout.flush()
-"""
+                async with asyncio.timeout(timeout_s or self._timeout_s):
+                    more = await self._process.stdout.read(1 << 16)
+            except (asyncssh.Error, OSError) as exc:
+                raise NoHelper(str(exc) or "it does not answer") from exc
+            if not more:
+                raise NoHelper("it ended")
+            self._pending += more
+        line = bytes(self._pending[:end])
+        del self._pending[: end + 1]
+        return line
 
-#: Means the same to sh, csh and fish; the script itself is the first line of its input.
-COMMAND = 'python3 -c "import sys;exec(bytes.fromhex(sys.stdin.readline()).decode())"'
-
-
-class Pipe(Protocol):
-    """The command's input and output on the server."""
-
-    def write(self, data: bytes) -> None: ...
-
-    def lines(self) -> AsyncIterator[bytes]: ...
-
-
-async def start(pipe: Pipe) -> None:
-    pipe.write(SCRIPT.encode().hex().encode() + b"\n")
-
-
-def question(what: str, path: bytes) -> bytes:
-    return f"{what} {path.hex()}\n".encode()
-
-
-async def identity(pipe: Pipe, path: bytes) -> str:
-    """The identity's token.  Raises SourceNotFound, ProtocolViolation."""
-    pipe.write(question("id", path))
-    async for line in pipe.lines():
-        return _closing(line)
-    raise ProtocolViolation("the helper on the server ended")
-
-
-async def extents(pipe: Pipe, path: bytes) -> tuple[ExtentList, str]:
-    """All extents, and the identity they belong to.  Raises SourceChanged and as `identity`."""
-    pipe.write(question("map", path))
-    ranges: list[bytes] = []
-    async for line in pipe.lines():
-        if line[:1] in (b"i", b"x"):
-            token = _closing(line)
+    async def _boundaries(self, size: int) -> tuple[ExtentList, bytes]:
+        found: array[int] = array("Q")
+        while (line := await self._line()).startswith(b"d "):
             try:
-                return from_data_ranges(_parsed(ranges), int(token.split(":")[2])), token
-            except ValueError as exc:
-                raise ProtocolViolation(f"the helper's extents make no sense: {exc}") from None
-        ranges.append(line)
-    raise ProtocolViolation("the helper on the server ended within its answer")
+                _extend(found, map(int, line[2:].split()))
+            except (ValueError, OverflowError) as exc:
+                raise NoHelper(f"its ranges make no sense ({exc})") from None
+            if len(found) > MOST_BOUNDARIES or found[-1] > size:
+                raise NoHelper("its ranges are too many or too far")
+        return from_boundaries(found, size), line
+
+    async def _json(self, size: int) -> tuple[ExtentList, bytes]:
+        builder = ExtentListBuilder()
+        while (line := (await self._line()).strip())[:1] not in (b"i", b"j", b"x"):
+            text = line.strip(b"[], ")
+            if text:
+                _append_json(builder, text, size)
+        if builder.end < size and line[:1] != b"x":
+            raise NoHelper("qemu-img's map is not whole")
+        if builder.end < size:
+            builder.append(size, Flags.DATA)
+        return builder.finish(size), line
 
 
-def _parsed(lines: list[bytes]) -> Iterator[tuple[int, int]]:
-    for line in lines:
-        start, end = line.split()
-        yield int(start, 16), int(end, 16)
+def _extend(found: array[int], distances: Iterable[int]) -> None:
+    """Append boundaries given by their distances; only the very first may be 0."""
+    fresh = array("Q", distances)
+    if not fresh or len(fresh) % 2:
+        raise ValueError("not in pairs")
+    if min(fresh[1:]) == 0 or (found and fresh[0] == 0):
+        raise ValueError("not ascending")
+    fresh[0] += found[-1] if found else 0
+    found.extend(accumulate(fresh))
 
 
-def _closing(line: bytes) -> str:
-    kind, _, rest = line.decode("ascii", "replace").strip().partition(" ")
-    if kind == "i" and rest.count(":") == 4:
-        return rest
+def from_boundaries(found: array[int], size: int) -> ExtentList:
+    """Extents from ascending start, end, start, end … of data within `size`; packed all along."""
+    if not size:
+        return ExtentListBuilder().finish(0)
+    hole_first = not found or found[0] > 0
+    if not hole_first:
+        del found[0]
+    if not found or found[-1] < size:
+        found.append(size)
+    pair = bytes([HOLE, Flags.DATA] if hole_first else [Flags.DATA, HOLE])
+    flags = (pair * (len(found) // 2 + 1))[: len(found)]
+    return ExtentList(0, found, flags)
+
+
+def _append_json(builder: ExtentListBuilder, text: bytes, size: int) -> None:
+    try:
+        item = json.loads(text)
+        start, length, zero = item["start"], item["length"], item["zero"]
+        if length <= 0 or zero not in (True, False):
+            raise ValueError(f"at {start}")
+        if start >= size:  # it rounds up to a sector
+            return
+        end = min(start + length, size)
+        if start != builder.end:
+            raise ValueError(f"at {start}")
+        builder.append(end, HOLE if zero else Flags.DATA)
+    except (ValueError, KeyError, TypeError, OverflowError) as exc:
+        raise NoHelper(f"qemu-img's map makes no sense ({exc})") from None
+
+
+def _closing(line: bytes) -> Token:
+    kind, _, rest = line.decode("ascii", "replace").partition(" ")
+    parts = rest.split(":")
+    if (kind, len(parts)) in (("i", 5), ("j", 2)) and all(p.lstrip("-").isdigit() for p in parts):
+        return Token(kind == "i", rest)
     if kind == "x" and rest == "2":
         raise SourceNotFound("no such file")
     if kind == "x" and rest == "116":
         raise SourceChanged("changed while its extents were read")
     if kind == "x":
-        raise ImgfsError(f"the helper failed with errno {rest}")
-    raise ProtocolViolation(f"the helper said {line[:80]!r}")
+        raise ImgfsError(f"the helper on the server failed with errno {rest[:9]}")
+    raise NoHelper(f"it said {line[:80]!r}")
+
+
+class Helpers:
+    """The helpers of one connection."""
+
+    def __init__(self, connection: Any, settings: SshSettings, where: str) -> None:
+        self._connection = connection
+        self._settings = settings
+        self._where = where
+        self._kinds = list(settings.helpers) if settings.extents else []
+        self._kept: Helper | None = None
+        self._asking = asyncio.Lock()
+        self._mapping = asyncio.Semaphore(MAPS_AT_ONCE)
+
+    async def identity(self, path: bytes) -> Token | None:
+        """The file's state, or None where nobody can tell.  Raises SourceNotFound."""
+        async with self._asking:
+            helper = self._kept or await self._start()
+            if helper is None:
+                return None
+            self._kept = None
+            try:
+                token = await helper.identity(path)
+            except ImgfsError as exc:  # an answer, so the process is in order
+                self._kept = helper
+                if isinstance(exc, SourceNotFound):
+                    raise
+                self._gone(exc)
+                return None
+            except NoHelper as exc:
+                self._gone(exc)
+                helper.close()
+                return None
+            except asyncio.CancelledError:
+                helper.close()
+                raise
+            self._kept = helper
+            return token
+
+    async def extents(self, path: bytes, size: int) -> tuple[ExtentList, Token] | None:
+        """All extents, or None where nobody can tell.  Raises SourceChanged, SourceNotFound."""
+        async with self._mapping:
+            helper = await self._start()
+            if helper is None:
+                return None
+            try:
+                return await helper.extents(path, size)
+            except (SourceChanged, SourceNotFound):
+                raise
+            except (NoHelper, ImgfsError) as exc:
+                self._gone(exc)
+                return None
+            finally:
+                helper.close()
+
+    async def _start(self) -> Helper | None:
+        """The first kind that answers; those that do not are not tried again."""
+        while self._kinds:
+            kind = self._kinds[0]
+            process = None
+            try:
+                async with asyncio.timeout(START_S):
+                    process = await self._connection.create_process(
+                        HELPERS[kind][0], encoding=None, stderr=asyncssh.DEVNULL
+                    )
+                    helper = Helper(process, kind, self._settings.timeout_s)
+                    await helper.greet()
+                    return helper
+            except (NoHelper, asyncssh.Error, OSError) as exc:
+                if process is not None:
+                    process.close()
+                log.info("%s: no %s helper there: %s", self._where, kind, exc)
+                if kind in self._kinds:
+                    self._kinds.remove(kind)
+        return None
+
+    def _gone(self, exc: Exception) -> None:
+        log.info("%s: the helper there failed: %s", self._where, exc)

@@ -1,205 +1,222 @@
-"""One ssh connection to a host, on the asyncio side of the bridge: made when needed, made
-again when it broke, shared by all that read there."""
+"""The connection to one host, on the asyncio side of the bridge; shared by all that read there.
+
+A *session* is one connection with its SFTP channel and its helper.  A link has at most one that
+is in use, and makes another when that broke:
+
+    none ----> connecting ----> in use ----> lost
+      ^            |                          |
+      +------------+----- after a pause ------+
+
+Invariants.  There is one attempt at a time, whoever waits for it (`session`), and waiters that go
+away do not end it.  A session that anybody found broken is given to nobody any more.
+A request that was sent holds its slot until it is answered, even if nobody wants the answer any
+more, so the server never has more than `depth` of them.
+
+The watchdog.  Requests are answered in order, so a slow server is one that answers some
+of them and a dead one answers none.  While requests are out and none is answered for
+`timeout_s`, the session is lost, with SourceTimeout.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator
-from typing import Any
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
 
 import asyncssh
 
-from imgfs.errors import (
-    HostKeyError,
-    LoginRefused,
-    ProtocolViolation,
-    SourceTimeout,
-    SourceUnreachable,
-)
-from imgfs.sources import ssh_helper
+from imgfs.errors import ImgfsError, SourceTimeout, SourceUnreachable
+from imgfs.sources.ssh_errors import Broken, file_errors, login_errors
+from imgfs.sources.ssh_helper import Helpers
+from imgfs.sources.ssh_login import Answers, options
 from imgfs.sources.ssh_settings import SshSettings
 from imgfs.url import SshUrl
 
 log = logging.getLogger(__name__)
 
-#: AES in hardware is about twice as fast as chacha20, OpenSSH's default, in asyncssh.
-CIPHERS = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes256-ctr"]
-CIPHERS += ["chacha20-poly1305@openssh.com"]
-IN_FLIGHT = 64  # reads under way on one connection
-FALLBACK_READ = 32 << 10  # what every SFTP server answers at once
-KEEPALIVE_S = 10
+Result = TypeVar("Result")
+
+SAFE_READ = 32 << 10  # what every SFTP server answers at once
+MOST_READ = 1 << 20  # more gains nothing and delays what is behind it
+FIRST_PAUSE_S = 0.1
+LAST_PAUSE_S = 2.0
 
 
-class Broken(Exception):
-    """The connection is of no use any more; another one may be."""
+class Session:
+    """One connection.  `lost` is set once it is of no use, and says why."""
 
+    def __init__(
+        self,
+        connection: asyncssh.SSHClientConnection,
+        sftp: asyncssh.SFTPClient,
+        settings: SshSettings,
+        where: str,
+    ) -> None:
+        self.sftp = sftp
+        self.helpers = Helpers(connection, settings, where)
+        self.read_size = min(sftp.limits.max_read_len or SAFE_READ, MOST_READ)
+        self.lost: SourceUnreachable | None = None
+        self._connection = connection
 
-class HelperPipe:
-    """The helper process's input and output."""
+    @property
+    def alive(self) -> bool:
+        return self.lost is None and not self._connection.is_closed()
 
-    def __init__(self, process: Any) -> None:
-        self._process = process
-
-    def write(self, data: bytes) -> None:
-        self._process.stdin.write(data)
-
-    async def lines(self) -> AsyncIterator[bytes]:
-        while line := await self._process.stdout.readline():
-            yield line
+    def end(self, why: SourceUnreachable) -> None:
+        """Give it up; whoever waits on it gets an error."""
+        if self.lost is None:
+            self.lost = why
+            self._connection.abort()
 
 
 class SshLink:
-    """The connection to one host.  All methods run on the bridge's loop."""
+    """The way to one host.  All methods run on the bridge's loop."""
 
     def __init__(self, url: SshUrl, settings: SshSettings) -> None:
         self.settings = settings
+        self.where = f"{url.host}:{url.port}" if url.port else url.host
         self._url = url
-        self._where = f"{url.host}:{url.port}" if url.port else url.host
-        self._connecting = asyncio.Lock()
-        self._asking = asyncio.Lock()
-        self._connection: asyncssh.SSHClientConnection | None = None
-        self._sftp: asyncssh.SFTPClient | None = None
-        self._helper: HelperPipe | None = None
-        self.generation = 0  # counts connections, so that handles of an old one are known
-        self.slots = asyncio.Semaphore(IN_FLIGHT)
-        self.last_answer = 0.0  # loop time of the last read that was answered
+        self._answers = Answers(settings.prompt) if settings.prompt else None
+        self._loop = asyncio.get_running_loop()
+        self._session: Session | None = None
+        self._connecting: asyncio.Task[Session] | None = None
+        self._ever = False
+        self._pause = 0.0
+        self._slots = asyncio.Semaphore(settings.depth)
+        self._out = 0
+        self._quiet_since = 0.0
+        self._watchdog: asyncio.TimerHandle | None = None
 
-    @property
-    def read_size(self) -> int:
-        """How many bytes one read request may ask for."""
-        limit = self._sftp.limits.max_read_len if self._sftp else 0
-        return limit or FALLBACK_READ
+    async def run(self, work: Callable[[Session], Awaitable[Result]]) -> Result:
+        """`await work(session)`; again on a new session when that one broke.
 
-    async def sftp(self) -> asyncssh.SFTPClient:
-        """The SFTP session, connected.  Raises an ImgfsError, Broken where trying again helps."""
-        async with self._connecting:
-            if self._sftp is None or self._connection is None or self._connection.is_closed():
-                self.drop()
-                await self._connect()
-            assert self._sftp is not None
-            return self._sftp
-
-    def drop(self) -> None:
-        """Give the connection up; whoever waits on it gets an error."""
-        if self._connection is not None:
-            self._connection.abort()
-        self._connection = self._sftp = self._helper = None
-
-    async def _connect(self) -> None:
-        settings = self.settings
-        options: dict[str, Any] = {
-            "encryption_algs": CIPHERS,
-            "compression_algs": None,
-            "connect_timeout": settings.timeout_s,
-            "login_timeout": settings.timeout_s,
-            "keepalive_interval": KEEPALIVE_S,
-        }
-        if settings.known_hosts is not None:
-            options["known_hosts"] = settings.known_hosts
-        if settings.identity is not None:
-            options["client_keys"] = [settings.identity]
-        if self._url.user:
-            options["username"] = self._url.user
-        port = () if self._url.port is None else (self._url.port,)
-        with self.translated():
-            self._connection = await asyncssh.connect(self._url.host, *port, **options)
-            self._sftp = await self._connection.start_sftp_client()
-        self.generation += 1
-        self.last_answer = asyncio.get_running_loop().time()
-
-    @contextlib.contextmanager
-    def translated(self) -> Any:
-        """asyncssh's exceptions as ours; Broken for a connection that is gone."""
-        where = self._where
-        try:
-            yield
-        except asyncssh.HostKeyNotVerifiable as exc:
-            raise HostKeyError(
-                f"{where}: the host key is not trusted ({exc.reason}); connect once with ssh, "
-                "or name a file with -o known_hosts="
-            ) from exc
-        except asyncssh.PermissionDenied as exc:
-            raise LoginRefused(
-                f"{where}: the server refused the login; load the key into the agent, "
-                "or name it with -o identity="
-            ) from exc
-        except asyncssh.SFTPError as exc:
-            if isinstance(exc, asyncssh.SFTPConnectionLost | asyncssh.SFTPNoConnection):
-                raise Broken(f"{where}: connection lost") from exc
-            raise
-        except asyncssh.Error as exc:
-            raise Broken(f"{where}: {exc.reason or exc}") from exc
-        except TimeoutError as exc:
-            raise Broken(f"{where}: does not answer") from exc
-        except OSError as exc:
-            raise Broken(f"{where}: {exc.strerror or exc}") from exc
-
-    async def ask_helper(self, what: str, path: bytes) -> Any:
-        """What the helper says of the path ("id" or "map"); None where there is no helper."""
-        await self.sftp()
-        async with self._asking:
-            try:
-                if self._helper is None:
-                    self._helper = await self._start_helper()
-                ask = ssh_helper.extents if what == "map" else ssh_helper.identity
-                async with asyncio.timeout(None if what == "map" else self.settings.timeout_s):
-                    return await ask(self._helper, path)
-            except (ProtocolViolation, asyncssh.Error, OSError) as exc:
-                log.info("%s: no helper on the server: %s", self._where, exc)
-                self._helper = None
-                return None
-
-    async def _start_helper(self) -> HelperPipe:
-        assert self._connection is not None
-        process = await self._connection.create_process(
-            ssh_helper.COMMAND, encoding=None, stderr=asyncssh.DEVNULL
-        )
-        pipe = HelperPipe(process)
-        await ssh_helper.start(pipe)
-        return pipe
-
-    async def attempt(self, work: Any) -> Any:
-        """`await work()` on a live connection, again on a new one when it broke, until the timeout.
-
-        Raises SourceUnreachable or SourceTimeout in the end; other errors at once.
+        Raises SourceUnreachable or SourceTimeout after `timeout_s` without a connection, or at
+        once when there has never been one; SourceTimeout when the session fell silent for as
+        long; any other ImgfsError at once.
         """
-        loop = asyncio.get_running_loop()
-        deadline, pause = loop.time() + self.settings.timeout_s, 0.1
+        deadline: float | None = None
         while True:
             try:
-                async with asyncio.timeout_at(deadline) as limit:
-                    await self.sftp()
-                    limit.reschedule(None)
-                    with self.translated():
-                        return await work()
-            except TimeoutError:
-                raise SourceTimeout(f"{self._where}: no answer in {self._patience}") from None
+                session = await self._get(deadline)
             except Broken as exc:
-                if self.generation == 0 or loop.time() + pause > deadline:
-                    raise SourceUnreachable(str(exc)) from exc
-                log.info("%s; trying again", exc)
-            await asyncio.sleep(pause)
-            pause = min(2.0, pause * 2)
+                failure = exc.error
+                if not self._ever:
+                    raise type(failure)(str(failure)) from exc
+            else:
+                try:
+                    with file_errors(self.where):
+                        result = await work(session)
+                    self._pause = 0.0
+                    return result
+                except Broken as exc:
+                    failure = session.lost or exc.error
+                    session.end(failure)
+                    if isinstance(failure, SourceTimeout):
+                        raise SourceTimeout(str(failure)) from exc
+            now = self._loop.time()
+            deadline = deadline or now + self.settings.timeout_s
+            if now >= deadline:
+                raise type(failure)(str(failure))
+            log.info("%s; trying again", failure)
 
-    @property
-    def _patience(self) -> str:
-        return f"{self.settings.timeout_s:g} s"
+    async def request(self, make: Callable[[], Awaitable[Result]]) -> Result:
+        """One request to the SFTP server, when a slot is free.
 
-    async def wait_for_answer(self, request: asyncio.Task[Any]) -> Any:
-        """A request's answer.  While other answers come in it may take its time; when none does for
-        the timeout the connection is dropped.  Raises SourceTimeout."""
-        loop = asyncio.get_running_loop()
-        begun = loop.time()
-        while True:
-            silent_since = max(begun, self.last_answer)
-            left = silent_since + self.settings.timeout_s - loop.time()
-            if left <= 0:
-                request.cancel()
-                self.drop()
-                raise SourceTimeout(f"{self._where}: no answer in {self._patience}")
-            done, _ = await asyncio.wait([request], timeout=left)
-            if done:
-                self.last_answer = loop.time()
-                return request.result()
+        Not to be cancelled once it was sent: the answer comes all the same.
+        """
+        async with self._slots:
+            if self._out == 0:
+                self._quiet_since = self._loop.time()
+            self._out += 1
+            if self._watchdog is None:
+                self._watch()
+            try:
+                return await make()
+            finally:
+                self._out -= 1
+                self._quiet_since = self._loop.time()
+
+    async def close(self) -> None:
+        """End the connection in good order, as far as the server lets us."""
+        if self._connecting is not None:
+            self._connecting.cancel()
+        session, self._session = self._session, None
+        if session is not None:
+            session.end(SourceUnreachable(f"{self.where}: the connection was closed"))
+        if self._watchdog is not None:
+            self._watchdog.cancel()
+
+    def _watch(self) -> None:
+        self._watchdog = None
+        if self._out == 0:
+            return
+        patience = self.settings.timeout_s
+        left = self._quiet_since + patience - self._loop.time()
+        if left > 0:
+            self._watchdog = self._loop.call_later(left, self._watch)
+        elif self._session is not None:
+            self._session.end(SourceTimeout(f"{self.where}: no answer in {patience:g} s"))
+
+    async def _get(self, deadline: float | None) -> Session:
+        """The session in use, or one that is made now.  Raises Broken, and ImgfsError for good."""
+        if self._session is not None and self._session.alive:
+            return self._session
+        if self._connecting is None:
+            self._connecting = self._loop.create_task(self._connect())
+            self._connecting.add_done_callback(self._connected)
+        # A person may be typing the first time; asyncssh's own timeouts bound that.
+        patience = self.settings.timeout_s if self._ever or not self._answers else None
+        at = deadline or (None if patience is None else self._loop.time() + patience)
+        attempt = self._connecting
+        try:
+            async with asyncio.timeout_at(at):
+                return await asyncio.shield(attempt)
+        except TimeoutError as exc:
+            said = f"{self.where}: no connection in {self.settings.timeout_s:g} s"
+            raise Broken(SourceTimeout(said)) from exc
+        except asyncio.CancelledError:
+            this = asyncio.current_task()
+            if attempt.cancelled() and this is not None and not this.cancelling():
+                raise Broken(SourceUnreachable(f"{self.where}: closed")) from None
+            raise
+
+    def _connected(self, task: asyncio.Task[Session]) -> None:
+        self._connecting = None
+        if task.cancelled():
+            return
+        if task.exception() is None:
+            self._session = task.result()
+            self._ever = True
+
+    async def _connect(self) -> Session:
+        """One attempt, not sooner than a pause after the last one that came to nothing."""
+        await asyncio.sleep(self._pause)
+        self._pause = min(LAST_PAUSE_S, max(FIRST_PAUSE_S, self._pause * 2))
+        connection: asyncssh.SSHClientConnection | None = None
+        try:
+            with login_errors(self.where):
+                chosen = options(self._url, self.settings, self._answers)
+                connection = await asyncssh.connect(**chosen)
+                async with asyncio.timeout(self.settings.timeout_s):
+                    sftp = await connection.start_sftp_client(path_encoding=None)
+        except BaseException as exc:
+            if connection is not None:
+                connection.abort()
+            if isinstance(exc, ImgfsError) and self._answers is not None:
+                self._answers.forget()
+            raise
+        return Session(connection, sftp, self.settings, self.where)
+
+
+def in_background(task: Awaitable[Any]) -> asyncio.Future[Any]:
+    """A task whose failure interests nobody."""
+
+    def retrieved(done: asyncio.Future[Any]) -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            done.exception()
+
+    future = asyncio.ensure_future(task)
+    future.add_done_callback(retrieved)
+    return future

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+#: What may tell extents and exact identity on the server, tried in this order.
+HELPERS = ("python3", "perl", "qemu-img")
+
+#: Given a question ("password of a@b: "), its answer; None: there is nobody to ask.
+Prompt = Callable[[str], str | None]
 
 
 @dataclass(frozen=True, slots=True)
 class SshSettings:
-    """What overrides ~/.ssh; `timeout_s` is how long an absent server is waited for."""
+    """What overrides ~/.ssh; `timeout_s` is how long an absent or silent server is waited for."""
 
     timeout_s: float = 30.0
     known_hosts: str | None = None
-    identity: str | None = None
-    extents: bool = True
+    identity: str | tuple[str, ...] | None = None  #: private key files, instead of the default ones
+    config: str | None = None  #: instead of ~/.ssh/config
+    extents: bool = True  #: ask the server for extents and exact identity
+    helpers: tuple[str, ...] = HELPERS
+    depth: int = 64  #: requests in flight on one connection
+    prompt: Prompt | None = field(default=None, compare=False, repr=False)

@@ -1,0 +1,330 @@
+"""One open file on a server, on the asyncio side of the bridge.
+
+Whether it is still the file that was opened is told by two things: its size and mtime as
+SFTP has them, which cost nothing and are compared after every read; and the helper's exact
+token, compared where both times there was one.  A helper that is missing this time says nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import stat
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import asyncssh
+
+from imgfs.errors import (
+    ImgfsError,
+    NotAnImage,
+    ProtocolViolation,
+    ShortRead,
+    SourceChanged,
+    SourceNotFound,
+    SourceUnreachable,
+)
+from imgfs.extents import ExtentList, from_data_ranges
+from imgfs.sources.base import Identity, SourceStat
+from imgfs.sources.ssh_errors import Broken, file_errors
+from imgfs.sources.ssh_helper import Token
+from imgfs.sources.ssh_link import Session, SshLink, in_background
+from imgfs.url import SshUrl
+
+log = logging.getLogger(__name__)
+
+NS = 1_000_000_000
+TRIES = 3  # to see a file that somebody is writing in one state
+MOST_RANGES = 8 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the server says of the file: SFTP's attributes and the helper's token."""
+
+    size: int  # as SFTP has it: 0 for a device
+    mtime_s: int
+    mode: int
+    token: Token | None
+
+    def differs(self, other: State) -> bool:
+        """Are these certainly states of different files, or of different times?"""
+        if (self.size, self.mtime_s) != (other.size, other.mtime_s):
+            return True
+        ours, theirs = self.token, other.token
+        if ours is None or theirs is None or ours.exact != theirs.exact:
+            return False
+        return ours != theirs
+
+    def as_stat(self) -> SourceStat:
+        mode, token = stat.S_IMODE(self.mode) & 0o777, self.token
+        if token is not None and token.exact:
+            return SourceStat(token.size, token.mtime_ns, mode, Identity("stat", token.text))
+        identity = Identity("sftp", f"{self.size}:{self.mtime_s}")
+        return SourceStat(self.size, self.mtime_s * NS, mode, identity)
+
+
+class SshFile:
+    """All methods run on the bridge's loop and raise ImgfsErrors."""
+
+    def __init__(self, link: SshLink, url: SshUrl) -> None:
+        self.name = url.text
+        self._link = link
+        self._path = url.path
+        self._opening = asyncio.Lock()
+        self._session: Session | None = None
+        self._file: Any = None
+        self._state: State | None = None
+        self.size = 0
+
+    async def open(self) -> SourceStat:
+        """Raises SourceNotFound, NotAnImage, AccessDenied and what connecting raises."""
+        await self._link.run(self._opened)
+        assert self._state is not None
+        found = self._state.as_stat()
+        self.size = found.size
+        return found
+
+    async def check(self) -> None:
+        """Raises SourceChanged when another file is under the path now."""
+
+        async def work(session: Session) -> None:
+            with self._gone_is_changed():
+                self._compare(await self._look(session))
+
+        await self._link.run(work)
+
+    async def read(self, offset: int, length: int) -> bytes:
+        """Exactly `length` bytes of the file that was opened.
+
+        The pieces are requested all at once, and behind them the file's attributes by path, which
+        the server answers last: what it read before that belongs to what it says then.
+        """
+
+        async def work(session: Session) -> bytes:
+            file = await self._opened(session)
+            return await Batch(self, session, file).run(offset, length)
+
+        return await self._link.run(work)
+
+    async def extents(self) -> ExtentList | None:
+        """All extents; None where the server cannot tell.  Raises SourceChanged."""
+
+        async def work(session: Session) -> ExtentList | None:
+            file = await self._opened(session)
+            with self._gone_is_changed():
+                found = await self._ranges(file)
+                if found is None:
+                    found = await self._walked(session)
+                self._compare(await self._look(session))
+            return found
+
+        return await self._link.run(work)
+
+    async def close(self) -> None:
+        """Give the handle back; does not wait for the server."""
+        file, session = self._file, self._session
+        self._file = self._session = None
+        if file is not None and session is not None and session.alive:
+            in_background(self._link.request(file.close))
+
+    async def attributes(self, session: Session) -> State:
+        """As SFTP has them, by path."""
+        with file_errors(self.name):
+            attrs = await self._link.request(lambda: session.sftp.stat(self._path))
+        return _state(attrs, None)
+
+    def unchanged(self, found: State) -> None:
+        """Raises SourceChanged when SFTP's attributes are not those of the opened file."""
+        self._compare(found)
+
+    def _compare(self, found: State) -> None:
+        assert self._state is not None
+        if found.differs(self._state):
+            raise SourceChanged(f"{self.name}: changed since it was opened")
+
+    @contextlib.contextmanager
+    def _gone_is_changed(self) -> Iterator[None]:
+        try:
+            yield
+        except SourceNotFound as exc:
+            raise SourceChanged(f"{self.name}: was deleted since it was opened") from exc
+
+    async def _opened(self, session: Session) -> Any:
+        """The handle, of this session; a file that was opened before must be the same."""
+        if self._session is session and self._file is not None:
+            return self._file
+        async with self._opening:
+            if self._session is session and self._file is not None:
+                return self._file
+            if self._state is None:
+                self._file, self._state = await self._open_one(session)
+            else:
+                with self._gone_is_changed():
+                    file, state = await self._open_one(session)
+                self._compare(state)
+                self._file = file
+            self._session = session
+            return self._file
+
+    async def _open_one(self, session: Session) -> tuple[Any, State]:
+        """A handle and the state of what it leads to, both of one file in one state."""
+        for _ in range(TRIES):
+            before = await self._look(session)
+            with file_errors(self.name):
+                file = await self._link.request(
+                    lambda: session.sftp.open(self._path, "rb", block_size=0)
+                )
+                opened = _state(await self._link.request(file.stat), None)
+            after = await self._look(session)
+            if not (before.differs(after) or before.differs(opened)):
+                return file, after
+            in_background(self._link.request(file.close))
+        raise SourceChanged(f"{self.name}: is being written to")
+
+    async def _look(self, session: Session) -> State:
+        """What is under the path now."""
+        found = await self.attributes(session)
+        kind = stat.S_IFMT(found.mode)
+        if kind == stat.S_IFDIR:
+            raise NotAnImage(f"{self.name}: is a directory, not an image")
+        if kind not in (0, stat.S_IFREG, stat.S_IFBLK):
+            raise NotAnImage(f"{self.name}: is neither a file nor a block device")
+        token = await session.helpers.identity(self._path)
+        if not session.alive:
+            raise Broken(session.lost or _lost(self.name))
+        if kind == stat.S_IFBLK and (token is None or not token.exact):
+            raise NotAnImage(f"{self.name}: a device's size needs python3 on the server")
+        if kind != stat.S_IFBLK and token is not None and token.size != found.size:
+            token = None  # written to in between; what SFTP says is compared
+        return State(found.size, found.mtime_s, found.mode, token)
+
+    async def _walked(self, session: Session) -> ExtentList | None:
+        """Extents from the helper, of the state that was opened."""
+        assert self._state is not None
+        for attempt in range(TRIES):
+            try:
+                answer = await session.helpers.extents(self._path, self.size)
+            except SourceChanged as exc:
+                if attempt + 1 == TRIES:
+                    raise SourceChanged(f"{self.name}: {exc}") from exc
+                continue
+            if answer is None:
+                if not session.alive:
+                    raise Broken(session.lost or _lost(self.name))
+                return None
+            found, token = answer
+            known = self._state.token
+            if known is not None and known.exact == token.exact and known != token:
+                raise SourceChanged(f"{self.name}: changed since it was opened")
+            return found
+        raise AssertionError("unreachable")
+
+    async def _ranges(self, file: Any) -> ExtentList | None:
+        """Extents by ranges@asyncssh.com; None unless the server has it and finds a hole."""
+        if not self.size or not self._link.settings.extents:
+            return None
+        ranges: list[tuple[int, int]] = []
+        try:
+            async with asyncio.timeout(self._link.settings.timeout_s):
+                async for start, length in file.request_ranges(0, self.size):
+                    if length <= 0 or len(ranges) >= MOST_RANGES:
+                        raise ValueError("no progress")
+                    ranges.append((start, start + length))
+            if ranges == [(0, self.size)]:  # what a server without the extension seems to say
+                return None
+            return from_data_ranges(iter(_joined(ranges)), self.size)
+        except (ValueError, OverflowError, TimeoutError, asyncssh.SFTPError) as exc:
+            log.info("%s: the server's ranges are of no use: %s", self.name, exc)
+            return None
+
+
+def _lost(name: str) -> SourceUnreachable:
+    return SourceUnreachable(f"{name}: the connection was lost")
+
+
+def _joined(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
+    """Ranges that touch, as one."""
+    current: tuple[int, int] | None = None
+    for start, end in ranges:
+        if current is not None and start == current[1]:
+            current = (current[0], end)
+            continue
+        if current is not None:
+            yield current
+        current = (start, end)
+    if current is not None:
+        yield current
+
+
+def _state(attrs: Any, token: Token | None) -> State:
+    if attrs.size is None or attrs.mtime is None:
+        raise ProtocolViolation("the server does not tell the file's size and mtime")
+    return State(attrs.size, attrs.mtime, attrs.permissions or 0, token)
+
+
+class Batch:
+    """The requests of one read.
+
+    When the reader goes away or a piece fails, requests that were sent are answered all the same
+    and their answers dropped; those still waiting for a slot are never sent.
+    """
+
+    def __init__(self, owner: SshFile, session: Session, file: Any) -> None:
+        self._owner = owner
+        self._session = session
+        self._link = owner._link
+        self._file = file
+        self._wanted = True
+        self._answered = 0  # how many answers have come
+
+    async def run(self, offset: int, length: int) -> bytes:
+        step, end = self._session.read_size, offset + length
+        pieces = [
+            in_background(self._piece(at, min(step, end - at))) for at in range(offset, end, step)
+        ]
+        behind = in_background(self._look())
+        try:
+            # Unlike gather it leaves them alone when this is cancelled.
+            await asyncio.wait([*pieces, behind])
+        finally:
+            self._wanted = False
+        with file_errors(self._owner.name), self._owner._gone_is_changed():
+            parts = [piece.result() for piece in pieces]
+            found, answered_then = behind.result()
+            if answered_then < self._answered:
+                # Something was read after the look: asked for again, or out of order.
+                found = await self._owner.attributes(self._session)
+        self._owner.unchanged(found)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    async def _look(self) -> tuple[State, int]:
+        found = await self._owner.attributes(self._session)
+        return found, self._answered
+
+    async def _piece(self, offset: int, length: int) -> bytes:
+        data = b""
+        while len(data) < length:
+            at, left = offset + len(data), length - len(data)
+            more = await self._link.request(partial(self._ask, at, left))
+            if len(more) > left:
+                raise ProtocolViolation(f"{self._owner.name}: the server sent more than was asked")
+            data = data + more if data else more
+        return data
+
+    async def _ask(self, offset: int, length: int) -> bytes:
+        if not self._wanted:
+            raise ImgfsError("nobody wants it any more")
+        more: bytes = await self._file.read(length, offset)
+        self._answered += 1
+        if not more:
+            self._owner.unchanged(await self._session_attributes())
+            raise ShortRead(f"{self._owner.name}: ends at {offset}, before its size")
+        return more
+
+    async def _session_attributes(self) -> State:
+        attrs = await self._session.sftp.stat(self._owner._path)
+        return _state(attrs, None)
