@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
@@ -69,7 +70,8 @@ def readers(m: Mount) -> tuple[threading.Event, list[threading.Thread]]:
         except OSError:
             pass
         finally:
-            os.close(fd)
+            with contextlib.suppress(OSError):  # FLUSH fails once the connection is gone
+                os.close(fd)
 
     threads = [threading.Thread(target=read) for _ in range(4)]
     for thread in threads:
