@@ -16,6 +16,7 @@ STORE: int  # bytes of a store, when their blocks are present
 DATA: int  # lseek: data
 HOLE: int  # lseek: hole
 UNKNOWN: int  # lseek: ask Python (only with ASK)
+WATCHES: int  # how many ranges of a map can be watched
 
 class Store:
     """A file with `size` bytes in blocks of `block_size`, each present or not.
@@ -51,6 +52,13 @@ class Store:
         """[blocks] The file's bytes, present or not; OSError EIO when the file is shorter."""
     def write(self, offset: int, data: Buffer) -> None:
         """[blocks] Write all of data; OSError (ENOSPC …) otherwise.  Does not mark blocks present."""
+    def write_nonzero(
+        self, offset: int, data: Buffer
+    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """[blocks] Write the data, but for the blocks in which all of it is zero.
+
+        Returns the blocks written, as runs (first_block, count), and the rest as ranges
+        (start, end) in bytes.  OSError (ENOSPC …): some of it may have been written."""
     def punch(self, offset: int, length: int) -> None:
         """[blocks] Give the range's disk space back."""
     def quiesce(self) -> None:
@@ -79,6 +87,13 @@ class SegmentMap:
         """kind: DATA, HOLE or UNKNOWN.  Retracts whatever was published."""
     def segments(self, offset: int, length: int) -> list[tuple[int, int, int, int]]:
         """(start, end, ASK|ZERO|LITERAL|STORE, DATA|HOLE|UNKNOWN) clipped to the range."""
+    def watch(self, slot: int, start: int, end: int) -> None:
+        """Tell of the first read from now on that touches the range, and free the slot by that.
+        start == end frees it now.  slot < WATCHES.  A read that must ask Python is not told of."""
+    def watch_fd(self) -> int:
+        """An eventfd, the map's own: readable when `take_seen` has something."""
+    def take_seen(self) -> list[int]:
+        """The slots whose ranges were read since this was asked last."""
     def data_bytes(self) -> int:
         """How many bytes lseek calls data or does not know."""
     def read(self, offset: int, length: int) -> bytes | None:

@@ -193,6 +193,47 @@ static PyObject *map_seek(MapObject *self, PyObject *args)
 	return none_or(result);
 }
 
+static PyObject *map_watch(MapObject *self, PyObject *args)
+{
+	unsigned long long start, end;
+	unsigned slot;
+	int fd;
+
+	if (!PyArg_ParseTuple(args, "IKK", &slot, &start, &end))
+		return NULL;
+	if (slot >= MAX_WATCHES || start > end)
+		return none_or(-EINVAL);
+	fd = segmap_watch_fd(self->map);
+	if (fd < 0)
+		return none_or(fd);
+	segmap_watch(self->map, slot, start == end ? NO_WATCH : start, end);
+	Py_RETURN_NONE;
+}
+
+static PyObject *map_watch_fd(MapObject *self, PyObject *unused)
+{
+	int fd = segmap_watch_fd(self->map);
+
+	(void)unused;
+	return fd < 0 ? none_or(fd) : PyLong_FromLong(fd);
+}
+
+static PyObject *map_take_seen(MapObject *self, PyObject *unused)
+{
+	unsigned seen = segmap_take_seen(self->map), slot;
+	PyObject *list = PyList_New(0);
+
+	(void)unused;
+	for (slot = 0; list && seen; slot++, seen >>= 1) {
+		PyObject *number = seen & 1 ? PyLong_FromLong((long)slot) : NULL;
+
+		if (seen & 1 && (!number || PyList_Append(list, number)))
+			Py_CLEAR(list);
+		Py_XDECREF(number);
+	}
+	return list;
+}
+
 static PyObject *map_data_bytes(MapObject *self, PyObject *unused)
 {
 	(void)unused;
@@ -221,6 +262,9 @@ static PyMethodDef map_methods[] = {
 	{ "set_literal", KEYWORDS(map_set_literal) },
 	{ "segments", (PyCFunction)map_segments, METH_VARARGS, NULL },
 	{ "data_bytes", (PyCFunction)map_data_bytes, METH_NOARGS, NULL },
+	{ "watch", (PyCFunction)map_watch, METH_VARARGS, NULL },
+	{ "watch_fd", (PyCFunction)map_watch_fd, METH_NOARGS, NULL },
+	{ "take_seen", (PyCFunction)map_take_seen, METH_NOARGS, NULL },
 	{ "read", (PyCFunction)map_read, METH_VARARGS, NULL },
 	{ "seek", (PyCFunction)map_seek, METH_VARARGS, NULL },
 	{ NULL, NULL, 0, NULL },
@@ -322,7 +366,8 @@ static int add_all(PyObject *m)
 	    PyModule_AddIntConstant(m, "STORE", SEG_STORE) ||
 	    PyModule_AddIntConstant(m, "DATA", SEEK_IS_DATA) ||
 	    PyModule_AddIntConstant(m, "HOLE", SEEK_IS_HOLE) ||
-	    PyModule_AddIntConstant(m, "UNKNOWN", SEEK_IS_UNKNOWN))
+	    PyModule_AddIntConstant(m, "UNKNOWN", SEEK_IS_UNKNOWN) ||
+	    PyModule_AddIntConstant(m, "WATCHES", MAX_WATCHES))
 		return -1;
 	capsule = PyCapsule_New((void *)&api, MAP_CAPSULE, NULL);
 	if (PyModule_AddObjectRef(m, "_C_API", capsule)) {

@@ -215,10 +215,14 @@ struct segmap *segmap_new(uint64_t size)
 {
 	struct segmap *map = calloc(1, sizeof(*map));
 	pthread_rwlockattr_t attr;
+	unsigned i;
 
 	if (!map)
 		return NULL;
 	map->size = size;
+	map->watch_fd = -1;
+	for (i = 0; i < MAX_WATCHES; i++)
+		atomic_init(&map->watches[i].start, NO_WATCH);
 	atomic_init(&map->refs, 1);
 	/* Readers never nest; without this a stream of them starves the publisher. */
 	pthread_rwlockattr_init(&attr);
@@ -269,6 +273,8 @@ void segmap_unref(struct segmap *map)
 	free(map->stores);
 	free(map->chunks);
 	free(map->firsts);
+	if (map->watch_fd >= 0)
+		close(map->watch_fd);
 	pthread_rwlock_destroy(&map->lock);
 	free(map);
 }

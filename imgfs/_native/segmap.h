@@ -30,6 +30,15 @@ struct seg {
 	uint8_t seek;
 };
 
+/* A watched range: a read that touches it is told to whoever waits on the map's eventfd, once.
+ * So a sequential reader whose reads are all answered here can still be fetched ahead for. */
+#define MAX_WATCHES 8
+#define NO_WATCH UINT64_MAX
+
+struct watch {
+	atomic_uint_fast64_t start, end;   /* start is NO_WATCH when the slot is free */
+};
+
 #define CHUNK_SEGS 256
 
 struct chunk {
@@ -48,6 +57,10 @@ struct segmap {
 	unsigned n_stores;
 	atomic_uint refs;
 	atomic_uint_fast64_t bytes_served;
+	struct watch watches[MAX_WATCHES];
+	atomic_uint watching;  /* a bit for each slot in use */
+	atomic_uint seen;      /* a bit for each slot whose range was read */
+	int watch_fd;          /* eventfd, or -1 */
 };
 
 struct seg_view {
@@ -79,6 +92,13 @@ int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 
 /* 1: *found is lseek's answer.  0: only Python knows.  -ENXIO, -EINVAL. */
 int segmap_seek(struct segmap *map, int64_t offset, int whence, uint64_t *found);
+
+/* The eventfd, made at the first call, or -errno. */
+int segmap_watch_fd(struct segmap *map);
+/* start == NO_WATCH frees the slot. */
+void segmap_watch(struct segmap *map, unsigned slot, uint64_t start, uint64_t end);
+/* The slots whose ranges were read since the last call; each fires once. */
+unsigned segmap_take_seen(struct segmap *map);
 
 /* Up to `max` segments from `offset` on; returns how many. */
 size_t segmap_segments(struct segmap *map, uint64_t offset, uint64_t end, struct seg_view *out,

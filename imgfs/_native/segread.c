@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <string.h>
+#include <sys/eventfd.h>
 #include <unistd.h>
 
 /* A piece of a read that must be read from a store's file, after the lock is let go. */
@@ -56,10 +57,66 @@ static int64_t gather(struct segmap *map, uint64_t offset, uint64_t length, char
 	}
 }
 
+int segmap_watch_fd(struct segmap *map)
+{
+	int fd;
+
+	pthread_rwlock_wrlock(&map->lock);
+	if (map->watch_fd < 0)
+		map->watch_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	fd = map->watch_fd < 0 ? -errno : map->watch_fd;
+	pthread_rwlock_unlock(&map->lock);
+	return fd;
+}
+
+void segmap_watch(struct segmap *map, unsigned slot, uint64_t start, uint64_t end)
+{
+	struct watch *w = &map->watches[slot];
+
+	/* A reader between these two stores sees an empty range. */
+	atomic_store(&w->start, NO_WATCH);
+	atomic_store(&w->end, end);
+	atomic_store(&w->start, start);
+	if (start == NO_WATCH)
+		atomic_fetch_and(&map->watching, ~(1u << slot));
+	else
+		atomic_fetch_or(&map->watching, 1u << slot);
+}
+
+unsigned segmap_take_seen(struct segmap *map)
+{
+	uint64_t count;
+
+	/* Drained first: who sets a bit after the exchange writes to it again. */
+	if (map->watch_fd >= 0 && read(map->watch_fd, &count, sizeof(count)) < 0)
+		count = 0;   /* nothing was there */
+	return atomic_exchange(&map->seen, 0);
+}
+
+static void watches_tell(struct segmap *map, uint64_t start, uint64_t end)
+{
+	const uint64_t one = 1;
+	unsigned bits = atomic_load_explicit(&map->watching, memory_order_relaxed);
+
+	for (; bits; bits &= bits - 1) {
+		unsigned slot = (unsigned)__builtin_ctz(bits);
+		struct watch *w = &map->watches[slot];
+		uint_fast64_t at = atomic_load(&w->start);
+
+		if (at >= end || start >= atomic_load(&w->end))
+			continue;
+		if (!atomic_compare_exchange_strong(&w->start, &at, NO_WATCH))
+			continue;   /* another reader was first */
+		atomic_fetch_or(&map->seen, 1u << slot);
+		if (write(map->watch_fd, &one, sizeof(one)) < 0)
+			continue;   /* full: it is readable anyway */
+	}
+}
+
 int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 		enum seg_wait wait)
 {
-	uint64_t total = length;
+	uint64_t total = length, start = offset;
 
 	if (offset > map->size || length > map->size - offset)
 		return -EINVAL;
@@ -90,6 +147,8 @@ int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 		buf += done;
 	}
 	atomic_fetch_add_explicit(&map->bytes_served, total, memory_order_relaxed);
+	if (atomic_load_explicit(&map->watching, memory_order_relaxed))
+		watches_tell(map, start, offset);
 	return 1;
 }
 

@@ -309,6 +309,19 @@ int store_pread(struct store *st, void *buf, uint64_t length, uint64_t offset, b
 	return 0;
 }
 
+bool all_zero(const void *buf, size_t length)
+{
+	const char *bytes = buf;
+	const size_t head = length < 16 ? length : 16;
+	size_t i;
+
+	for (i = 0; i < head; i++)
+		if (bytes[i])
+			return false;
+	/* Each byte equals the one 16 before it, so all equal the head's. */
+	return memcmp(bytes, bytes + head, length - head) == 0;
+}
+
 int store_pwrite(struct store *st, const void *buf, uint64_t length, uint64_t offset)
 {
 	const char *from = buf;

@@ -54,6 +54,8 @@ int64_t store_oldest_age(struct store *st);
 /* 0, or -errno; -EIO when the file is shorter than that.  nowait: -EAGAIN instead of
  * waiting for a disk (and the bytes so far are lost, the caller reads again). */
 int store_pread(struct store *st, void *buf, uint64_t length, uint64_t offset, bool nowait);
+/* Are these bytes all zero? */
+bool all_zero(const void *buf, size_t length);
 int store_pwrite(struct store *st, const void *buf, uint64_t length, uint64_t offset);
 
 #endif
