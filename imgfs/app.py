@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
 from imgfs import mapjson
-from imgfs.cache.cached import CachedImage, make_cached
+from imgfs.cache.cached import CachedImage, open_cached
+from imgfs.cache.directory import default_limit, make_root, sweep
+from imgfs.cache.space import CacheSpace
 from imgfs.config import Options
-from imgfs.errors import ImgfsError, SourceChanged, UsageError
+from imgfs.errors import CacheError, ImgfsError, SourceChanged, UsageError
 from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource, open_file
 from imgfs.tree.nodes import Node, Tree, encode, image_name
@@ -22,6 +26,8 @@ from imgfs.views.raw import RawView
 
 if TYPE_CHECKING:
     from imgfs.sources.ssh import SshHosts
+
+log = logging.getLogger(__name__)
 
 CHECK_S = 5.0
 
@@ -63,14 +69,52 @@ async def open_source(text: str, options: Options) -> AsyncIterator[Source]:
             await sources.aclose()
 
 
+class Caches:
+    """What the images of a mount share: the cache's place on disk, and its limit."""
+
+    def __init__(self, options: Options) -> None:
+        self._limit = options.cache_size
+        self._root: Path | None = None
+        self._space: CacheSpace | None = None
+        self._making = trio.Lock()
+
+    async def hold(
+        self, source: Source, task_status: trio.TaskStatus[CachedImage] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Keep a cache for the source until that is another.  Raises nothing."""
+        space = await self._made()
+        async with open_cached(source, space, self._root) as image:
+            task_status.started(image)
+            await image.became_stale.wait()
+
+    async def _made(self) -> CacheSpace:
+        async with self._making:
+            if self._space is None:
+                limit = self._limit
+                try:
+                    self._root = make_root()
+                    await trio.to_thread.run_sync(sweep, self._root)
+                    if limit is None:
+                        limit = default_limit(self._root)
+                except CacheError as exc:
+                    log.warning("%s; reading without it", exc)
+                self._space = CacheSpace(limit or 0)
+            return self._space
+
+    def status(self) -> dict[str, int]:
+        """Bytes."""
+        space = self._space or CacheSpace(0)
+        return {"limit": space.limit, "used": space.used}
+
+
 class Mounted:
     """One image and the tree that shows it, through every generation of its source."""
 
-    def __init__(self, text: str, sources: Sources, options: Options, fills: trio.Nursery) -> None:
+    def __init__(self, text: str, sources: Sources, caches: Caches, nursery: trio.Nursery) -> None:
         self._text = text
         self._sources = sources
-        self._options = options
-        self._fills = fills
+        self._caches = caches
+        self._nursery = nursery
         self._opened: list[Source] = []
         self._reopening = trio.Lock()
         self.tree = Tree()
@@ -88,7 +132,7 @@ class Mounted:
         if isinstance(source, FileSource):
             self._text = source.url  # absolute: the process leaves its directory
         else:
-            cache = make_cached(source, self._fills, self._options.cache_size)
+            cache = await self._nursery.start(self._caches.hold, source)
         self._view = self._show(source, cache)
         return source
 
@@ -149,7 +193,8 @@ class Mounted:
             "errors": view.counters.errors,
             "last_error": view.counters.last_error,
         }
-        status = {"pid": os.getpid(), "images": {view.name: image}, "fast_path": dict(fast)}
+        status = {"pid": os.getpid(), "images": {view.name: image}}
+        status |= {"cache": self._caches.status(), "fast_path": dict(fast)}
         return (json.dumps(status, indent=2) + "\n").encode()
 
 
@@ -161,8 +206,8 @@ async def run_mount(
     from imgfs.fuse.operations import Operations
 
     sources = Sources(options)
-    async with trio.open_nursery() as fills:
-        image = Mounted(text, sources, options, fills)
+    async with trio.open_nursery() as nursery:
+        image = Mounted(text, sources, Caches(options), nursery)
         try:
             source = await image.open()
             if isinstance(source, FileSource) and _inside(source.url, mountpoint):
@@ -179,7 +224,7 @@ async def run_mount(
             session.mount(operations, mountpoint, source.url, options)
             await session.serve(operations, mountpoint, background)
         finally:
-            fills.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
                 await image.aclose()
                 await sources.aclose()

@@ -31,6 +31,10 @@ class MountError(ImgfsError):
     errno = _errno.ENODEV
 
 
+class CacheError(ImgfsError):
+    """The cache's directory cannot be used; reads go on without it."""
+
+
 class SourceNotFound(ImgfsError):
     errno = _errno.ENOENT
 

@@ -93,18 +93,24 @@ class ExtentList:
             start = end
         return total
 
-    def data_ranges(self) -> Iterator[tuple[int, int]]:
-        """The maximal `[start, end)` ranges that are not known to be zeroes."""
+    def data_ranges(self, start: int | None = None) -> Iterator[tuple[int, int]]:
+        """The maximal `[start, end)` ranges that are not known to be zeroes.
+
+        With `start` (inside the list), from there on; costs no more than what is taken of it.
+        """
+        at = self.start if start is None else start
         run: int | None = None
-        for extent in self:
-            if extent.is_zero:
+        for index in range(bisect_right(self.ends, at), len(self.ends)):
+            end = self.ends[index]
+            if self.flags[index] & Flags.ZERO:
                 if run is not None:
-                    yield run, extent.start
+                    yield run, at
                     run = None
             elif run is None:
-                run = extent.start
+                run = at
+            at = end
         if run is not None:
-            yield run, self.end
+            yield run, at
 
 
 class ExtentListBuilder:

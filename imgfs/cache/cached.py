@@ -1,148 +1,137 @@
 """A bounded cache on disk in front of a source, shaped for the fast path.
 
-A block of 64 KiB is absent, being filled, present, or known to be zero.  The store is a
-sparse file addressed by the source's own offsets, so no slot is ever another block's.  The
-segment map says STORE for the source's data and ZERO for its holes; the fast path
-reads both without Python.  Only absent blocks come here.
+The store is a sparse file addressed by the source's own offsets, so no slot is ever another
+block's.  The segment map says STORE for the source's data and ZERO for its holes, and for what
+turned out to hold nothing else; the fast path reads both without Python.  Only blocks that are
+absent come here.
 
-Invariants: room is reserved before a fetch, so present and filling blocks together never
-exceed the limit; a block has at most one fill, on which any number of readers wait; a
-fill belongs to the cache and not to a reader, so a reader that is cancelled disturbs nobody; a
-block becomes present only after its bytes are in the file; an evicted block is
-cleared, then every reader that may still hold it is waited for, then it is punched.
+Invariants: room is reserved before bytes are fetched to be kept (space.py); a block has at most
+one fill (fills.py); it becomes present only after its bytes are in the file, and is punched only
+after it is present no more and nobody reads it.  Readers get their bytes as soon as they have come,
+before they are written.  Where there is no room, or no directory, they get them all the same.
 
-Readahead: hits are served natively and Python does not see them.  So one page in the middle of
-what was read ahead is left to ASK: the stream's arrival there comes to Python, which puts
-the page back and fetches the next, doubled, window.  Random reads never arrive there twice.
-
-Not done here: survival of a restart.  The file has no name, so nothing is left behind.
+Not done here: survival of a restart.  Its place is `CacheDirectory`.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
-import pwd
-import tempfile
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import trio
 
 from imgfs._native import _map
-from imgfs.errors import ImgfsError, SourceChanged
+from imgfs.cache.directory import CacheDirectory, open_directory
+from imgfs.cache.fills import Fill, Fills, joined
+from imgfs.cache.readahead import Readahead
+from imgfs.cache.space import Account, CacheSpace
+from imgfs.errors import CacheError, ImgfsError, SourceChanged
 from imgfs.extents import ExtentList, all_data
-from imgfs.image import Image
+from imgfs.image import Buffer, Image
 from imgfs.sources.base import Source
 
 log = logging.getLogger(__name__)
 
 BLOCK = 64 << 10
-FILL_BLOCKS = 15  # a fetch is at most four of OpenSSH's reads of 255 KiB
-PAGE = 4096
-FIRST_WINDOW = 256 << 10
-LAST_WINDOW = 16 << 20
-BACKGROUND_FILLS = 24
-EVICT_SHARE = 16  # at least a sixteenth of the limit goes at once
-ZEROES = bytes(BLOCK)
-
-
-def cache_directory() -> Path:
-    """$CACHE_DIRECTORY (systemd's), $XDG_CACHE_HOME/imgfs or ~/.cache/imgfs; made 0700."""
-    given = os.environ.get("CACHE_DIRECTORY", "").split(":")[0]
-    if given:
-        path = Path(given)
-    else:
-        home = os.environ.get("HOME") or pwd.getpwuid(os.getuid()).pw_dir
-        path = Path(os.environ.get("XDG_CACHE_HOME") or f"{home}/.cache") / "imgfs"
-    path.mkdir(mode=0o700, parents=True, exist_ok=True)
-    return path
-
-
-def default_limit(directory: Path) -> int:
-    """Bytes: 10 GiB or a tenth of the free disk, the less."""
-    disk = os.statvfs(directory)
-    return min(10 << 30, disk.f_bavail * disk.f_frsize // 10)
-
-
-@dataclass(slots=True)
-class Fill:
-    """A run of blocks on its way."""
-
-    first: int
-    count: int
-    done: trio.Event = field(default_factory=trio.Event)
-    error: Exception | None = None
-    no_room: bool = False
-
-
-@dataclass(slots=True)
-class Stream:
-    """A sequential reader: where its next window begins, and what brings it back to Python."""
-
-    next: int
-    window: int
-    trigger: int = -1
+FILL_BLOCKS = 31  # just under 2 MiB: eight of OpenSSH's reads of 255 KiB
+SHARE = 8  # a window, or the blocks of one fill, are at most this part of the limit
+TRIES = 4
 
 
 class CachedImage(Image):
-    """The source through the cache.  No await happens while `_fills`, `_filling` or the
-    streams are being changed."""
+    """A source through the cache.  What must not be interleaved has no await in it."""
 
-    def __init__(self, source: Source, limit: int, nursery: trio.Nursery, fd: int) -> None:
+    def __init__(
+        self,
+        source: Source,
+        store: _map.Store,
+        account: Account | None,
+        limit: int,
+        nursery: trio.Nursery,
+    ) -> None:
+        """For `open_cached` only."""
         super().__init__(source.name, source.size)
         self.source = source
         self.map = _map.SegmentMap(source.size)
-        self.store = _map.Store(fd, source.size, BLOCK)
-        self._limit_blocks = limit // BLOCK
+        self.store = store
+        self.stale: SourceChanged | None = None
+        self.became_stale = trio.Event()
+        self.source_extents: ExtentList = all_data(0, source.size)
+        self._account = account
         self._nursery = nursery
-        self._fills: dict[int, Fill] = {}
-        self._filling = 0
-        self._streams: list[Stream] = []
-        self._background = trio.CapacityLimiter(BACKGROUND_FILLS)
-        self._room = trio.Lock()
-        self._known: ExtentList = all_data(0, source.size)
-        self._broken = False
-        self._stale = False
+        self._window = limit // SHARE
+        self._fills = Fills(nursery, max(1, min(FILL_BLOCKS, self._window // BLOCK)), self._run)
+        self._ahead: Readahead | None = None
+        self._preparing = trio.Lock()
 
-    async def prepare(self) -> ExtentList:
-        """Learn the source's extents.  Raises what the source raises."""
-        self._known = await self.source.extents(0, self.size)
-        if self.size:
-            self.map.load(self._known.ends, self._known.flags, self.store)
-        return self._known
+    async def prepare(self) -> None:
+        """Learn the source's extents, once.  Raises what the source raises."""
+        async with self._preparing:
+            if self._ahead is not None:
+                return
+            extents = await self.source.extents(0, self.size)
+            if self.size and self.stale is None:
+                self.map.load(extents.ends, extents.flags, self.store)
+            self.source_extents = extents
+            self._ahead = Readahead(
+                self.map, extents, self._window, self._fetch_ahead, self._fills.drop
+            )
+            self._nursery.start_soon(self._watch, self._ahead)
 
-    def retract(self) -> None:
-        """Forget every byte: the source is not what it was."""
-        self._stale = True
-        self.map.set_ask(0, self.size)
+    def mark_stale(self, why: SourceChanged) -> None:
+        """The source is not what it was: forget every byte, and read none any more."""
+        if self.stale is None:
+            self.stale = why
+            self.map.set_ask(0, self.size)
+            if self._ahead is not None:
+                self._ahead.stop()
+            self.became_stale.set()
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
-        return self._known.clip(offset, offset + length)
+        await self.prepare()
+        return self.source_extents.clip(offset, offset + length)
 
-    async def _read(self, offset: int, length: int) -> bytes:
+    async def _read(self, offset: int, length: int) -> Buffer:
+        if self._ahead is None:
+            await self.prepare()
+            assert self._ahead is not None
         end = offset + length
-        self._follow(offset, end)
-        for _ in range(3):
-            try:
-                local = await trio.to_thread.run_sync(
-                    self.map.read, offset, length, abandon_on_cancel=True
-                )
-            except OSError as exc:
-                self._give_up(exc)
-                break
-            if local is not None:
-                return local
-            fills = [] if self._broken else self._fill(offset, end)
+        self._ahead.missed(offset, end)
+        for _ in range(TRIES):
+            if self.stale is not None:
+                raise SourceChanged(str(self.stale))
+            fills = [fill for run in self._absent(offset, end) for fill in self._fills.wanted(*run)]
             if not fills:
-                break
+                local = await self._local(offset, length)
+                if local is not None:
+                    return local
+                continue  # evicted meanwhile
             for fill in fills:
-                await fill.done.wait()
+                await fill.fetched.wait()
                 if fill.error is not None:
-                    raise fill.error
-            if any(fill.no_room for fill in fills):
+                    raise type(fill.error)(str(fill.error)) from fill.error
+            found = joined(fills, offset, end)
+            if found is not None:
+                return found
+            for fill in fills:
+                await fill.ended.wait()
+            if not all(fill.kept for fill in fills):
                 break
-        return bytes(await self.source.read(offset, length))
+        # The cache cannot hold it for as long as it takes to read it.
+        return await self.source.read(offset, length)
+
+    async def _local(self, offset: int, length: int) -> Buffer | None:
+        try:
+            return await trio.to_thread.run_sync(
+                self.map.read, offset, length, abandon_on_cancel=True
+            )
+        except OSError as exc:
+            log.warning("%s: the cache failed at %d: %s", self.name, offset, exc.strerror)
+            return await self.source.read(offset, length)
 
     def _absent(self, start: int, end: int) -> list[tuple[int, int]]:
         """Runs (first, count) of absent blocks that hold data of `[start, end)`."""
@@ -157,147 +146,101 @@ class CachedImage(Image):
                     runs.append((first, count))
         return runs
 
-    def _fill(self, start: int, end: int, *, ahead: bool = False) -> list[Fill]:
-        """See to it that all blocks of the range are fetched; the fills to wait for."""
-        wanted: list[Fill] = []
-        for first, count in self._absent(start, end):
-            block = first
-            while block < first + count:
-                fill = self._fills.get(block)
-                if fill is None:
-                    run = 1
-                    while (
-                        run < FILL_BLOCKS
-                        and block + run < first + count
-                        and block + run not in self._fills
-                    ):
-                        run += 1
-                    fill = Fill(block, run)
-                    self._fills.update(dict.fromkeys(range(block, block + run), fill))
-                    self._nursery.start_soon(self._run_fill, fill, ahead)
-                wanted.append(fill)
-                block = fill.first + fill.count
-        return wanted
+    def _fetch_ahead(self, start: int, end: int) -> list[Fill]:
+        return [fill for run in self._absent(start, end) for fill in self._fills.ahead(*run)]
 
-    async def _run_fill(self, fill: Fill, ahead: bool) -> None:
+    async def _watch(self, ahead: Readahead) -> None:
+        """The map tells where the readers are that the fast path serves."""
+        while self.stale is None:
+            await trio.lowlevel.wait_readable(self.map.watch_fd())
+            ahead.seen(self.map.take_seen())
+
+    async def _run(self, fill: Fill) -> None:
+        """Fetch a fill, let its readers have it, and keep it where there is room."""
+        account = self._account
+        if account is not None and not await account.reserve(fill.count):
+            account = None
         try:
-            if ahead:
-                async with self._background:
-                    await self._fetch(fill)
-            else:
-                await self._fetch(fill)
+            if account is not None or fill.is_awaited:
+                fill.parts = await self._fetch(fill)
         except ImgfsError as exc:
             fill.error = exc
             if isinstance(exc, SourceChanged):
-                self.retract()
-        except OSError as exc:
-            self._give_up(exc)
-            fill.no_room = True
+                self.mark_stale(exc)
+        except Exception as exc:
+            log.exception("%s: a fetch failed: this is a bug in imgfs", self.name)
+            fill.error = ImgfsError(f"{self.name}: {exc!r}")
         finally:
-            for block in range(fill.first, fill.first + fill.count):
-                del self._fills[block]
-            fill.done.set()
+            fill.fetched.set()
+            if account is not None and fill.parts is None:
+                account.release(fill.count)
+        if account is not None and fill.parts is not None:
+            fill.kept = await self._keep(fill, fill.parts, account)
 
-    async def _fetch(self, fill: Fill) -> None:
-        if not await self._reserve(fill.count):
-            fill.no_room = True
-            return
+    async def _fetch(self, fill: Fill) -> list[tuple[int, Buffer]]:
+        start = fill.first * BLOCK
+        end = min(start + fill.count * BLOCK, self.size)
+        return [
+            (a, await self.source.read(a, b - a))
+            for a, b in self.source_extents.clip(start, end).data_ranges()
+        ]
+
+    async def _keep(self, fill: Fill, parts: list[tuple[int, Buffer]], account: Account) -> bool:
+        """Write what is not zero, and publish it.  False: nothing was kept."""
+        written: list[tuple[int, int]] = []
+        zeroes: list[tuple[int, int]] = []
+        done = False
         try:
-            start = fill.first * BLOCK
-            end = min(start + fill.count * BLOCK, self.size)
-            for a, b in self._known.clip(start, end).data_ranges():
-                data = memoryview(await self.source.read(a, b - a))
-                await trio.to_thread.run_sync(self._keep, a, data)
-            self.store.set_present(fill.first, fill.count)
-            if self._stale:
-                self.map.set_ask(0, self.size)  # what `_keep` said of zeroes meanwhile
+            for offset, data in parts:
+                runs, zero = await trio.to_thread.run_sync(self.store.write_nonzero, offset, data)
+                written += runs
+                zeroes += zero
+            done = self.stale is None
+        except OSError as exc:
+            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
+                account.disk_is_full()
+            else:
+                log.warning("%s: the cache cannot be written: %s", self.name, exc.strerror)
         finally:
-            self._filling -= fill.count
-
-    def _keep(self, offset: int, data: memoryview) -> None:
-        """In a thread: write what is not zero, and let the map say which blocks' worth is."""
-        at, kept = 0, 0
-        while at < len(data):
-            step = min(BLOCK - (offset + at) % BLOCK, len(data) - at)
-            # A view's == goes item by item; startswith is memcmp.
-            if ZEROES.startswith(data[at : at + step]):
-                if at > kept:
-                    self.store.write(offset + kept, data[kept:at])
-                self.map.set_zero(offset + at, offset + at + step)
-                kept = at + step
-            at += step
-        if at > kept:
-            self.store.write(offset + kept, data[kept:at])
-
-    async def _reserve(self, blocks: int) -> bool:
-        """Make room for a fill by evicting what was not used for longest; False: there is none."""
-        async with self._room:
-            over = self.store.present + self._filling + blocks - self._limit_blocks
-            if over > 0:
-                batch = max(over, self._limit_blocks // EVICT_SHARE)
-                await trio.to_thread.run_sync(self._evict, batch)
-            if self.store.present + self._filling + blocks > self._limit_blocks:
-                return False
-            self._filling += blocks
-            return True
-
-    def _evict(self, blocks: int) -> None:
-        runs = self.store.oldest(blocks)
-        for first, count in runs:
-            self.store.clear_present(first, count)
-        self.store.quiesce()
-        for first, count in runs:
-            start = first * BLOCK
-            self.store.punch(start, min(count * BLOCK, self.size - start))
-
-    def _give_up(self, exc: OSError) -> None:
-        if not self._broken:
-            log.warning("%s: the cache failed (%s); reading without it", self.name, exc)
-        self._broken = True
-        if self.size and not self._stale:
-            self.map.load(self._known.ends, self._known.flags, None)
-
-    def _follow(self, start: int, end: int) -> None:
-        """Notice sequential readers and fetch ahead of them."""
-        for stream in self._streams:
-            if start <= stream.next <= end + BLOCK or start <= stream.trigger < end:
-                self._put_back(stream)
-                stream.next = max(stream.next, end)
-                self._ahead(stream)
-                return
-        self._streams.append(Stream(end, FIRST_WINDOW // 2))
-        if len(self._streams) > 8:
-            self._put_back(self._streams.pop(0))
-
-    def _ahead(self, stream: Stream) -> None:
-        most = min(LAST_WINDOW, self._limit_blocks * BLOCK // 8)
-        stream.window = min(stream.window * 2, most)
-        until = min(stream.next + stream.window, self.size)
-        if stream.window < BLOCK or until <= stream.next or self._broken:
-            return
-        self._fill(stream.next, until, ahead=True)
-        middle = (stream.next + until) // 2 // PAGE * PAGE
-        if middle > stream.next and middle + PAGE <= until:
-            (segment, *_) = self.map.segments(middle, PAGE)
-            if segment[1] - segment[0] == PAGE and segment[2] == _map.STORE:
-                self.map.set_ask(middle, middle + PAGE, _map.DATA)
-                stream.trigger = middle
-        stream.next = until
-
-    def _put_back(self, stream: Stream) -> None:
-        if stream.trigger >= 0:
-            kind = self.map.segments(stream.trigger, PAGE)[0][2:]
-            if kind == (_map.ASK, _map.DATA):
-                self.map.set_store(
-                    stream.trigger, stream.trigger + PAGE, self.store, stream.trigger
-                )
-            stream.trigger = -1
+            if not done:
+                await account.give_back(fill.first, fill.count)
+        if done:
+            account.keep(written, fill.count)
+            for a, b in zeroes:
+                self.map.set_zero(a, b)
+        return done
 
 
-def make_cached(source: Source, nursery: trio.Nursery, limit: int | None = None) -> CachedImage:
-    """The source through a cache of at most `limit` bytes; its fetches run in the nursery."""
-    directory = cache_directory()
-    bound = default_limit(directory) if limit is None else limit
-    with tempfile.TemporaryFile(dir=directory) as file:  # the store keeps an fd of its own
-        file.truncate(source.size)
-        return CachedImage(source, bound, nursery, file.fileno())
+@asynccontextmanager
+async def open_cached(
+    source: Source, space: CacheSpace, root: Path | None
+) -> AsyncIterator[CachedImage]:
+    """The source through a cache in a directory of its own below `root`.
+
+    Where none can be had, which is logged, or root is None, every miss goes to the source.  At the
+    end of the block the fetches are cancelled and the space is given back.
+    """
+    directory: CacheDirectory | None = None
+    if root is not None:
+        try:
+            directory = await trio.to_thread.run_sync(open_directory, root, source)
+        except CacheError as exc:
+            log.warning("%s; reading without it", exc)
+    # Of a store without a file no block is ever present.
+    fd = os.open(os.devnull, os.O_RDWR) if directory is None else directory.blocks
+    try:
+        store = _map.Store(fd, source.size, BLOCK)
+    finally:
+        if directory is None:
+            os.close(fd)
+    account = None if directory is None else space.attach(store)
+    try:
+        async with trio.open_nursery() as nursery:
+            yield CachedImage(source, store, account, space.limit, nursery)
+            nursery.cancel_scope.cancel()
+    finally:
+        with trio.CancelScope(shield=True):
+            if account is not None:
+                await account.drop()
+            if directory is not None:
+                await trio.to_thread.run_sync(directory.close)

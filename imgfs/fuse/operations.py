@@ -7,7 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import pyfuse3
 import trio
@@ -136,7 +136,8 @@ class Operations(pyfuse3.Operations):
             return self._made[handle][offset : offset + size]
         view = self._view(handle)
         size = max(0, min(size, view.size - offset))
-        return bytes(await view.read(offset, size)) if size else b""
+        # pyfuse3 takes any buffer, and a copy would cost more than the rest of this.
+        return cast(bytes, await view.read(offset, size)) if size else b""
 
     def _view(self, inode: int) -> RawView:
         view = self._node(inode).view

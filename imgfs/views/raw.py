@@ -8,7 +8,7 @@ from imgfs._native import _map
 from imgfs.cache.cached import CachedImage
 from imgfs.errors import SourceChanged
 from imgfs.extents import ExtentList
-from imgfs.image import Image
+from imgfs.image import Buffer, Image
 from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource
 
@@ -36,7 +36,7 @@ class RawView(Image):
             if self._ready:
                 return
             if self._cache is not None:
-                extents = await self._cache.prepare()
+                extents = await self._cache.extents(0, self.size)
             else:
                 extents = await self.source.extents(0, self.size)
                 if self.size and isinstance(self.source, FileSource):
@@ -52,6 +52,8 @@ class RawView(Image):
             except SourceChanged as exc:
                 self.stale = exc
                 self.map.set_ask(0, self.size)
+                if self._cache is not None:
+                    self._cache.mark_stale(exc)
         if self.stale is not None:
             raise SourceChanged(str(self.stale))
 
@@ -61,17 +63,17 @@ class RawView(Image):
         changed, self._seen = seen != self._seen, seen
         return changed
 
-    async def _read(self, offset: int, length: int) -> bytes:
+    async def _read(self, offset: int, length: int) -> Buffer:
         if self.stale is not None:
             raise SourceChanged(str(self.stale))
         await self.prepare()
         if self._cache is not None:
-            return bytes(await self._cache.read(offset, length))
+            return await self._cache.read(offset, length)
         local = await trio.to_thread.run_sync(self.map.read, offset, length, abandon_on_cancel=True)
         if local is not None:
             return local
         await self.check()
-        return bytes(await self.source.read(offset, length))
+        return await self.source.read(offset, length)
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
         return await self.source.extents(offset, length)

@@ -1,0 +1,137 @@
+"""Which blocks are on their way: single flight, and readers before readahead.
+
+    queued ----> running ----> fetched ----> ended
+       |            ^             |
+       |            |             +-- its bytes can be read from `parts` until it ends
+       |            +-- at once when a reader wants it, else when one of AHEAD places is free
+       +----> dropped (its stream is gone)
+
+A block is in at most one fill.  A fill belongs to the cache: a reader that goes away
+disturbs nobody, and the bytes that are on the wire are kept.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+import trio
+
+from imgfs.errors import ImgfsError
+from imgfs.image import Buffer
+
+AHEAD = 8  # fills that run for readahead
+
+
+@dataclass(slots=True, eq=False)
+class Fill:
+    """A run of `count` blocks.  `parts` are (offset, bytes) of the source's data in it."""
+
+    first: int
+    count: int
+    ahead: bool
+    fetched: trio.Event = field(default_factory=trio.Event)
+    ended: trio.Event = field(default_factory=trio.Event)
+    parts: list[tuple[int, Buffer]] | None = None
+    error: ImgfsError | None = None
+    running: bool = False
+
+    kept: bool = False  #: whether its blocks became present (or are known to be zero)
+
+    @property
+    def is_awaited(self) -> bool:
+        return not self.ahead or bool(self.fetched.statistics().tasks_waiting)
+
+
+def joined(fills: list[Fill], start: int, end: int) -> Buffer | None:
+    """The range from the fills' parts, when those cover all of it."""
+    pieces: list[memoryview] = []
+    at = start
+    for fill in fills:
+        for offset, data in fill.parts or ():
+            if offset <= at < min(end, offset + len(data)):
+                pieces.append(memoryview(data)[at - offset : end - offset])
+                at = min(end, offset + len(data))
+    if at < end:
+        return None
+    return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+
+class Fills:
+    """All fills of one image; `run(fill)` fetches one and raises nothing but Cancelled."""
+
+    def __init__(
+        self, nursery: trio.Nursery, most_blocks: int, run: Callable[[Fill], Awaitable[None]]
+    ) -> None:
+        self._nursery = nursery
+        self._most = most_blocks
+        self._run = run
+        self._of_block: dict[int, Fill] = {}
+        self._queue: deque[Fill] = deque()
+        self._running_ahead = 0
+
+    def wanted(self, first: int, count: int) -> list[Fill]:
+        """A reader needs these blocks: the fills to wait for, all of them running."""
+        fills, _ = self._cover(first, count, ahead=False)
+        for fill in fills:
+            if not fill.running:
+                if fill.ahead:
+                    self._queue.remove(fill)
+                self._start(fill)
+        return fills
+
+    def ahead(self, first: int, count: int) -> list[Fill]:
+        """A stream will soon need these blocks: the fills that this made."""
+        _, new = self._cover(first, count, ahead=True)
+        self._queue.extend(new)
+        self._start_ahead()
+        return new
+
+    def drop(self, fills: list[Fill]) -> None:
+        """Nobody waits for these any more; those that still queue are forgotten."""
+        for fill in fills:
+            if not fill.running and fill in self._queue:
+                self._queue.remove(fill)
+                self._forget(fill)
+
+    def _cover(self, first: int, count: int, *, ahead: bool) -> tuple[list[Fill], list[Fill]]:
+        """The fills of these blocks, and those of them that are new."""
+        fills: list[Fill] = []
+        new: list[Fill] = []
+        block, end = first, first + count
+        while block < end:
+            fill = self._of_block.get(block)
+            if fill is None:
+                run = 1
+                while run < self._most and block + run < end and block + run not in self._of_block:
+                    run += 1
+                fill = Fill(block, run, ahead)
+                self._of_block.update(dict.fromkeys(range(block, block + run), fill))
+                new.append(fill)
+            fills.append(fill)
+            block = fill.first + fill.count
+        return fills, new
+
+    def _start_ahead(self) -> None:
+        while self._queue and self._running_ahead < AHEAD:
+            self._start(self._queue.popleft())
+
+    def _start(self, fill: Fill) -> None:
+        fill.running = True
+        self._running_ahead += fill.ahead
+        self._nursery.start_soon(self._serve, fill)
+
+    async def _serve(self, fill: Fill) -> None:
+        try:
+            await self._run(fill)
+        finally:
+            self._running_ahead -= fill.ahead
+            self._forget(fill)
+            self._start_ahead()
+
+    def _forget(self, fill: Fill) -> None:
+        for block in range(fill.first, fill.first + fill.count):
+            del self._of_block[block]
+        fill.fetched.set()
+        fill.ended.set()

@@ -1,0 +1,130 @@
+"""Sequential readers, and how far ahead of each is fetched.
+
+    candidate   one miss ended here
+        |  the next miss begins where it ended (holes between do not count)
+        v
+    stream      blocks are fetched up to `next`; the second half of the last window is watched
+        |  that half is read: the next window, twice as large, is fetched
+        v
+    dropped     when more than WATCHES streams are followed, the one that moved least recently
+
+Hits are answered natively and are not seen here; the map tells of the first read in a watched
+range.  Random reads never begin where another ended, so they only come and go as candidates.
+A window is counted in bytes of data: what is zero costs nothing to read.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import count
+
+from imgfs._native import _map
+from imgfs.cache.fills import Fill
+from imgfs.extents import ExtentList
+
+FIRST_WINDOW = 1 << 20
+MOST_WINDOW = 32 << 20
+SLACK = 64 << 10  # what a sequential reader may leave out
+CANDIDATES = 64
+
+
+@dataclass(slots=True)
+class Stream:
+    """A sequential reader; all offsets are bytes."""
+
+    slot: int
+    low: int  # reads from here to `next` are its
+    next: int
+    window: int = FIRST_WINDOW // 2
+    moved: int = 0
+    fills: list[Fill] = field(default_factory=list)
+
+
+class Readahead:
+    """`fetch(start, end)` starts fetching a range of data; `drop(fills)` forgets what it queued."""
+
+    def __init__(
+        self,
+        map: _map.SegmentMap,
+        extents: ExtentList,
+        most_window: int,
+        fetch: Callable[[int, int], list[Fill]],
+        drop: Callable[[list[Fill]], None],
+    ) -> None:
+        self._map = map
+        self._extents = extents
+        self._most = min(MOST_WINDOW, most_window)
+        self._fetch = fetch
+        self._drop = drop
+        self._streams: dict[int, Stream] = {}
+        self._candidates: deque[tuple[int, int]] = deque(maxlen=CANDIDATES)
+        self._clock = count()
+
+    def missed(self, start: int, end: int) -> bool:
+        """A read came to Python.  True when it is part of a stream."""
+        for stream in self._streams.values():
+            if stream.low <= start <= stream.next + SLACK:
+                if end > (stream.low + stream.next) // 2:
+                    self._advance(stream, end)
+                return True
+        for at, (ended, goes_on) in enumerate(self._candidates):
+            if ended <= start <= goes_on + SLACK:
+                del self._candidates[at]
+                self._advance(self._new_stream(start), end)
+                return True
+        self._candidates.append((end, self._next_data(end)))
+        return False
+
+    def seen(self, slots: list[int]) -> None:
+        """Reads reached what these slots watch."""
+        for slot in slots:
+            stream = self._streams.get(slot)
+            if stream is not None:
+                self._advance(stream, stream.next)
+
+    def stop(self) -> None:
+        """Follow nobody any more."""
+        for stream in self._streams.values():
+            self._map.watch(stream.slot, 0, 0)
+            self._drop(stream.fills)
+        self._streams.clear()
+        self._candidates.clear()
+
+    def _next_data(self, offset: int) -> int:
+        if offset >= self._extents.end:
+            return offset
+        return next(self._extents.data_ranges(offset), (offset, offset))[0]
+
+    def _new_stream(self, start: int) -> Stream:
+        free = next((n for n in range(_map.WATCHES) if n not in self._streams), None)
+        if free is None:
+            oldest = min(self._streams.values(), key=lambda s: s.moved)
+            self._drop(oldest.fills)
+            free = oldest.slot
+        stream = self._streams[free] = Stream(free, start, start)
+        return stream
+
+    def _advance(self, stream: Stream, read_to: int) -> None:
+        """Fetch the next window, and watch its second half."""
+        stream.moved = next(self._clock)
+        stream.window = min(stream.window * 2, self._most)
+        stream.low = (stream.low + stream.next) // 2
+        stream.next = max(stream.next, read_to)
+        stream.fills = [fill for fill in stream.fills if not fill.ended.is_set()]
+        left, middle = stream.window, None
+        for start, end in self._extents.data_ranges(stream.next) if self._more(stream) else ():
+            end = min(end, start + left)
+            stream.fills += self._fetch(start, end)
+            left -= end - start
+            stream.next = end
+            if middle is None and left <= stream.window // 2:
+                middle = max(start, end - (stream.window // 2 - left))
+            if left <= 0:
+                break
+        if middle is not None:
+            self._map.watch(stream.slot, middle, stream.next)
+
+    def _more(self, stream: Stream) -> bool:
+        return self._most > 0 and stream.next < self._extents.end

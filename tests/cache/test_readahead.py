@@ -1,0 +1,138 @@
+"""Readahead: streams are followed, even when all their reads are hits; random reads are not."""
+
+from __future__ import annotations
+
+import os
+import random
+from pathlib import Path
+
+import trio
+import trio.testing
+
+from imgfs.cache.cached import BLOCK, CachedImage
+from imgfs.cache.fills import AHEAD
+from imgfs.cache.space import CacheSpace
+
+from .memory import MemorySource, extents
+from .test_cached import with_cache
+
+MIB = 1 << 20
+
+
+async def settled() -> None:
+    await trio.testing.wait_all_tasks_blocked(0.02)
+
+
+def test_a_stream_is_fetched_ahead_and_never_twice(tmp_path: Path) -> None:
+    source = MemorySource(bytes(range(1, 256)) * (32 * MIB // 255))
+
+    async def body(image: CachedImage, space: CacheSpace) -> None:
+        misses = 0
+        for offset in range(0, image.size - MIB, MIB):
+            # As the request threads do: what is there is read natively, the rest asks.
+            if image.map.read(offset, MIB) is None:
+                misses += 1
+                await image.read(offset, MIB)
+            await settled()
+        assert misses < 6
+        assert source.bytes_fetched <= image.size
+        assert max(length for _, length in source.fetched) > MIB
+
+    with_cache(source, body, tmp_path, limit=1 << 30)
+
+
+def test_a_stream_goes_over_holes(tmp_path: Path) -> None:
+    """A megabyte of data every ten: the next data is where the stream goes on."""
+    size, parts, content = 200 * MIB, [], bytearray()
+    for end in range(10 * MIB, size + 1, 10 * MIB):
+        parts += [(end - MIB, 3), (end, 0)]
+        content += bytes(9 * MIB) + os.urandom(1) * MIB
+    source = MemorySource(bytes(content), extents(*parts))
+
+    async def body(image: CachedImage, space: CacheSpace) -> None:
+        misses = 0
+        for start in range(9 * MIB, size, 10 * MIB):
+            for offset in range(start, start + MIB, 128 << 10):
+                if image.map.read(offset, 128 << 10) is None:
+                    misses += 1
+                    await image.read(offset, 128 << 10)
+                await settled()
+        assert misses < 10
+        assert source.bytes_fetched == 20 * MIB
+
+    with_cache(source, body, tmp_path, limit=1 << 30)
+
+
+def test_random_reads_fetch_only_their_blocks(tmp_path: Path) -> None:
+    source = MemorySource(os.urandom(64 * MIB))
+    rng = random.Random(3)
+
+    async def body(image: CachedImage, space: CacheSpace) -> None:
+        blocks = set()
+        for _ in range(100):
+            block = rng.randrange(0, 64 * MIB // BLOCK, 4)
+            blocks.add(block)
+            if image.map.read(block * BLOCK + 4096, 4096) is None:
+                await image.read(block * BLOCK + 4096, 4096)
+            await settled()
+        assert source.bytes_fetched == len(blocks) * BLOCK
+
+    with_cache(source, body, tmp_path, limit=1 << 30)
+
+
+def test_random_reads_do_not_push_a_stream_out(tmp_path: Path) -> None:
+    source = MemorySource(os.urandom(96 * MIB))
+    rng = random.Random(4)
+
+    async def body(image: CachedImage, space: CacheSpace) -> None:
+        misses = 0
+        for offset in range(0, 48 * MIB, 512 << 10):
+            if image.map.read(offset, 512 << 10) is None:
+                misses += 1
+                await image.read(offset, 512 << 10)
+            for _ in range(20):
+                elsewhere = 48 * MIB + rng.randrange(48 * MIB // BLOCK) * BLOCK
+                if image.map.read(elsewhere, 512) is None:
+                    await image.read(elsewhere, 512)
+            await settled()
+        assert misses < 8
+
+    with_cache(source, body, tmp_path, limit=1 << 30)
+
+
+def test_a_reader_does_not_wait_behind_readahead(tmp_path: Path) -> None:
+    """With every readahead place taken by fetches that hang, a miss elsewhere starts at once."""
+    source = MemorySource(os.urandom(96 * MIB))
+
+    async def body(image: CachedImage, space: CacheSpace) -> None:
+        for offset in range(0, 16 * MIB, MIB):
+            await image.read(offset, MIB)
+        await settled()
+        source.gate = trio.Event()
+        for offset in range(16 * MIB, 60 * MIB, MIB):
+            image.map.read(offset, MIB)  # runs into what is watched
+            await settled()
+        assert source.running == AHEAD
+        wanted = 90 * MIB
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(image.read, wanted, 4096)
+            await settled()
+            assert source.running == AHEAD + 1
+            assert source.fetched[-1] == (wanted, BLOCK)
+            source.gate.set()
+
+    with_cache(source, body, tmp_path, limit=1 << 30)
+
+
+def test_windows_keep_to_their_share_of_a_small_limit(tmp_path: Path) -> None:
+    source = MemorySource(os.urandom(16 * MIB))
+
+    async def body(image: CachedImage, space: CacheSpace) -> None:
+        for offset in range(0, image.size, 256 << 10):
+            data = await image.read(offset, 256 << 10)
+            assert bytes(data) == source.content[offset : offset + (256 << 10)]
+            assert space.used <= space.limit
+            await settled()
+        assert source.bytes_fetched < 1.2 * image.size
+
+    with_cache(source, body, tmp_path, limit=2 * MIB)
