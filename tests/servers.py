@@ -35,8 +35,8 @@ class Sshd:
                 ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", directory / name], check=True
             )
         (directory / "authorized").write_bytes((directory / "user.pub").read_bytes())
-        key = " ".join((directory / "host.pub").read_text().split()[:2])
-        (directory / "known").write_text(f"[127.0.0.1]:{self.port} {key}\n")
+        self._key = " ".join((directory / "host.pub").read_text().split()[:2])
+        self.trust(self.port)
         Path("/run/sshd").mkdir(exist_ok=True)
         self.start()
 
@@ -92,8 +92,13 @@ class Sshd:
             self._process.wait()
             self._process = None
 
-    def url(self, path: Path) -> str:
-        return f"ssh://root@127.0.0.1:{self.port}{quote_from_bytes(os.fsencode(path))}"
+    def trust(self, port: int) -> None:
+        """Make the host key known for one more port (a proxy's)."""
+        with (self.directory / "known").open("a") as file:
+            file.write(f"[127.0.0.1]:{port} {self._key}\n")
+
+    def url(self, path: Path, port: int | None = None) -> str:
+        return f"ssh://root@127.0.0.1:{port or self.port}{quote_from_bytes(os.fsencode(path))}"
 
     def kill_sessions(self) -> None:
         """Connections break; the listener goes on."""
