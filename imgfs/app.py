@@ -20,6 +20,7 @@ from imgfs.config import Options
 from imgfs.errors import CacheError, ImgfsError, SourceChanged, UsageError
 from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource, open_file
+from imgfs.stop import Stop
 from imgfs.tree.nodes import Node, Tree, encode, image_name
 from imgfs.url import parse
 from imgfs.views.raw import RawView
@@ -199,37 +200,49 @@ class Mounted:
 
 
 async def run_mount(
-    text: str, mountpoint: str, options: Options, ready: Callable[[], None]
+    text: str, mountpoint: str, options: Options, stop: Stop, ready: Callable[[], None]
 ) -> None:
-    """Mount the source and serve it until the end; `ready` is called once INIT is answered."""
+    """Mount the source and serve it until the end; `ready` is called once INIT is answered.
+
+    Raises what opening and mounting raise, and MountError when it ends before it was ready.
+    """
     from imgfs.fuse import session
     from imgfs.fuse.operations import Operations
 
     sources = Sources(options)
+    was_ready = False
     async with trio.open_nursery() as nursery:
         image = Mounted(text, sources, Caches(options), nursery)
         try:
-            source = await image.open()
-            if isinstance(source, FileSource) and _inside(source.url, mountpoint):
-                raise UsageError(f"{source.url}: lies under the mount point {mountpoint}")
+            _refuse_inside(text, mountpoint)
+            source = await stop.unless(image.open)
             answered = trio.Event()
 
             async def background() -> None:
+                nonlocal was_ready
                 await answered.wait()
                 await trio.to_thread.run_sync(session.raise_read_ahead, mountpoint)
+                if stop.asked.is_set():
+                    return
                 ready()
+                was_ready = True
                 await image.watch()
 
             operations = Operations(image.tree, options, image.changed, answered.set)
             session.mount(operations, mountpoint, source.url, options)
-            await session.serve(operations, mountpoint, background)
+            await session.serve(operations, mountpoint, background, stop)
         finally:
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
                 await image.aclose()
                 await sources.aclose()
+    if not was_ready:
+        raise stop.error()
 
 
-def _inside(path: str, directory: str) -> bool:
-    real, top = os.path.realpath(path), os.path.realpath(directory)
-    return os.path.commonpath([real, top]) == top
+def _refuse_inside(text: str, mountpoint: str) -> None:
+    where = parse(text)
+    if isinstance(where, str):
+        real, top = os.path.realpath(where), os.path.realpath(mountpoint)
+        if os.path.commonpath([real, top]) == top:
+            raise UsageError(f"{where}: lies under the mount point {mountpoint}")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from imgfs.errors import UsageError
-from imgfs.sources.ssh_settings import SshSettings
+from imgfs.sources.ssh_settings import HELPERS, Prompt, SshSettings
 from imgfs.units import parse_size
 
 # mount(8) adds these unasked, or means something outside of imgfs by them.
@@ -15,6 +15,7 @@ _IGNORED = frozenset(
     {"rw", "dev", "nodev", "suid", "nosuid", "exec", "noexec", "_netdev", "nofail"}
 )
 _IGNORED |= {"auto", "noauto", "user", "users", "nouser", "defaults", "async", "noatime"}
+_FLAGS = {"ro": "read_only", "allow_other": "allow_other", "lazy": "lazy"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +32,11 @@ class Options:
     timeout: int = 30  #: seconds until an absent server is an error
     known_hosts: str | None = None
     identity: str | None = None
+    config: str | None = None  #: ssh's
+    helpers: tuple[str, ...] = HELPERS
+    lazy: bool = False  #: connect at first use
+    #: how to ask the person, while the mount is not ready
+    prompt: Prompt | None = field(default=None, compare=False, repr=False)
 
     def ssh(self) -> SshSettings:
         """The part that is about ssh."""
@@ -38,7 +44,10 @@ class Options:
             timeout_s=self.timeout,
             known_hosts=self.known_hosts,
             identity=self.identity,
+            config=self.config,
             extents=self.extents,
+            helpers=self.helpers,
+            prompt=self.prompt,
         )
 
 
@@ -48,6 +57,14 @@ def _number(name: str, value: str) -> int:
     return int(value)
 
 
+def _helpers(value: str) -> tuple[str, ...]:
+    # A comma would end the option.
+    names = tuple(value.split("+"))
+    if not set(names) <= set(HELPERS):
+        raise UsageError(f"-o helpers={value}: name some of {'+'.join(HELPERS)}")
+    return names
+
+
 def parse_options(texts: tuple[str, ...]) -> Options:
     """Options from `a,b=c` texts.  Raises UsageError naming the one that is wrong."""
     values: dict[str, object] = {}
@@ -55,15 +72,15 @@ def parse_options(texts: tuple[str, ...]) -> Options:
         name, _, value = item.partition("=")
         if name in _IGNORED or name.startswith("x-"):
             continue
-        if name == "ro":
-            values["read_only"] = True
-        elif name == "allow_other":
-            values["allow_other"] = True
+        if item in _FLAGS:
+            values[_FLAGS[item]] = True
         elif name == "extents" and value in ("on", "off"):
             values["extents"] = value == "on"
         elif name == "cache_size":
             values[name] = parse_size(value)
-        elif name in ("known_hosts", "identity"):
+        elif name == "helpers":
+            values[name] = _helpers(value)
+        elif name in ("known_hosts", "identity", "config") and value:
             values[name] = str(Path(value).absolute())
         elif name in ("uid", "gid", "threads", "timeout"):
             values[name] = _number(name, value)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 
 import click
@@ -37,11 +36,6 @@ class LazyGroup(click.Group):
 @click.version_option(package_name="imgfs")
 def cli() -> None:
     """Remote disk images as ordinary files: imgfs SOURCE MOUNTPOINT [-o OPTIONS]."""
-
-
-def set_up_logging(verbose: int) -> None:
-    level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
-    logging.basicConfig(level=level, format="imgfs: %(name)s: %(message)s")
 
 
 def main() -> None:

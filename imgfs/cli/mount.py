@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import errno
-import logging
 import os
-import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
-from imgfs.cli.main import set_up_logging
+from imgfs.cli import background, terminal
 from imgfs.config import Options, parse_options
 from imgfs.errors import ImgfsError, MountError
-from imgfs.mountstate import is_dead
+from imgfs.mountstate import clear_dead
+from imgfs.sources.ssh_settings import Prompt
+from imgfs.systemd import log_to_stderr, notify_ready, notify_stopping
 
 
 @click.command("mount", context_settings={"ignore_unknown_options": False})
@@ -27,41 +28,99 @@ def command(
     source: str, mountpoint: str, options: tuple[str, ...], foreground: bool, verbose: int
 ) -> None:
     """Show SOURCE as files under MOUNTPOINT."""
-    set_up_logging(verbose)
+    log_to_stderr(verbose)
     parsed = parse_options(options)
     mountpoint = checked_mountpoint(mountpoint)
     if foreground:
-        _serve(source, mountpoint, parsed, lambda: None)
-    else:
-        _in_background(source, mountpoint, parsed)
+        _in_foreground(source, mountpoint, parsed)
+        return
+
+    def serve(prompt: Prompt | None, ready: Callable[[], None], parent: int) -> None:
+        _serve(source, mountpoint, replace(parsed, prompt=prompt), ready, parent)
+
+    background.run(serve, mountpoint)
 
 
 def checked_mountpoint(text: str) -> str:
-    """The mount point's absolute path.  Raises MountError when it cannot be one."""
-    path = Path(text)
-    dead = MountError(f"{text}: a dead mount is in the way; run: fusermount3 -u {text}")
+    """The mount point's absolute path, free of a dead mount of ours.  Raises MountError."""
+    # The name itself is kept: a dead mount cannot be looked at, and is no symbolic link.
+    parent, name = os.path.split(os.path.realpath(text))
+    where = str(Path(parent) / name)
+    if clear_dead(where):
+        click.echo(f"imgfs: {where}: took away the mount of a process that has ended", err=True)
+    path = Path(where)
     try:
         if not path.is_dir():
             what = "is not a directory" if path.exists() else "no such directory"
             raise MountError(f"{text}: {what}; a mount point must exist")
+        # Not is_mount(): the kernel may answer that from what it has cached of a dead mount.
+        os.statvfs(path)
         if path.is_mount():
-            raise dead if is_dead(text) else MountError(f"{text}: is a mount point already")
+            raise MountError(f"{text}: is a mount point already")
         if any(path.iterdir()):
             raise MountError(f"{text}: is not empty")
     except OSError as exc:
         if exc.errno == errno.ENOTCONN:
-            raise dead from None
+            said = f"{text}: a dead mount is in the way; run: fusermount3 -u {text}"
+            raise MountError(said) from None
         raise MountError(f"{text}: {exc.strerror}") from None
-    return str(path.resolve())
+    return where
 
 
-def _serve(source: str, mountpoint: str, options: Options, ready: Callable[[], None]) -> None:
+def _in_foreground(source: str, mountpoint: str, options: Options) -> None:
+    asking = terminal.Terminal()
+    if terminal.is_there():
+        options = replace(options, prompt=asking.ask)
+    try:
+        _serve(source, mountpoint, options, asking.close, None)
+    finally:
+        asking.close()
+
+
+def _serve(
+    source: str,
+    mountpoint: str,
+    options: Options,
+    ready: Callable[[], None],
+    parent: int | None,
+) -> None:
+    """Serve until the end; without a word from us nothing outlives `parent` until `ready`."""
     import trio
 
     from imgfs.app import run_mount
+    from imgfs.stop import Stop
+
+    async def work() -> None:
+        stop = Stop()
+        following = trio.CancelScope()
+
+        def is_ready() -> None:
+            following.cancel()
+            notify_ready()
+            ready()
+
+        async def follow() -> None:
+            if parent is not None:
+                with following:
+                    await stop.follow(parent)
+
+        async def announce() -> None:
+            await stop.asked.wait()
+            notify_stopping()
+
+        async with trio.open_nursery() as nursery:
+            await nursery.start(stop.listen)
+            nursery.start_soon(follow)
+            nursery.start_soon(announce)
+            try:
+                await run_mount(source, mountpoint, options, stop, is_ready)
+            finally:
+                nursery.cancel_scope.cancel()
+                if not stop.asked.is_set():
+                    notify_stopping()
 
     try:
-        trio.run(run_mount, source, mountpoint, options, ready)
+        trio.run(work)
     except BaseExceptionGroup as group:
         ours, others = group.split(ImgfsError)
         if ours is None or others is not None:
@@ -70,47 +129,3 @@ def _serve(source: str, mountpoint: str, options: Options, ready: Callable[[], N
         while isinstance(found, BaseExceptionGroup):
             found = found.exceptions[0]
         raise found from None
-
-
-def _in_background(source: str, mountpoint: str, options: Options) -> None:
-    """Fork before any thread or loop is there; the parent waits for the child's word."""
-    reading, writing = os.pipe()
-    sys.stdout.flush()
-    if os.fork():
-        os.close(writing)
-        with os.fdopen(reading, "rb") as pipe:
-            word = pipe.read()
-        if word != b"ready":
-            raise MountError(word.decode("utf-8", "replace") or f"{mountpoint}: imgfs died")
-        return
-    os.close(reading)
-    status = 1
-    try:
-        _serve(source, mountpoint, options, lambda: _detach_from_terminal(writing))
-        status = 0
-    except ImgfsError as exc:
-        if writing_is_open(writing):
-            os.write(writing, str(exc).encode("utf-8", "surrogateescape"))
-    except BaseException:
-        logging.getLogger(__name__).exception("the mount ended by a bug in imgfs")
-    finally:
-        os._exit(status)
-
-
-def writing_is_open(fd: int) -> bool:
-    try:
-        os.fstat(fd)
-    except OSError:
-        return False
-    return True
-
-
-def _detach_from_terminal(pipe: int) -> None:
-    os.setsid()
-    os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    for fd in (0, 1, 2):
-        os.dup2(null, fd)
-    os.close(null)
-    os.write(pipe, b"ready")
-    os.close(pipe)

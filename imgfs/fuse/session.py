@@ -1,9 +1,9 @@
 """One mounted session: mount, serve, stop with requests in flight, leave nothing behind.
 
-The end comes in one of three ways.  The kernel says the connection is gone (umount, abort):
-the request threads see ENODEV.  SIGTERM or SIGINT: the mount is detached, open files are
-served until they close or 10 s have passed, and then the connection is cut by closing the device.
-Either way the request threads are joined before the device closes.
+The end comes in one of two ways.  The kernel says the connection is gone (umount, abort):
+the request threads see ENODEV.  A stop is asked for (a signal): the mount is detached, open files
+are served until they close or 10 s have passed, and then the connection is cut by closing the
+device.  Either way the request threads are joined before the device closes.
 """
 
 from __future__ import annotations
@@ -11,8 +11,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import signal
-import subprocess
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from urllib.parse import quote
@@ -23,7 +21,8 @@ from imgfs.config import Options
 from imgfs.errors import MountError
 from imgfs.fuse.boundary import native, serve_interrupts
 from imgfs.fuse.operations import Operations
-from imgfs.mountstate import is_dead
+from imgfs.mountstate import clear_dead, detach, mounted_at, now_serves, serves
+from imgfs.stop import Stop
 
 # Only now: it binds to the interposer's functions, which the boundary has loaded.
 import pyfuse3  # isort: skip
@@ -57,8 +56,13 @@ def mount(operations: Operations, mountpoint: str, source: str, options: Options
         pyfuse3.init(operations, mountpoint, words)
     except RuntimeError as exc:
         native.disarm()
+        # A fusermount3 that was killed half-way (^C reaches it too) may have mounted.
+        clear_dead(mountpoint)
         raise MountError(f"{mountpoint}: cannot be mounted: {exc}") from None
     try:
+        entry = mounted_at(mountpoint)
+        if entry is not None:
+            now_serves(entry.device)
         if not native.hooked():
             raise MountError("the fast path is not in place (pyfuse3 was loaded too early)")
         native.start(_threads(options))
@@ -70,31 +74,25 @@ def mount(operations: Operations, mountpoint: str, source: str, options: Options
 
 def raise_read_ahead(mountpoint: str) -> None:
     """The kernel reads ahead 128 KiB by default, and INIT cannot ask for more; root can."""
-    device = Path(mountpoint).stat().st_dev
-    knob = Path(f"/sys/class/bdi/{os.major(device)}:{os.minor(device)}/read_ahead_kb")
+    entry = mounted_at(mountpoint)
+    if entry is None or not serves(entry.device):
+        return  # unmounted already: the device there is another's
+    knob = Path(f"/sys/class/bdi/{os.major(entry.device)}:{os.minor(entry.device)}/read_ahead_kb")
     with contextlib.suppress(OSError):
         knob.write_text(str(READ_AHEAD_KIB))
 
 
-def detach(mountpoint: str) -> None:
-    """Take the mount out of the tree; open files go on."""
-    subprocess.run(
-        ["fusermount3", "-u", "-z", "-q", "--", mountpoint],
-        check=False,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=10,
-    )
-
-
 async def serve(
-    operations: Operations, mountpoint: str, background: Callable[[], Awaitable[None]]
+    operations: Operations,
+    mountpoint: str,
+    background: Callable[[], Awaitable[None]],
+    stop: Stop,
 ) -> None:
     """Answer requests until the end; then the connection is closed and the threads are gone."""
     try:
         async with trio.open_nursery() as nursery:
             native.set_extra_handler(operations.extra(nursery))
-            nursery.start_soon(_stop_on_signal, mountpoint, nursery.cancel_scope)
+            nursery.start_soon(_end_when_asked, mountpoint, stop, nursery.cancel_scope)
             nursery.start_soon(background)
             # Its workers end when the connection does, but for those that still wait for a
             # source: nobody waits for their answer any more.
@@ -107,8 +105,7 @@ async def serve(
         # Unmounts only what is still mounted, and cuts the connection.
         pyfuse3.close(unmount=True)
         native.disarm()
-        if is_dead(mountpoint):
-            detach(mountpoint)  # libfuse leaves an aborted connection mounted
+        clear_dead(mountpoint)  # libfuse leaves an aborted connection mounted
     if error:
         raise MountError(f"{mountpoint}: the FUSE device failed: {os.strerror(error)}")
 
@@ -118,11 +115,10 @@ async def _serve_until_end(scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _stop_on_signal(mountpoint: str, scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for number in signals:
-            log.info("stopping on %s", signal.Signals(number).name)
-            break
+async def _end_when_asked(mountpoint: str, stop: Stop, scope: trio.CancelScope) -> None:
+    await stop.asked.wait()
+    log.info("%s", stop.why)
     await trio.to_thread.run_sync(detach, mountpoint)
-    await trio.sleep(DRAIN_S)
+    with trio.move_on_after(DRAIN_S):
+        await stop.at_once.wait()
     scope.cancel()

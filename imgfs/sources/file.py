@@ -19,8 +19,10 @@ from imgfs.errors import (
     ShortRead,
     SourceChanged,
     SourceNotFound,
+    UsageError,
 )
 from imgfs.extents import ExtentList, all_data
+from imgfs.mountstate import serves
 from imgfs.sources.base import Identity, Source, SourceStat
 
 _ERRORS: dict[int, tuple[type[ImgfsError], str]] = {
@@ -94,7 +96,21 @@ class FileSource(Source):
         return ExtentList(0, ends, flags)
 
 
+def _refuse_own(path: str) -> None:
+    """Raises UsageError for a file that this process serves: it would wait for itself.
+
+    Looked up, never opened: opening is what might wait.
+    """
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        if serves(os.fstat(fd).st_dev):
+            raise UsageError(f"{path}: lies in this very mount")
+    finally:
+        os.close(fd)
+
+
 def _open(path: str) -> tuple[int, os.stat_result, int]:
+    _refuse_own(path)
     fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         st = os.fstat(fd)
@@ -111,7 +127,8 @@ def _open(path: str) -> tuple[int, os.stat_result, int]:
 async def open_file(path: str, *, extents: bool = True) -> FileSource:
     """Open a local image read-only.
 
-    Raises SourceNotFound, AccessDenied or NotAnImage.  The caller closes it with `aclose`.
+    Raises SourceNotFound, AccessDenied, NotAnImage, or UsageError when this process serves it
+    itself.  The caller closes it with `aclose`.
     """
     path = str(Path(path).absolute())
     with _translated(path):

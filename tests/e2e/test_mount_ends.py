@@ -45,13 +45,6 @@ def test_what_cannot_be_mounted(mount: Mounter, sparse: Path, tmp_path: Path) ->
     assert "is a mount point already" in refused(sparse, mount(sparse).point)
 
 
-def test_dead_mount_is_named(mount: Mounter, sparse: Path) -> None:
-    m = mount(sparse)
-    os.kill(m.pid, signal.SIGKILL)
-    assert ended(m, 5)
-    assert "dead mount" in refused(sparse, m.point)
-
-
 def readers(m: Mount) -> tuple[threading.Event, list[threading.Thread]]:
     """Threads that read until told to stop, or until the mount is gone."""
     stop = threading.Event()

@@ -1,0 +1,74 @@
+"""The wish to end, which may come at any moment from before the source is open until after INIT."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import trio
+
+from imgfs.errors import MountError
+
+Result = TypeVar("Result")
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+class Stop:
+    """Asked for once or more; `at_once` is set by the second time, and cuts the drain short."""
+
+    def __init__(self) -> None:
+        self.asked = trio.Event()
+        self.at_once = trio.Event()
+        self.why = ""
+
+    def ask(self, why: str) -> None:
+        if self.asked.is_set():
+            self.at_once.set()
+        else:
+            self.why = why
+            self.asked.set()
+
+    def error(self) -> MountError:
+        """What a stop before the mount was ready is to the person."""
+        return MountError(f"{self.why or 'unmounted'} before the mount was ready")
+
+    async def unless(self, work: Callable[[], Awaitable[Result]]) -> Result:
+        """`await work()`.  Raises MountError when a stop is asked for before it is done."""
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await self.asked.wait()
+                nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            result = await work()
+            nursery.cancel_scope.cancel()
+            return result
+        raise self.error()
+
+    async def listen(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Take the signals that end a process, from the moment that this has started."""
+        with trio.open_signal_receiver(*SIGNALS) as signals:
+            task_status.started()
+            async for number in signals:
+                self.ask(f"stopped by {signal.Signals(number).name}")
+
+    async def follow(self, parent: int) -> None:
+        """Ask for a stop when the process `parent`, which made this one, is gone."""
+        try:
+            process = os.pidfd_open(parent)
+        except ProcessLookupError:
+            process = -1
+        try:
+            # It may have gone, and its number been given away, before pidfd_open.
+            if process >= 0 and os.getppid() == parent:
+                await trio.lowlevel.wait_readable(process)
+        finally:
+            if process >= 0:
+                os.close(process)
+        self.ask("the command that began it was killed")
