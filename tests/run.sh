@@ -8,6 +8,6 @@ if [ "${1:-}" = --long ]; then
     export IMGFS_TEST_LONG
     shift
 fi
-need_packages qemu-utils procps util-linux mount openssh-server openssh-client
+need_packages qemu-utils procps util-linux mount openssh-server openssh-client openssl
 need_venv '[test]'
 exec .venv/bin/python -m pytest "$@"

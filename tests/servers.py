@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes
@@ -23,10 +24,14 @@ def free_port() -> int:
 
 
 class Sshd:
-    """OpenSSH's sshd with keys of its own in `directory`; `config` is more of sshd_config."""
+    """OpenSSH's sshd with keys of its own in `directory`; `config` is more of sshd_config.
 
-    def __init__(self, directory: Path, **config: str) -> None:
+    `prefix` is a command that executes the one that follows.
+    """
+
+    def __init__(self, directory: Path, prefix: Sequence[str] = (), **config: str) -> None:
         self.directory = directory
+        self.prefix = prefix
         self.config = config
         self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
@@ -55,7 +60,7 @@ class Sshd:
         words = [w for name, value in settings.items() for w in ("-o", f"{name}={value}")]
         with (self.directory / "log").open("ab") as log:
             self._process = subprocess.Popen(
-                ["/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", *words], stderr=log
+                [*self.prefix, "/usr/sbin/sshd", "-D", "-e", "-f", "/dev/null", *words], stderr=log
             )
         for _ in range(200):
             with socket.socket() as sock:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import TypeVar
 
 import trio
 
 from imgfs.app import open_source
+from imgfs.cli.terminal import Terminal, is_there
 from imgfs.config import Options
 from imgfs.sources.base import Source
 
@@ -21,4 +23,10 @@ def with_source(text: str, options: Options, look: Callable[[Source], Awaitable[
         async with open_source(text, options) as source:
             return await look(source)
 
-    return trio.run(work)
+    asking = Terminal()
+    if is_there():
+        options = replace(options, prompt=asking.ask)
+    try:
+        return trio.run(work)
+    finally:
+        asking.close()

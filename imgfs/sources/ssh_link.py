@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 import asyncssh
 
-from imgfs.errors import ImgfsError, SourceTimeout, SourceUnreachable
+from imgfs.errors import ImgfsError, LoginRefused, SourceTimeout, SourceUnreachable, UsageError
 from imgfs.sources.ssh_errors import Broken, file_errors, login_errors
 from imgfs.sources.ssh_helper import Helpers
 from imgfs.sources.ssh_login import Answers, options
@@ -83,6 +83,7 @@ class SshLink:
         self._session: Session | None = None
         self._connecting: asyncio.Task[Session] | None = None
         self._ever = False
+        self._asked = False
         self._pause = 0.0
         self._slots = asyncio.Semaphore(settings.depth)
         self._out = 0
@@ -196,9 +197,8 @@ class SshLink:
         self._pause = min(LAST_PAUSE_S, max(FIRST_PAUSE_S, self._pause * 2))
         connection: asyncssh.SSHClientConnection | None = None
         try:
+            connection = await self._log_in()
             with login_errors(self.where):
-                chosen = options(self._url, self.settings, self._answers)
-                connection = await asyncssh.connect(**chosen)
                 async with asyncio.timeout(self.settings.timeout_s):
                     sftp = await connection.start_sftp_client(path_encoding=None)
         except BaseException as exc:
@@ -208,6 +208,34 @@ class SshLink:
                 self._answers.forget()
             raise
         return Session(connection, sftp, self.settings, self.where)
+
+    async def _log_in(self) -> asyncssh.SSHClientConnection:
+        """Without a question if that will do: the agent may have the key that a file has locked."""
+        if self._answers is not None and not self._asked:
+            unasked = options(self._url, self.settings, None)
+            # A locked key is passed over, so that the others get their turn.
+            unasked["ignore_encrypted"] = True
+            try:
+                with login_errors(self.where):
+                    return await asyncssh.connect(**unasked)
+            except LoginRefused:
+                log.info("%s: the login needs an answer", self.where)
+        try:
+            with login_errors(self.where):
+                chosen = options(self._url, self.settings, self._answers)
+                connection = await asyncssh.connect(**chosen)
+        except LoginRefused as exc:
+            if self._answers is None or not self._answers.gave_up:
+                raise
+            raise LoginRefused(f"{self.where}: {self._answers.gave_up}") from exc
+        except TypeError as exc:
+            if self._answers is None:
+                raise
+            # asyncssh 2.24 takes the callable for the passphrase when it has no public key.
+            said = f"{self.where}: a locked key needs its public key beside it, in FILE.pub"
+            raise UsageError(said) from exc
+        self._asked = self._answers is not None
+        return connection
 
 
 def in_background(task: Awaitable[Any]) -> asyncio.Future[Any]:

@@ -28,6 +28,8 @@ class Answers:
     def __init__(self, prompt: Prompt) -> None:
         self._prompt = prompt
         self._known: dict[str, str] = {}
+        #: why nothing else is to be asked, though the server would take a password; else empty
+        self.gave_up = ""
 
     def ask(self, question: str) -> str | None:
         """[blocks] The answer, asked for once."""
@@ -37,6 +39,17 @@ class Answers:
                 return None
             self._known[question] = answer
         return self._known[question]
+
+    def passphrase(self, file: str) -> str | None:
+        """[blocks] What unlocks a private key.  `gave_up` is set when it does not."""
+        answer = self.ask(f"passphrase of {file}: ")
+        try:
+            asyncssh.read_private_key(file, answer)
+        except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError):
+            self.gave_up = f"the passphrase of {file} is wrong"
+            if answer is None:
+                self.gave_up = f"{file} needs a passphrase"
+        return answer
 
     def forget(self) -> None:
         """They were wrong."""
@@ -72,7 +85,7 @@ class Client(asyncssh.SSHClient):
 
     async def _ask(self, question: str) -> str | None:
         self._tries += 1
-        if self._tries > PASSWORD_TRIES:
+        if self._tries > PASSWORD_TRIES or self._answers.gave_up:
             return None
         if self._tries > 1:
             self._answers.forget()
@@ -86,7 +99,8 @@ def options(url: SshUrl, settings: SshSettings, answers: Answers | None) -> dict
         "host": url.host,
         "encryption_algs": CIPHERS,
         "compression_algs": None,
-        "connect_timeout": min(ATTEMPT_S, settings.timeout_s),
+        # asyncssh counts the login in, and so a person who types.
+        "connect_timeout": ASKING_S if answers else min(ATTEMPT_S, settings.timeout_s),
         "login_timeout": ASKING_S if answers else settings.timeout_s,
         # What a watchdog of ours does not see: a connection on which nothing is asked.
         "keepalive_interval": max(1.0, settings.timeout_s / 3),
@@ -100,7 +114,7 @@ def options(url: SshUrl, settings: SshSettings, answers: Answers | None) -> dict
     if answers is not None:
         who = f"{url.user or 'you'}@{url.host}"
         chosen["client_factory"] = lambda: Client(answers, who)
-        chosen["passphrase"] = lambda file: answers.ask(f"passphrase of {file}: ")
+        chosen["passphrase"] = answers.passphrase
     chosen |= _files(settings)
     if not url.user and not _has_user():
         raise UsageError(f"{url.host}: who are you there? write ssh://user@{url.host}/…")
