@@ -112,7 +112,11 @@ class Mounted:
     """One image and the tree that shows it, through every generation of its source."""
 
     def __init__(self, text: str, sources: Sources, caches: Caches, nursery: trio.Nursery) -> None:
-        self._text = text
+        where = parse(text)
+        # Absolute, because the process leaves its directory.
+        self.url = str(Path(where).absolute()) if isinstance(where, str) else where.text
+        self._name = Path(where).name if isinstance(where, str) else where.basename
+        self._view: RawView | None = None
         self._sources = sources
         self._caches = caches
         self._nursery = nursery
@@ -127,21 +131,40 @@ class Mounted:
 
     async def open(self) -> Source:
         """Open the source and show it.  Raises what opening raises."""
-        source = await self._sources.open(self._text)
+        source = await self._sources.open(self.url)
         self._opened.append(source)
         cache = None
-        if isinstance(source, FileSource):
-            self._text = source.url  # absolute: the process leaves its directory
-        else:
+        if not isinstance(source, FileSource):
             cache = await self._nursery.start(self._caches.hold, source)
         self._view = self._show(source, cache)
         return source
 
     def _show(self, source: Source, cache: CachedImage | None) -> RawView:
         view = RawView(source, cache)
-        self.tree.add(self._root, encode(image_name(source.name) + ".raw"), view=view)
-        self.tree.add(self._original, encode(source.name), view=view)
+        for parent, name in self._names():
+            node = (parent.children or {}).get(name)
+            if node is not None and node.prepare is not None:
+                node.view, node.prepare = view, None
+            else:
+                self.tree.add(parent, name, view=view)
         return view
+
+    def _names(self) -> list[tuple[Node, bytes]]:
+        raw = encode(image_name(self._name) + ".raw")
+        return [(self._root, raw), (self._original, encode(self._name))]
+
+    def show_unopened(self) -> None:
+        """Show the names; the source is opened when one of them is first looked at."""
+        for parent, name in self._names():
+            self.tree.add(parent, name, prepare=self._ready_view)
+
+    async def _ready_view(self) -> RawView:
+        """The view; opens the source if that is still to do.  Raises what opening raises."""
+        async with self._reopening:
+            if self._view is None:
+                await self.open()
+        assert self._view is not None
+        return self._view
 
     async def changed(self, node: Node) -> None:
         """The node's view is stale: put the source as it is now under the names."""
@@ -154,7 +177,7 @@ class Mounted:
         while True:
             await trio.sleep(CHECK_S)
             view = self._view
-            if view.was_read() and view.stale is None:
+            if view is not None and view.was_read() and view.stale is None:
                 await self._check(view)
 
     async def _check(self, view: RawView) -> None:
@@ -175,15 +198,23 @@ class Mounted:
             await source.aclose()
 
     async def _extents(self) -> bytes:
-        extents = await self._view.extents(0, self._view.size)
+        view = await self._ready_view()
+        extents = await view.extents(0, view.size)
         return "".join(mapjson.lines(extents)).encode()
 
     async def _status(self) -> bytes:
         from imgfs.fuse.boundary import native
 
-        view, fast = self._view, native.status()
-        image = {
-            "source": view.source.url,
+        image: dict[str, object] = {"source": self.url, "state": "not opened yet"}
+        if self._view is not None:
+            image |= self._figures(self._view)
+        status = {"pid": os.getpid(), "images": {self._name: image}}
+        status |= {"cache": self._caches.status(), "fast_path": dict(native.status())}
+        return (json.dumps(status, indent=2) + "\n").encode()
+
+    @staticmethod
+    def _figures(view: RawView) -> dict[str, object]:
+        return {
             "state": "stale" if view.stale else "open",
             "identity": view.source.stat.identity and view.source.stat.identity.token,
             "size": view.size,
@@ -194,9 +225,6 @@ class Mounted:
             "errors": view.counters.errors,
             "last_error": view.counters.last_error,
         }
-        status = {"pid": os.getpid(), "images": {view.name: image}}
-        status |= {"cache": self._caches.status(), "fast_path": dict(fast)}
-        return (json.dumps(status, indent=2) + "\n").encode()
 
 
 async def run_mount(
@@ -215,7 +243,10 @@ async def run_mount(
         image = Mounted(text, sources, Caches(options), nursery)
         try:
             _refuse_inside(text, mountpoint)
-            source = await stop.unless(image.open)
+            if options.lazy:
+                image.show_unopened()
+            else:
+                await stop.unless(image.open)
             answered = trio.Event()
 
             async def background() -> None:
@@ -229,7 +260,7 @@ async def run_mount(
                 await image.watch()
 
             operations = Operations(image.tree, options, image.changed, answered.set)
-            session.mount(operations, mountpoint, source.url, options)
+            session.mount(operations, mountpoint, image.url, options)
             await session.serve(operations, mountpoint, background, stop)
         finally:
             nursery.cancel_scope.cancel()

@@ -61,7 +61,7 @@ def _helpers(value: str) -> tuple[str, ...]:
     # A comma would end the option.
     names = tuple(value.split("+"))
     if not set(names) <= set(HELPERS):
-        raise UsageError(f"-o helpers={value}: name some of {'+'.join(HELPERS)}")
+        raise UsageError(f"-o helpers={value}: name some of {'+'.join(HELPERS)}, with + between")
     return names
 
 

@@ -21,6 +21,8 @@ def ask(question: str, wake: int) -> str | None:
     Not getpass, which nothing but a signal can end: the mount may be stopped meanwhile, and
     the terminal must show again what is typed.
     """
+    if select.select([wake], [], [], 0)[0]:
+        return None
     try:
         tty = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
     except OSError:

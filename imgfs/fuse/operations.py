@@ -57,6 +57,8 @@ class Operations(pyfuse3.Operations):
             raise pyfuse3.FUSEError(errno.ESTALE) from None
 
     async def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
+        if node.prepare is not None:
+            await node.prepare()
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = node.inode
         entry.st_uid, entry.st_gid = self._owner
@@ -119,6 +121,8 @@ class Operations(pyfuse3.Operations):
             self._next_handle += 1
             self._made[handle] = await node.make()
             return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
+        if node.prepare is not None:
+            await node.prepare()
         assert node.view is not None
         try:
             await node.view.check()

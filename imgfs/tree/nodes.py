@@ -14,12 +14,17 @@ IMAGE_EXTENSIONS = (".raw", ".img", ".dd", ".iso", ".bin")
 
 @dataclass(slots=True)
 class Node:
-    """A directory (`children`), an image's view, or a file made anew at each open (`make`)."""
+    """A directory (`children`), an image's view, or a file made anew at each open (`make`).
+
+    A view's file without the view is of a source that is not open yet: `prepare` opens it, and
+    puts the view here.
+    """
 
     inode: int
     children: dict[bytes, Node] | None = None
     view: RawView | None = None
     make: Callable[[], Awaitable[bytes]] | None = None
+    prepare: Callable[[], Awaitable[object]] | None = None
 
 
 @dataclass(slots=True)
