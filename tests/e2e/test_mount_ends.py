@@ -107,3 +107,35 @@ def test_umount_waits_for_the_process(mount: Mounter, sparse: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert ended(m, 0)
     assert "not a live imgfs mount" in imgfs("umount", m.point).stderr
+
+
+def test_source_that_became_our_own_file(mount: Mounter, sparse: Path) -> None:
+    """It would be opened by asking ourselves, who wait for it to be opened."""
+    m = mount(sparse)
+    raw, data = m.point / "disk.raw", sparse.read_bytes()
+    away = sparse.with_name("away")
+    sparse.rename(away)
+    sparse.symlink_to(m.point / "original/disk.img")
+    for _ in range(2):
+        read = subprocess.run(["head", "-c1", raw], timeout=10, check=False, capture_output=True)
+        assert b"Invalid argument" in read.stderr
+    away.replace(sparse)
+    assert raw.read_bytes() == data
+
+
+def test_source_under_the_mount_point(mount: Mounter, sparse: Path, tmp_path: Path) -> None:
+    point = tmp_path / "point"
+    point.mkdir()
+    (tmp_path / "link").symlink_to(point / "disk.img")
+    assert "lies under the mount point" in refused(tmp_path / "link", point)
+    assert "lies under the mount point" in refused(point / "disk.img", point, "-o", "lazy")
+    (point / "disk.img").touch()
+    assert "is not empty" in refused(point / "disk.img", point)
+
+
+def test_sizes_that_are_none(sparse: Path, tmp_path: Path) -> None:
+    point = tmp_path / "point"
+    point.mkdir()
+    for value in ("lots", "", "-1", "1x", "1e3", "٣"):
+        assert "not a size" in refused(sparse, point, "-o", f"cache_size={value}")
+    assert not point.is_mount()
