@@ -16,6 +16,20 @@ Result = TypeVar("Result")
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
+def hold_back() -> None:
+    """Let the signals wait until somebody listens.
+
+    Python's own answer to SIGINT is an exception wherever it happens to be, and where that is a
+    callback of the import system nobody hears of it.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def let_through() -> None:
+    """There is a handler now."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
 class Stop:
     """Asked for once or more; `at_once` is set by the second time, and cuts the drain short."""
 
@@ -54,6 +68,7 @@ class Stop:
     ) -> None:
         """Take the signals that end a process, from the moment that this has started."""
         with trio.open_signal_receiver(*SIGNALS) as signals:
+            let_through()
             task_status.started()
             async for number in signals:
                 self.ask(f"stopped by {signal.Signals(number).name}")

@@ -1,6 +1,7 @@
 """Going to the background: the child serves, the parent waits for its word and has the terminal.
 
-The fork comes before any thread or loop.  A socket pair joins the two; a message is a packet:
+The fork comes before any thread or loop, and with signals held back: both sides let them through
+when they have a handler, so none is lost.  A socket pair joins the two; a message is a packet:
 
     child -> parent   R            the mount is ready: the parent leaves with 0
                       E text       why it is not, one line: the parent leaves with 1
@@ -25,7 +26,7 @@ from types import FrameType
 from imgfs.cli import terminal
 from imgfs.errors import ImgfsError, MountError
 from imgfs.sources.ssh_settings import Prompt
-from imgfs.stop import SIGNALS
+from imgfs.stop import SIGNALS, hold_back, let_through
 from imgfs.systemd import log_to_syslog
 
 log = logging.getLogger(__name__)
@@ -114,6 +115,7 @@ def _wait(end: socket.socket, child: int, mountpoint: str) -> None:
 
     for number in SIGNALS:
         signal.signal(number, pass_on)
+    let_through()
     while True:
         said = end.recv(PACKET)
         if not said.startswith(b"A"):
@@ -124,7 +126,7 @@ def _wait(end: socket.socket, child: int, mountpoint: str) -> None:
         except OSError:
             continue  # it is gone, and has said why
     # From here on a signal comes too late, and is not to turn a success into a failure.
-    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+    hold_back()
     if said == b"R" and not got:
         return
     os.waitpid(child, 0)

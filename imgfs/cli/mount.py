@@ -15,6 +15,7 @@ from imgfs.config import Options, parse_options
 from imgfs.errors import ImgfsError, MountError
 from imgfs.mountstate import clear_dead
 from imgfs.sources.ssh_settings import Prompt
+from imgfs.stop import hold_back
 from imgfs.systemd import log_to_stderr, notify_ready, notify_stopping
 
 
@@ -31,6 +32,7 @@ def command(
     log_to_stderr(verbose)
     parsed = parse_options(options)
     mountpoint = checked_mountpoint(mountpoint)
+    hold_back()
     if foreground:
         _in_foreground(source, mountpoint, parsed)
         return
