@@ -17,6 +17,7 @@ class Status(TypedDict):
     bytes: int
     seeks: int
     queued: int  # handed to Python so far
+    parked: int  # waited natively for blocks that were on their way
     interrupts: int
     waited_for_disk: int
 

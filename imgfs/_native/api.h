@@ -17,6 +17,8 @@ struct map_api {
 	int (*read)(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 		    enum seg_wait wait);
 	int (*seek)(struct segmap *map, int64_t offset, int whence, uint64_t *found);
+	/* Called, on any thread, when blocks that were coming are not coming any more. */
+	void (**settled)(void);
 };
 
 #endif

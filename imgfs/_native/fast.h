@@ -49,6 +49,8 @@ struct request {
 	char *mem;                   /* malloc'ed; passes to pyfuse3's buffer */
 };
 
+void request_free(struct request *rq);
+
 struct interrupt {
 	uint64_t target, unique;     /* the request meant, and the INTERRUPT's own */
 };
@@ -60,6 +62,15 @@ int queue_interrupt_fd(void);
 /* Copies the request.  0, or -ENOMEM; -EINTR when it was interrupted on the way. */
 int queue_push(const void *buf, size_t size);
 struct request *queue_pop(void);     /* NULL when empty */
+
+/* Parked requests wait for blocks that are coming.  `settled` is what `queue_settled` said before
+ * the blocks were looked at: -EAGAIN when some have been settled since, look again; -EINTR when
+ * the request was interrupted; -ENOMEM. */
+int queue_park(const void *buf, size_t size, unsigned settled);
+unsigned queue_settled(void);
+void queue_settle(void);             /* blocks were settled: the parked look again */
+/* Waits until parked requests are to look again, and takes them all; NULL at the end. */
+struct request *queue_unpark(void);
 /* The connection is over (or failed with this errno): wakes everyone, stays so. */
 void queue_end(int error);
 bool queue_ended(void);
@@ -74,7 +85,7 @@ void queue_in_hand(unsigned thread, uint64_t unique);
 /* ---- requests.c ---- */
 
 struct fast_stats {
-	atomic_uint_fast64_t reads, bytes, seeks, queued, interrupts, slow;
+	atomic_uint_fast64_t reads, bytes, seeks, queued, parked, interrupts, slow;
 };
 
 extern struct fast_stats stats;

@@ -167,7 +167,7 @@ static PyObject *status(PyObject *self, PyObject *unused)
 {
 	(void)self;
 	(void)unused;
-	return Py_BuildValue("{s:O,s:i,s:n,s:I,s:K,s:K,s:K,s:K,s:K,s:K}",
+	return Py_BuildValue("{s:O,s:i,s:n,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K}",
 			     "ended", queue_ended() ? Py_True : Py_False,
 			     "error", queue_error(),
 			     "queue_length", (Py_ssize_t)queue_length(),
@@ -176,6 +176,7 @@ static PyObject *status(PyObject *self, PyObject *unused)
 			     "bytes", (unsigned long long)atomic_load(&stats.bytes),
 			     "seeks", (unsigned long long)atomic_load(&stats.seeks),
 			     "queued", (unsigned long long)atomic_load(&stats.queued),
+			     "parked", (unsigned long long)atomic_load(&stats.parked),
 			     "interrupts", (unsigned long long)atomic_load(&stats.interrupts),
 			     "waited_for_disk", (unsigned long long)atomic_load(&stats.slow));
 }
@@ -283,5 +284,8 @@ static struct PyModuleDef module_def = {
 PyMODINIT_FUNC PyInit__fuse(void)
 {
 	maps = PyCapsule_Import(MAP_CAPSULE, 0);
-	return maps ? PyModule_Create(&module_def) : NULL;
+	if (!maps)
+		return NULL;
+	*maps->settled = queue_settle;
+	return PyModule_Create(&module_def);
 }

@@ -340,7 +340,8 @@ static struct segmap *from_object(PyObject *obj)
 	return ((MapObject *)obj)->map;
 }
 
-static const struct map_api api = { from_object, segmap_ref, segmap_unref, segmap_read, segmap_seek };
+static const struct map_api api = { from_object, segmap_ref,  segmap_unref,
+				    segmap_read, segmap_seek, &store_settled_hook };
 
 static PyMethodDef functions[] = {
 	{ "scan_file", scan_file_, METH_VARARGS, NULL },

@@ -17,6 +17,10 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t drained = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t look_again = PTHREAD_COND_INITIALIZER;
+static struct request *parked, **parked_tail = &parked;
+static atomic_uint settled;
+static unsigned looked;              /* at which count of `settled` the parked looked last */
 static struct request *head, **tail = &head;
 static size_t length, write_bytes;
 static int event_fd = -1, interrupt_fd = -1;
@@ -31,7 +35,7 @@ static size_t n_interrupts, cap_interrupts;
  * is to mark nothing. */
 static struct {
 	atomic_uint_fast64_t unique, interrupted;
-} in_hand[MAX_THREADS];
+} in_hand[MAX_THREADS + 1];
 static _Thread_local unsigned me;
 
 static void signal_fd(int fd)
@@ -65,16 +69,29 @@ int queue_open(void)
 	return 0;
 }
 
+void request_free(struct request *rq)
+{
+	free(rq->mem);
+	free(rq);
+}
+
+static void free_all(struct request *rq)
+{
+	while (rq) {
+		struct request *next = rq->next;
+
+		request_free(rq);
+		rq = next;
+	}
+}
+
 void queue_close(void)
 {
-	struct request *rq;
-
-	while ((rq = head)) {
-		head = rq->next;
-		free(rq->mem);
-		free(rq);
-	}
+	free_all(head);
+	free_all(parked);
+	head = parked = NULL;
 	tail = &head;
+	parked_tail = &parked;
 	length = write_bytes = 0;
 	n_interrupts = 0;
 	if (event_fd >= 0)
@@ -105,28 +122,90 @@ void queue_in_hand(unsigned thread, uint64_t unique)
 	atomic_store(&in_hand[thread].unique, unique);
 }
 
-int queue_push(const void *buf, size_t size)
+static struct request *request_copy(const void *buf, size_t size)
 {
 	struct request *rq = malloc(sizeof(*rq));
 
 	if (!rq)
-		return -ENOMEM;
+		return NULL;
 	rq->mem = malloc(size);
 	if (!rq->mem) {
 		free(rq);
-		return -ENOMEM;
+		return NULL;
 	}
 	memcpy(rq->mem, buf, size);
 	rq->size = size;
 	rq->unique = ((const struct fuse_in_header *)buf)->unique;
 	rq->next = NULL;
+	return rq;
+}
+
+unsigned queue_settled(void)
+{
+	return atomic_load(&settled);
+}
+
+void queue_settle(void)
+{
+	pthread_mutex_lock(&lock);
+	atomic_fetch_add(&settled, 1);
+	if (parked)
+		pthread_cond_signal(&look_again);
+	pthread_mutex_unlock(&lock);
+}
+
+int queue_park(const void *buf, size_t size, unsigned seen)
+{
+	struct request *rq = request_copy(buf, size);
+	int err = 0;
+
+	if (!rq)
+		return -ENOMEM;
+	pthread_mutex_lock(&lock);
+	if (atomic_load(&in_hand[me].interrupted) == rq->unique)
+		err = -EINTR;
+	else if (atomic_load(&settled) != seen)
+		err = -EAGAIN;
+	if (!err) {
+		atomic_store(&in_hand[me].unique, 0);
+		*parked_tail = rq;
+		parked_tail = &rq->next;
+	}
+	pthread_mutex_unlock(&lock);
+	if (err)
+		request_free(rq);
+	return err;
+}
+
+struct request *queue_unpark(void)
+{
+	struct request *all = NULL;
+
+	pthread_mutex_lock(&lock);
+	while (!ended && (!parked || looked == atomic_load(&settled)))
+		pthread_cond_wait(&look_again, &lock);
+	looked = atomic_load(&settled);
+	if (!ended) {
+		all = parked;
+		parked = NULL;
+		parked_tail = &parked;
+	}
+	pthread_mutex_unlock(&lock);
+	return all;
+}
+
+int queue_push(const void *buf, size_t size)
+{
+	struct request *rq = request_copy(buf, size);
+
+	if (!rq)
+		return -ENOMEM;
 	pthread_mutex_lock(&lock);
 	while (is_write(buf) && write_bytes + size > MAX_PENDING_WRITES && !ended)
 		pthread_cond_wait(&drained, &lock);
 	if (atomic_load(&in_hand[me].interrupted) == rq->unique) {
 		pthread_mutex_unlock(&lock);
-		free(rq->mem);
-		free(rq);
+		request_free(rq);
 		return -EINTR;
 	}
 	atomic_store(&in_hand[me].unique, 0);
@@ -176,6 +255,7 @@ void queue_end(int error)
 	signal_fd(event_fd);
 	signal_fd(interrupt_fd);
 	pthread_cond_broadcast(&drained);
+	pthread_cond_broadcast(&look_again);
 	pthread_mutex_unlock(&lock);
 }
 
@@ -204,30 +284,41 @@ size_t queue_length(void)
 	return result;
 }
 
-/* Under the lock: take the request out of the queue's middle. */
-static bool unqueue(uint64_t unique)
+/* Under the lock: take the request out of a list's middle; NULL when it is not there. */
+static struct request *take_out(struct request **link, struct request ***end, uint64_t unique)
 {
-	struct request **link, *rq;
+	struct request *rq;
 
-	for (link = &head; (rq = *link); link = &rq->next) {
+	for (; (rq = *link); link = &rq->next) {
 		if (rq->unique != unique)
 			continue;
 		*link = rq->next;
-		if (tail == &rq->next)
-			tail = link;
-		forget_head(rq);
-		free(rq->mem);
-		free(rq);
-		return true;
+		if (*end == &rq->next)
+			*end = link;
+		return rq;
 	}
-	return false;
+	return NULL;
+}
+
+/* Under the lock: a request that waits here waits no more. */
+static bool unqueue(uint64_t unique)
+{
+	struct request *rq = take_out(&head, &tail, unique);
+
+	if (rq)
+		forget_head(rq);
+	else
+		rq = take_out(&parked, &parked_tail, unique);
+	if (rq)
+		request_free(rq);
+	return rq != NULL;
 }
 
 static bool mark_in_hand(uint64_t unique)
 {
 	unsigned i;
 
-	for (i = 0; i < MAX_THREADS; i++) {
+	for (i = 0; i <= MAX_THREADS; i++) {
 		if (atomic_load(&in_hand[i].unique) == unique) {
 			atomic_store(&in_hand[i].interrupted, unique);
 			return true;

@@ -1,5 +1,12 @@
 /* The request threads: read a request, answer it from a segment map, or queue it.
  *
+ *     read ---> answered
+ *       |  \---> parked ---> (its blocks have come, or will not) --+
+ *       |            ^-------------- not all of them -------------|
+ *       \--> queued for Python  <---------------------------------+
+ *
+ * Parked requests are looked at by a thread of their own.
+ *
  * The threads never touch Python.  One of them never waits for a disk: when all others do, a
  * read that would wait goes to Python, whose worker threads wait instead, so that a slow local
  * disk under one image does not stop the others.
@@ -23,8 +30,9 @@
 struct fast_stats stats;
 const struct map_api *maps;
 
-static pthread_t threads[MAX_THREADS];
+static pthread_t threads[MAX_THREADS], parker;
 static unsigned n_threads;
+static bool has_parker;
 static int device = -1;
 static atomic_bool stopping;
 static atomic_uint exited, waiting_for_disk;
@@ -133,8 +141,9 @@ int reply_error(uint64_t unique, int error)
 
 /* ---- the fast path ---- */
 
-/* True when answered. */
-static bool try_read(const struct fuse_in_header *in, const struct fuse_read_in *arg,
+enum outcome { ASK_PYTHON, ANSWERED, COMING };
+
+static enum outcome try_read(const struct fuse_in_header *in, const struct fuse_read_in *arg,
 		     struct segmap *map, char *out)
 {
 	uint64_t size = arg->size;
@@ -146,7 +155,7 @@ static bool try_read(const struct fuse_in_header *in, const struct fuse_read_in 
 	else if (size > end - arg->offset)
 		size = end - arg->offset;
 	if (size > MAX_READ)
-		return false;
+		return ASK_PYTHON;
 	result = size ? maps->read(map, arg->offset, size, out, SEG_NOWAIT) : 1;
 	if (result == -EAGAIN) {
 		if (atomic_fetch_add(&waiting_for_disk, 1) + 1 < n_threads)
@@ -154,15 +163,15 @@ static bool try_read(const struct fuse_in_header *in, const struct fuse_read_in 
 		atomic_fetch_sub(&waiting_for_disk, 1);
 		atomic_fetch_add(&stats.slow, 1);
 	}
-	if (result != 1)
-		return false;   /* Python finds out what is wrong, and says so */
+	if (result != 1)   /* Python finds out what is wrong, and says so */
+		return result == SEG_COMING ? COMING : ASK_PYTHON;
 	reply(in->unique, 0, out, size);
 	atomic_fetch_add_explicit(&stats.reads, 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stats.bytes, size, memory_order_relaxed);
-	return true;
+	return ANSWERED;
 }
 
-static bool try_seek(const struct fuse_in_header *in, const struct fuse_lseek_in *arg,
+static enum outcome try_seek(const struct fuse_in_header *in, const struct fuse_lseek_in *arg,
 		     struct segmap *map)
 {
 	struct fuse_lseek_out out = { 0 };
@@ -173,21 +182,21 @@ static bool try_seek(const struct fuse_in_header *in, const struct fuse_lseek_in
 	else
 		result = maps->seek(map, (int64_t)arg->offset, (int)arg->whence, &out.offset);
 	if (result == 0 || result == -EINVAL)
-		return false;
+		return ASK_PYTHON;
 	if (result == 1)
 		reply(in->unique, 0, &out, sizeof(out));
 	else
 		reply(in->unique, result, NULL, 0);
 	atomic_fetch_add_explicit(&stats.seeks, 1, memory_order_relaxed);
-	return true;
+	return ANSWERED;
 }
 
-static bool try_fast(const char *buf, size_t size, char *out)
+static enum outcome try_fast(const char *buf, size_t size, char *out)
 {
 	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
 	const void *arg = in + 1;
 	struct segmap *map;
-	bool done = false;
+	enum outcome done = ASK_PYTHON;
 
 	if (in->opcode == FUSE_READ && size >= sizeof(*in) + sizeof(struct fuse_read_in)) {
 		map = map_of(in->nodeid);
@@ -218,23 +227,56 @@ static void interrupt(const struct fuse_in_header *in, size_t size)
 		reply_error(arg->unique, EINTR);
 }
 
+/* Answer a request, or see that somebody will. */
+static void settle(unsigned self, const char *buf, size_t size, char *out)
+{
+	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
+	enum outcome outcome;
+	int err;
+
+	queue_in_hand(self, in->unique);
+	do {
+		unsigned settled = queue_settled();
+
+		outcome = try_fast(buf, size, out);
+		if (outcome == ANSWERED)
+			return;
+		err = outcome == COMING ? queue_park(buf, size, settled) : queue_push(buf, size);
+	} while (err == -EAGAIN);
+	if (err)
+		reply_error(in->unique, -err);
+	else
+		atomic_fetch_add_explicit(outcome == COMING ? &stats.parked : &stats.queued, 1,
+					  memory_order_relaxed);
+}
+
 static void handle(unsigned self, const char *buf, size_t size, char *out)
 {
 	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
-	int err;
 
-	if (in->opcode == FUSE_INTERRUPT) {
+	if (in->opcode == FUSE_INTERRUPT)
 		interrupt(in, size);
-		return;
+	else
+		settle(self, buf, size, out);
+}
+
+static void *serve_parked(void *arg)
+{
+	struct request *rq, *next;
+	char *out = malloc(MAX_READ);
+
+	(void)arg;
+	if (!out)
+		queue_end(ENOMEM);
+	while (out && (rq = queue_unpark())) {
+		for (; rq; rq = next) {
+			next = rq->next;
+			settle(MAX_THREADS, rq->mem, rq->size, out);
+			request_free(rq);
+		}
 	}
-	queue_in_hand(self, in->unique);
-	if (!try_fast(buf, size, out)) {
-		err = queue_push(buf, size);
-		if (err)
-			reply_error(in->unique, -err);
-		else
-			atomic_fetch_add_explicit(&stats.queued, 1, memory_order_relaxed);
-	}
+	free(out);
+	return NULL;
 }
 
 static void *serve(void *arg)
@@ -296,6 +338,8 @@ int threads_start(struct fuse_session *se, unsigned count)
 	sigfillset(&all);
 	sigdelset(&all, wake_signal());
 	pthread_sigmask(SIG_SETMASK, &all, &old);
+	has_parker = pthread_create(&parker, NULL, serve_parked, NULL) == 0;
+	err = has_parker ? 0 : EAGAIN;
 	for (i = 0; i < count && !err; i++) {
 		err = pthread_create(&threads[i], NULL, serve, (void *)(uintptr_t)i);
 		if (!err)
@@ -325,6 +369,9 @@ void threads_stop(void)
 	for (i = 0; i < n_threads; i++)
 		pthread_join(threads[i], NULL);
 	n_threads = 0;
+	if (has_parker)
+		pthread_join(parker, NULL);
+	has_parker = false;
 	close(device);
 	device = -1;
 }

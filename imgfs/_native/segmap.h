@@ -85,8 +85,11 @@ int segmap_load(struct segmap *map, const uint64_t *ends, const uint8_t *flags, 
 /* How segmap_read may wait for disks. */
 enum seg_wait { SEG_WAIT, SEG_NOWAIT };
 
-/* 1: buf holds the bytes.  0: only Python knows.  -EAGAIN: a disk would have to be waited
- * for (SEG_NOWAIT only).  Other -errno: the store's file failed. */
+#define SEG_COMING 2
+
+/* 1: buf holds the bytes.  0: only Python knows.  SEG_COMING: blocks are on their way, and what is
+ * not has been seen to be local up to there.  -EAGAIN: a disk would have to be waited for
+ * (SEG_NOWAIT only).  Other -errno: the store's file failed. */
 int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 		enum seg_wait wait);
 

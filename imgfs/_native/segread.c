@@ -17,7 +17,8 @@ struct piece {
 #define MAX_PIECES 32
 
 /* Under the read lock: fill what needs no I/O, list what does; stops when `pieces` is full.
- * Returns how many bytes are settled so, or -1 when only Python knows some of them. */
+ * Returns how many bytes are settled so, or -1 when only Python knows some of them, or
+ * -SEG_COMING when it need not be asked because they are on their way. */
 static int64_t gather(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 		      struct piece *pieces, unsigned *n)
 {
@@ -46,7 +47,8 @@ static int64_t gather(struct segmap *map, uint64_t offset, uint64_t length, char
 						     take, buf + done };
 			(*n)++;
 			if (!store_covers(st, pieces[*n - 1].offset, take))
-				return -1;
+				return store_is_coming(st, pieces[*n - 1].offset, take) ?
+					       -SEG_COMING : -1;
 			break;
 		default:
 			return -1;
@@ -139,7 +141,7 @@ int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 			store_unref(p->st);
 		}
 		if (done < 0)
-			return 0;
+			return done == -SEG_COMING ? SEG_COMING : 0;
 		if (err)
 			return err;
 		offset += (uint64_t)done;

@@ -62,8 +62,9 @@ struct store *store_new(int fd, uint64_t size, uint64_t block_size, bool whole)
 	pthread_mutex_init(&st->quiesce_lock, NULL);
 	if (!whole) {
 		st->bits = table_new(bits_bytes(st));
+		st->coming = table_new(bits_bytes(st));
 		st->stamps = table_new(stamps_bytes(st));
-		if (!st->bits || !st->stamps) {
+		if (!st->bits || !st->coming || !st->stamps) {
 			store_unref(st);
 			errno = ENOMEM;
 			return NULL;
@@ -84,6 +85,8 @@ void store_unref(struct store *st)
 		return;
 	if (st->bits)
 		munmap((void *)st->bits, bits_bytes(st));
+	if (st->coming)
+		munmap((void *)st->coming, bits_bytes(st));
 	if (st->stamps)
 		munmap((void *)st->stamps, stamps_bytes(st));
 	close(st->fd);
@@ -180,6 +183,38 @@ uint64_t store_clear(struct store *st, uint64_t first, uint64_t count)
 	}
 	atomic_fetch_sub(&st->present, changed);
 	return changed;
+}
+
+void (*store_settled_hook)(void);
+
+void store_set_coming(struct store *st, uint64_t first, uint64_t count)
+{
+	uint64_t block;
+
+	for (block = first; block < first + count; block++)
+		atomic_fetch_or(&st->coming[block / WORD_BITS], UINT64_C(1) << (block % WORD_BITS));
+}
+
+void store_settle(struct store *st, uint64_t first, uint64_t count)
+{
+	uint64_t block;
+
+	for (block = first; block < first + count; block++)
+		atomic_fetch_and(&st->coming[block / WORD_BITS],
+				 ~(UINT64_C(1) << (block % WORD_BITS)));
+	if (store_settled_hook)
+		store_settled_hook();
+}
+
+bool store_is_coming(const struct store *st, uint64_t offset, uint64_t length)
+{
+	uint64_t block, last = (offset + length - 1) >> st->block_shift;
+
+	for (block = offset >> st->block_shift; block <= last; block++)
+		if (!store_block_present(st, block) &&
+		    !(atomic_load(&st->coming[block / WORD_BITS]) >> (block % WORD_BITS) & 1))
+			return false;
+	return true;
 }
 
 struct aged {

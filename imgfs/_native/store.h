@@ -21,6 +21,7 @@ struct store {
 	uint64_t size;         /* bytes */
 	uint64_t blocks;
 	_Atomic uint64_t *bits;
+	_Atomic uint64_t *coming;   /* absent, but somebody is about to make them present */
 	_Atomic uint32_t *stamps;   /* when each block was last used, in ticks of 16 ms */
 	atomic_size_t present;
 	atomic_uint_fast64_t bytes_served;
@@ -44,6 +45,15 @@ bool store_covers(struct store *st, uint64_t offset, uint64_t length);
 bool store_block_present(const struct store *st, uint64_t block);
 uint64_t store_set(struct store *st, uint64_t first, uint64_t count);
 uint64_t store_clear(struct store *st, uint64_t first, uint64_t count);
+
+/* These blocks will be present, or settled as absent: a reader may wait for that. */
+void store_set_coming(struct store *st, uint64_t first, uint64_t count);
+/* They are not coming any more: present by now, or not.  Tells `store_settled_hook`. */
+void store_settle(struct store *st, uint64_t first, uint64_t count);
+/* Are all blocks of the range that are absent on their way? */
+bool store_is_coming(const struct store *st, uint64_t offset, uint64_t length);
+/* Who waits for blocks that come; set once, before any thread does. */
+extern void (*store_settled_hook)(void);
 
 /* Up to `count` present blocks, least recently used first chosen, then in ascending order.
  * The array is malloc'ed; NULL with *found == 0 when there is none, or no memory. */

@@ -92,6 +92,28 @@ static PyObject *store_clear_present(StoreObject *self, PyObject *args)
 	return PyLong_FromUnsignedLongLong(self->st->whole ? 0 : store_clear(self->st, first, count));
 }
 
+static PyObject *store_set_coming_(StoreObject *self, PyObject *args)
+{
+	unsigned long long first, count;
+
+	if (blocks_arg(self, args, &first, &count))
+		return NULL;
+	if (!self->st->whole)
+		store_set_coming(self->st, first, count);
+	Py_RETURN_NONE;
+}
+
+static PyObject *store_settle_(StoreObject *self, PyObject *args)
+{
+	unsigned long long first, count;
+
+	if (blocks_arg(self, args, &first, &count))
+		return NULL;
+	if (!self->st->whole)
+		store_settle(self->st, first, count);
+	Py_RETURN_NONE;
+}
+
 static PyObject *store_is_present(StoreObject *self, PyObject *args)
 {
 	unsigned long long offset, length;
@@ -338,6 +360,8 @@ static PyObject *store_get(StoreObject *self, void *what)
 static PyMethodDef store_methods[] = {
 	{ "set_present", (PyCFunction)store_set_present, METH_VARARGS, NULL },
 	{ "clear_present", (PyCFunction)store_clear_present, METH_VARARGS, NULL },
+	{ "set_coming", (PyCFunction)store_set_coming_, METH_VARARGS, NULL },
+	{ "settle", (PyCFunction)store_settle_, METH_VARARGS, NULL },
 	{ "is_present", (PyCFunction)store_is_present, METH_VARARGS, NULL },
 	{ "missing", (PyCFunction)store_missing, METH_VARARGS, NULL },
 	{ "oldest", (PyCFunction)store_oldest_runs, METH_VARARGS, NULL },

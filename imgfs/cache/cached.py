@@ -112,14 +112,14 @@ class CachedImage(Image):
                 continue  # evicted meanwhile
             for fill in fills:
                 await fill.fetched.wait()
-                if fill.error is not None:
+                if fill.error is not None and fill.error_is_for_all:
                     raise type(fill.error)(str(fill.error)) from fill.error
             found = joined(fills, offset, end)
             if found is not None:
                 return found
             for fill in fills:
                 await fill.ended.wait()
-            if not all(fill.kept for fill in fills):
+            if any(fill.parts is not None and not fill.kept for fill in fills):
                 break
         # The cache cannot hold it for as long as it takes to read it.
         return await self.source.read(offset, length)
@@ -158,11 +158,25 @@ class CachedImage(Image):
     async def _run(self, fill: Fill) -> None:
         """Fetch a fill, let its readers have it, and keep it where there is room."""
         account = self._account
-        if account is not None and not await account.reserve(fill.count):
-            account = None
+        if account is None or not await account.reserve(fill.count):
+            if fill.is_awaited:
+                await self._get(fill)
+            return
+        # From now on native readers wait for these blocks, and need not ask.
+        self.store.set_coming(fill.first, fill.count)
         try:
-            if account is not None or fill.is_awaited:
-                fill.parts = await self._fetch(fill)
+            await self._get(fill)
+            if fill.parts is not None:
+                fill.kept = await self._keep(fill, fill.parts, account)
+        finally:
+            if fill.parts is None:
+                account.release(fill.count)
+            self.store.settle(fill.first, fill.count)
+
+    async def _get(self, fill: Fill) -> None:
+        """Sets the fill's parts, or its error."""
+        try:
+            fill.parts = await self._fetch(fill)
         except ImgfsError as exc:
             fill.error = exc
             if isinstance(exc, SourceChanged):
@@ -172,10 +186,6 @@ class CachedImage(Image):
             fill.error = ImgfsError(f"{self.name}: {exc!r}")
         finally:
             fill.fetched.set()
-            if account is not None and fill.parts is None:
-                account.release(fill.count)
-        if account is not None and fill.parts is not None:
-            fill.kept = await self._keep(fill, fill.parts, account)
 
     async def _fetch(self, fill: Fill) -> list[tuple[int, Buffer]]:
         start = fill.first * BLOCK

@@ -6,6 +6,9 @@
        |            +-- at once when a reader wants it, else when one of AHEAD places is free
        +----> dropped (its stream is gone)
 
+An error is remembered for a second: the kernel asks twice, and who has waited for the timeout
+once must not wait for it again.
+
 A block is in at most one fill.  A fill belongs to the cache: a reader that goes away
 disturbs nobody, and the bytes that are on the wire are kept.
 """
@@ -22,6 +25,7 @@ from imgfs.errors import ImgfsError
 from imgfs.image import Buffer
 
 AHEAD = 8  # fills that run for readahead
+FAILED_S = 1.0  # how long an error is remembered
 
 
 @dataclass(slots=True, eq=False)
@@ -38,6 +42,14 @@ class Fill:
     running: bool = False
 
     kept: bool = False  #: whether its blocks became present (or are known to be zero)
+
+    @property
+    def error_is_for_all(self) -> bool:
+        """Does its error tell a reader of some of its blocks anything?
+
+        Readahead takes more than a reader wants, and a bad spot in that is not the reader's.
+        """
+        return self.error is not None and (self.error.temporary or not self.ahead)
 
     @property
     def is_awaited(self) -> bool:
@@ -70,12 +82,13 @@ class Fills:
         self._of_block: dict[int, Fill] = {}
         self._queue: deque[Fill] = deque()
         self._running_ahead = 0
+        self._failed: deque[tuple[float, Fill]] = deque(maxlen=64)
 
     def wanted(self, first: int, count: int) -> list[Fill]:
-        """A reader needs these blocks: the fills to wait for, all of them running."""
+        """A reader needs these blocks: the fills to wait for, running or just failed."""
         fills, _ = self._cover(first, count, ahead=False)
         for fill in fills:
-            if not fill.running:
+            if not fill.running and not fill.ended.is_set():
                 if fill.ahead:
                     self._queue.remove(fill)
                 self._start(fill)
@@ -101,7 +114,7 @@ class Fills:
         new: list[Fill] = []
         block, end = first, first + count
         while block < end:
-            fill = self._of_block.get(block)
+            fill = self._of_block.get(block) or (None if ahead else self._failed_at(block))
             if fill is None:
                 run = 1
                 while run < self._most and block + run < end and block + run not in self._of_block:
@@ -127,8 +140,21 @@ class Fills:
             await self._run(fill)
         finally:
             self._running_ahead -= fill.ahead
+            fill.running = False
+            if fill.error_is_for_all:
+                self._failed.append((trio.current_time(), fill))
             self._forget(fill)
             self._start_ahead()
+
+    def _failed_at(self, block: int) -> Fill | None:
+        """The fill that failed there a moment ago."""
+        since = trio.current_time() - FAILED_S
+        while self._failed and self._failed[0][0] < since:
+            self._failed.popleft()
+        for _, fill in self._failed:
+            if fill.first <= block < fill.first + fill.count:
+                return fill
+        return None
 
     def _forget(self, fill: Fill) -> None:
         for block in range(fill.first, fill.first + fill.count):

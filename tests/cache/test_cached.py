@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from imgfs.cache.cached import BLOCK, CachedImage, open_cached
+from imgfs.cache.fills import FAILED_S
 from imgfs.cache.space import CacheSpace
 from imgfs.errors import ShortRead, SourceChanged, SourceTimeout
 
@@ -228,6 +229,9 @@ def test_an_error_reaches_all_who_wait_and_is_not_kept(tmp_path: Path, error: Ex
         assert [type(f) for f in failures] == [type(error)] * 5
         assert space.used == 0
         source.fail = lambda offset, length: None
+        with pytest.raises(type(error)):  # the kernel asks twice
+            await image.read(50, 100)
+        await trio.sleep(FAILED_S + 0.1)
         assert bytes(await image.read(0, 100)) == content[:100]
 
     with_cache(source, body, tmp_path)
