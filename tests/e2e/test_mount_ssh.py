@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import signal
 import subprocess
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -135,38 +133,3 @@ def test_replaced_source_gives_new_bytes_only(mount: Mounter, sshd: Sshd, sparse
     new.write_bytes(os.urandom(4 * MIB + 7))
     new.replace(sparse)
     assert raw.read_bytes() == sparse.read_bytes()
-
-
-def test_cache_keeps_under_its_limit(mount: Mounter, sshd: Sshd, tmp_path: Path) -> None:
-    """Read 64 MiB of data through 8 MiB of cache, in order and at random, while watching it."""
-    source = tmp_path / "big.img"
-    source.write_bytes(os.urandom(64 * MIB))
-    raw = remote(mount, sshd, source, "cache_size=8M")
-    data = source.read_bytes()
-    used: list[int] = []
-    stop = threading.Event()
-    pid = json.loads((raw.parent / ".imgfs/status.json").read_text())["pid"]
-
-    def watch() -> None:
-        while not stop.is_set():
-            for link in Path(f"/proc/{pid}/fd").iterdir():
-                try:
-                    target = str(link.readlink())
-                    if target.startswith(str(tmp_path / "cache")):
-                        used.append(link.stat().st_blocks * 512)
-                except OSError:
-                    continue
-            stop.wait(0.01)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    assert raw.read_bytes() == data
-    fd = os.open(raw, os.O_RDONLY | os.O_DIRECT)
-    for i in range(100):
-        offset = (i * 7919 * 4096) % (60 * MIB)
-        assert os.pread(fd, 4096, offset) == data[offset : offset + 4096]
-    os.close(fd)
-    stop.set()
-    watcher.join()
-    assert used
-    assert max(used) <= 8 * MIB
