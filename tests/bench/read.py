@@ -140,23 +140,30 @@ def make_sources(work: Path) -> tuple[Path, Path]:
 
 
 def measure(work: Path, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
+    """Medians.  All are mounted all the time, and take turns at every figure: what else goes on
+    on the machine then meets all of them alike."""
     dense, holed = make_sources(work)
     figures: dict[str, dict[str, list[float]]] = {}
-    for _ in range(rounds):
-        for name, peer in PEERS.items():
-            with peer(dense, work) as path:
-                path.read_bytes()
-                for what, words in FIO.items():
-                    figures.setdefault(what, {}).setdefault(name, []).append(
-                        fio(path, words, seconds)
-                    )
+
+    def note(what: str, name: str, value: float) -> None:
+        figures.setdefault(what, {}).setdefault(name, []).append(value)
+
+    with contextlib.ExitStack() as stack:
+        of_dense = {n: stack.enter_context(peer(dense, work)) for n, peer in PEERS.items()}
+        of_holed = {
+            n: stack.enter_context(peer(holed, work))
+            for n, peer in PEERS.items()
+            if n != "nbdfuse"  # it reports no holes
+        }
+        for _ in range(rounds):
+            for what, words in FIO.items():
+                for name, path in of_dense.items():
+                    note(what, name, fio(path, words, seconds))
+            for name, path in of_dense.items():
                 if name != "the file":  # dropping the source's own cache would measure the disk
-                    figures.setdefault("cold buffered", {}).setdefault(name, []).append(cold(path))
-            if name != "nbdfuse":  # it reports no holes
-                with peer(holed, work) as path:
-                    figures.setdefault("SEEK walk", {}).setdefault(name, []).append(walk(path))
-            for left in work.glob("imgfs-*"):
-                left.rmdir()
+                    note("cold buffered", name, cold(path))
+            for name, path in of_holed.items():
+                note("SEEK walk", name, walk(path))
     return {
         what: {name: statistics.median(values) for name, values in by_name.items()}
         for what, by_name in figures.items()
