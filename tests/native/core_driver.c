@@ -1,0 +1,378 @@
+/* Drives the native core without Python, to be built with sanitizers:
+ *
+ *     core_driver model SEED STEPS DIRECTORY     the segment map against one cell a byte
+ *     core_driver stress SEED STEPS DIRECTORY    readers against publish, retract and evict
+ *
+ * Prints what was done and exits with 0; says what differs on stderr and aborts otherwise.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "scan.h"
+#include "segmap.h"
+#include "store.h"
+
+#define CHECK(what)                                                                            \
+	do {                                                                                   \
+		if (!(what)) {                                                                 \
+			fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #what);     \
+			abort();                                                               \
+		}                                                                              \
+	} while (0)
+
+/* xorshift64*: each thread has its own state, so a seed gives the same choices. */
+static uint64_t draw(uint64_t *state)
+{
+	*state ^= *state >> 12;
+	*state ^= *state << 25;
+	*state ^= *state >> 27;
+	return *state * UINT64_C(2685821657736338717);
+}
+
+static uint64_t below(uint64_t *state, uint64_t limit)
+{
+	return draw(state) % limit;
+}
+
+static int file_new(const char *directory, const char *name, uint64_t size)
+{
+	char path[4096];
+	int fd;
+
+	CHECK(snprintf(path, sizeof(path), "%s/%s", directory, name) < (int)sizeof(path));
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	CHECK(fd >= 0);
+	CHECK(ftruncate(fd, (off_t)size) == 0);
+	return fd;
+}
+
+/* ---- the model: one cell a byte ---- */
+
+#define SIZE 16000u
+#define BLOCK 512u
+#define BLOCKS ((SIZE + BLOCK - 1) / BLOCK)
+
+/* `owner` and `shift` tell apart what the map must not join: of a literal its number; of a
+ * store which one, and how far its offset is from the map's. */
+struct cell {
+	uint8_t kind, seek;
+	uint64_t owner;
+	int64_t shift;
+	uint8_t literal;
+};
+
+struct model {
+	struct segmap *map;
+	struct store *stores[2];       /* 0 is whole, 1 has present bits */
+	uint8_t content[2][SIZE];
+	bool present[BLOCKS];
+	struct cell cells[SIZE];
+	uint64_t literals;
+	uint64_t rng;
+};
+
+static bool same(const struct cell *a, const struct cell *b)
+{
+	return a->kind == b->kind && a->seek == b->seek && a->owner == b->owner &&
+	       a->shift == b->shift;
+}
+
+static void fill(struct model *m, uint64_t start, uint64_t end, struct cell cell)
+{
+	while (start < end)
+		m->cells[start++] = cell;
+}
+
+/* -1 where only Python would know. */
+static int value(const struct model *m, uint64_t at)
+{
+	const struct cell *c = &m->cells[at];
+	uint64_t offset = at + (uint64_t)c->shift;
+
+	if (c->kind == SEG_ZERO)
+		return 0;
+	if (c->kind == SEG_LITERAL)
+		return c->literal;
+	if (c->kind == SEG_ASK || (c->owner == 1 && !m->present[offset / BLOCK]))
+		return -1;
+	return m->content[c->owner][offset];
+}
+
+static void some_range(struct model *m, uint64_t *start, uint64_t *end)
+{
+	/* Mostly short ones, so that the map gets many segments; some that sweep them away. */
+	uint64_t most = below(&m->rng, 40) ? 12 : SIZE;
+
+	*start = below(&m->rng, SIZE + 1);
+	*end = *start + below(&m->rng, most + 1);
+	if (*end > SIZE)
+		*end = SIZE;
+}
+
+static void do_store(struct model *m, uint64_t start, uint64_t end)
+{
+	unsigned which = (unsigned)below(&m->rng, 2);
+	/* Often at the map's own offset, so that neighbours join. */
+	uint64_t offset = below(&m->rng, 4) ? start : below(&m->rng, SIZE - (end - start) + 1);
+	enum seg_seek seek = below(&m->rng, 4) ? SEEK_IS_DATA : SEEK_IS_UNKNOWN;
+
+	CHECK(segmap_set_store(m->map, start, end, m->stores[which], offset, seek) == 0);
+	fill(m, start, end, (struct cell){ SEG_STORE, seek, which, (int64_t)(offset - start), 0 });
+}
+
+static void do_literal(struct model *m, uint64_t start, uint64_t end)
+{
+	uint8_t *bytes = malloc(end - start + 1);
+	uint64_t i;
+
+	CHECK(bytes);
+	m->literals++;
+	for (i = start; i < end; i++) {
+		bytes[i - start] = (uint8_t)draw(&m->rng);
+		m->cells[i] = (struct cell){ SEG_LITERAL, SEEK_IS_DATA, m->literals, 0,
+					     bytes[i - start] };
+	}
+	CHECK(segmap_set_literal(m->map, start, bytes, end - start, SEEK_IS_DATA) == 0);
+	free(bytes);
+}
+
+static void do_load(struct model *m)
+{
+	static uint64_t ends[SIZE];
+	static uint8_t flags[SIZE];
+	uint64_t longest = 1 + below(&m->rng, 30), at = 0;
+	bool with_store = below(&m->rng, 2);
+	size_t n = 0;
+
+	while (at < SIZE) {
+		uint64_t end = at + 1 + below(&m->rng, longest);
+
+		end = end < SIZE ? end : SIZE;
+		flags[n] = (uint8_t)below(&m->rng, 4);
+		if (flags[n] & 2)
+			fill(m, at, end, (struct cell){ SEG_ZERO, SEEK_IS_HOLE, 0, 0, 0 });
+		else if (with_store)
+			fill(m, at, end, (struct cell){ SEG_STORE, SEEK_IS_DATA, 1, 0, 0 });
+		else
+			fill(m, at, end, (struct cell){ SEG_ASK, SEEK_IS_DATA, 0, 0, 0 });
+		ends[n++] = at = end;
+	}
+	CHECK(segmap_load(m->map, ends, flags, n, with_store ? m->stores[1] : NULL) == 0);
+	/* Refused lists change nothing: not forward, too short, too long. */
+	CHECK(segmap_load(m->map, ends, flags, n - 1, NULL) == -EINVAL);
+	ends[n - 1]++;
+	CHECK(segmap_load(m->map, ends, flags, n, NULL) == -EINVAL);
+	if (n > 1) {
+		ends[n - 2] = ends[n - 1];
+		CHECK(segmap_load(m->map, ends, flags, n, NULL) == -EINVAL);
+	}
+}
+
+static void do_blocks(struct model *m)
+{
+	uint64_t first = below(&m->rng, BLOCKS), count = below(&m->rng, BLOCKS - first + 1), i;
+	bool set = below(&m->rng, 3);
+	uint64_t changed = 0;
+
+	for (i = first; i < first + count; i++) {
+		changed += m->present[i] != set;
+		m->present[i] = set;
+	}
+	CHECK((set ? store_set : store_clear)(m->stores[1], first, count) == changed);
+}
+
+static void do_refused(struct model *m)
+{
+	struct segmap *map = m->map;
+	uint64_t past = SIZE + 1 + below(&m->rng, 100), found;
+	char byte;
+
+	CHECK(segmap_set(map, 0, past, SEG_ZERO, SEEK_IS_HOLE) == -EINVAL);
+	CHECK(segmap_set(map, 2, 1, SEG_ZERO, SEEK_IS_HOLE) == -EINVAL);
+	CHECK(segmap_set_literal(map, past, "x", 1, SEEK_IS_DATA) == -EINVAL);
+	CHECK(segmap_set_literal(map, 1, "x", UINT64_MAX, SEEK_IS_DATA) == -EINVAL);
+	CHECK(segmap_set_store(map, 0, 2, m->stores[0], SIZE - 1, SEEK_IS_DATA) == -EINVAL);
+	CHECK(segmap_set_store(map, 0, 2, m->stores[0], UINT64_MAX, SEEK_IS_DATA) == -EINVAL);
+	CHECK(segmap_read(map, past, 1, &byte, SEG_WAIT) == -EINVAL);
+	CHECK(segmap_read(map, 1, UINT64_MAX, &byte, SEG_WAIT) == -EINVAL);
+	CHECK(segmap_seek(map, SIZE, SEEK_DATA, &found) == -ENXIO);
+	CHECK(segmap_seek(map, SIZE, SEEK_HOLE, &found) == -ENXIO);
+	CHECK(segmap_seek(map, -1, SEEK_HOLE, &found) == -ENXIO);
+	CHECK(segmap_seek(map, 0, SEEK_CUR, &found) == -EINVAL);
+}
+
+static void check_read(struct model *m)
+{
+	uint64_t start, end, i;
+	bool known = true;
+	char *buf;
+	int got;
+
+	some_range(m, &start, &end);
+	if (below(&m->rng, 4) == 0 && start < end)
+		end = start + 1 + below(&m->rng, SIZE - start);   /* over many pieces */
+	buf = malloc(end - start + 1);   /* of that size: the sanitizer sees a byte too many */
+	CHECK(buf);
+	for (i = start; i < end && known; i++)
+		known = value(m, i) >= 0;
+	got = segmap_read(m->map, start, end - start, buf, below(&m->rng, 2) ? SEG_WAIT : SEG_NOWAIT);
+	if (got != -EAGAIN) {
+		CHECK(got == known);
+		for (i = start; i < end && got; i++)
+			CHECK((uint8_t)buf[i - start] == value(m, i));
+	}
+	free(buf);
+}
+
+static void check_seek(struct model *m, int whence, enum seg_seek wanted)
+{
+	uint64_t at = below(&m->rng, SIZE), found = 0;
+	int got = segmap_seek(m->map, (int64_t)at, whence, &found);
+
+	while (at < SIZE && m->cells[at].seek != wanted && m->cells[at].seek != SEEK_IS_UNKNOWN)
+		at++;
+	if (at < SIZE && m->cells[at].seek == SEEK_IS_UNKNOWN)
+		CHECK(got == 0);
+	else if (at == SIZE && wanted == SEEK_IS_DATA)
+		CHECK(got == -ENXIO);
+	else
+		CHECK(got == 1 && found == at);
+}
+
+static void check_segments(struct model *m)
+{
+	static struct seg_view views[SIZE + 1];
+	uint64_t start, end, at, data = 0, runs = 1;
+	size_t n, i;
+
+	some_range(m, &start, &end);
+	if (below(&m->rng, 2)) {
+		start = 0;
+		end = SIZE;
+	}
+	n = segmap_segments(m->map, start, end, views, SIZE + 1);
+	for (i = 0, at = start; i < n; i++) {
+		CHECK(views[i].start == at && views[i].end > at && views[i].end <= end);
+		for (; at < views[i].end; at++)
+			CHECK(m->cells[at].kind == views[i].kind &&
+			      m->cells[at].seek == views[i].seek);
+	}
+	CHECK(at == end || start == end);
+	for (at = 0; at < SIZE; at++) {
+		data += m->cells[at].seek != SEEK_IS_HOLE;
+		runs += at && !same(&m->cells[at - 1], &m->cells[at]);
+	}
+	CHECK(segmap_data_bytes(m->map) == data);
+	CHECK(segmap_count(m->map) == runs);   /* like neighbours are one */
+}
+
+static void run_model(uint64_t seed, uint64_t steps, const char *directory)
+{
+	struct model *m = calloc(1, sizeof(*m));
+	uint64_t step, start, end, most = 0;
+	unsigned which;
+
+	CHECK(m);
+	m->rng = seed;
+	m->map = segmap_new(SIZE);
+	CHECK(m->map);
+	for (which = 0; which < 2; which++) {
+		int fd = file_new(directory, which ? "blocks" : "whole", SIZE);
+
+		for (step = 0; step < SIZE; step++)
+			m->content[which][step] = (uint8_t)draw(&m->rng);
+		m->stores[which] = store_new(fd, SIZE, BLOCK, which == 0);
+		CHECK(m->stores[which]);
+		CHECK(store_pwrite(m->stores[which], m->content[which], SIZE, 0) == 0);
+		close(fd);   /* the store has its own */
+	}
+	fill(m, 0, SIZE, (struct cell){ SEG_ASK, SEEK_IS_UNKNOWN, 0, 0, 0 });
+	for (step = 0; step < steps; step++) {
+		enum seg_seek seek = below(&m->rng, 2) ? SEEK_IS_HOLE : SEEK_IS_DATA;
+
+		some_range(m, &start, &end);
+		switch (below(&m->rng, 100)) {
+		case 0:
+			do_load(m);
+			break;
+		case 1 ... 3:
+			do_blocks(m);
+			break;
+		case 4:
+			do_refused(m);
+			break;
+		case 5 ... 20:
+			seek = (enum seg_seek)below(&m->rng, 3);
+			CHECK(segmap_set(m->map, start, end, SEG_ASK, seek) == 0);
+			fill(m, start, end, (struct cell){ SEG_ASK, seek, 0, 0, 0 });
+			break;
+		case 21 ... 40:
+			CHECK(segmap_set(m->map, start, end, SEG_ZERO, seek) == 0);
+			fill(m, start, end, (struct cell){ SEG_ZERO, seek, 0, 0, 0 });
+			break;
+		case 41 ... 65:
+			do_literal(m, start, end);
+			break;
+		default:
+			do_store(m, start, end);
+		}
+		check_read(m);
+		check_seek(m, SEEK_DATA, SEEK_IS_DATA);
+		check_seek(m, SEEK_HOLE, SEEK_IS_HOLE);
+		if (step % 8 == 0)
+			check_segments(m);
+		if (segmap_count(m->map) > most)
+			most = segmap_count(m->map);
+	}
+	printf("model: %lu steps, at most %lu segments\n", (unsigned long)steps,
+	       (unsigned long)most);
+	segmap_unref(m->map);
+	store_unref(m->stores[0]);
+	store_unref(m->stores[1]);
+	free(m);
+}
+
+void run_stress(uint64_t seed, uint64_t steps, int fd);
+
+/* scan_file finds what was written, and the holes between. */
+static void run_scan(const char *directory)
+{
+	enum { AT = 4 << 20, LENGTH = 1 << 16, END = 10 << 20 };
+	int fd = file_new(directory, "sparse", END);
+	struct scan found = { 0 };
+	char *bytes = calloc(1, LENGTH);
+
+	CHECK(bytes && pwrite(fd, bytes, LENGTH, AT) == LENGTH);
+	CHECK(scan_file(fd, END, &found) == 0);
+	CHECK(found.n == 3 && found.ends[0] == AT && found.ends[1] == AT + LENGTH);
+	CHECK(found.ends[2] == END && found.flags[0] == SCAN_HOLE && found.flags[1] == SCAN_DATA);
+	free(found.ends);
+	free(found.flags);
+	free(bytes);
+	close(fd);
+}
+
+int main(int argc, char **argv)
+{
+	uint64_t seed, steps;
+
+	if (argc != 5) {
+		fprintf(stderr, "usage: %s model|stress SEED STEPS DIRECTORY\n", argv[0]);
+		return 2;
+	}
+	seed = strtoull(argv[2], NULL, 10) * 2 + 1;   /* the generator must not begin with 0 */
+	steps = strtoull(argv[3], NULL, 10);
+	if (strcmp(argv[1], "stress") == 0) {
+		run_stress(seed, steps, file_new(argv[4], "stress", 0));
+	} else {
+		run_model(seed, steps, argv[4]);
+		run_scan(argv[4]);
+	}
+	return 0;
+}
