@@ -1,5 +1,9 @@
 # Sourced by quickstart.sh and tests/run.sh, at the top of the checkout: what they share.
 
+as_root() {
+    if [ "$(id -u)" = 0 ]; then "$@"; else sudo "$@"; fi
+}
+
 # need_packages PACKAGE...: install the Debian packages that are missing.
 need_packages() {
     missing=
@@ -8,11 +12,9 @@ need_packages() {
             missing="$missing $package"
     done
     [ -z "$missing" ] && return 0
-    as_root=
-    [ "$(id -u)" = 0 ] || as_root=sudo
-    $as_root apt-get update -qq >/dev/null
+    as_root apt-get update -qq >/dev/null
     # shellcheck disable=SC2086
-    DEBIAN_FRONTEND=noninteractive $as_root apt-get install -y -qq --no-install-recommends \
+    as_root env DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
         $missing >/dev/null
 }
 

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.servers import Sshd
+
 IMGFS = [sys.executable, "-m", "imgfs.cli.main"]
 MIB = 1 << 20
 
@@ -55,6 +57,16 @@ def mount(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
     yield make
     for each in mounts:
         each.take_down()
+
+
+@pytest.fixture
+def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    directory = tmp_path / "sshd"
+    directory.mkdir()
+    server = Sshd(directory)
+    yield server
+    server.stop()
 
 
 @pytest.fixture

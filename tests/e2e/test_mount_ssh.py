@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,16 +17,6 @@ from tests.servers import Sshd
 from .conftest import MIB, Mount, imgfs
 
 Mounter = Callable[..., Mount]
-
-
-@pytest.fixture
-def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    directory = tmp_path / "sshd"
-    directory.mkdir()
-    server = Sshd(directory)
-    yield server
-    server.stop()
 
 
 def remote(mount: Mounter, sshd: Sshd, path: Path, *options: str) -> Path:
