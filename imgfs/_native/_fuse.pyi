@@ -56,6 +56,9 @@ def retry_interrupt(unique: int) -> int:
 def current_unique() -> int:
     """The number of the request that pyfuse3 took last: valid in a handler's first step."""
 
+def current_pid() -> int:
+    """The thread that this request is for, valid as long; 0 when it is not in our namespace."""
+
 def publish(inode: int, map: SegmentMap) -> None:
     """From now on answer reads and seeks of this inode from the map where it can."""
 

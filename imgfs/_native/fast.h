@@ -30,6 +30,7 @@ extern struct fuse_session *session;
 extern unsigned max_background;      /* asked of the kernel in INIT */
 extern atomic_uint max_write;        /* learnt from INIT; bytes */
 extern uint64_t current_unique;      /* of the request that pyfuse3 took last */
+extern uint32_t current_pid;         /* the thread that it is for; 0: in no namespace of ours */
 
 int real_session_fd(struct fuse_session *se);
 /* Implemented by fusemodule.c: hand an operation that pyfuse3 lacks to Python. */

@@ -228,6 +228,13 @@ static PyObject *current_unique_(PyObject *self, PyObject *unused)
 	return PyLong_FromUnsignedLongLong(current_unique);
 }
 
+static PyObject *current_pid_(PyObject *self, PyObject *unused)
+{
+	(void)self;
+	(void)unused;
+	return PyLong_FromUnsignedLong(current_pid);
+}
+
 /* ---- inodes ---- */
 
 static PyObject *publish(PyObject *self, PyObject *args)
@@ -269,6 +276,7 @@ static PyMethodDef functions[] = {
 	{ "take_interrupts", take_interrupts, METH_NOARGS, NULL },
 	{ "retry_interrupt", retry_interrupt, METH_O, NULL },
 	{ "current_unique", current_unique_, METH_NOARGS, NULL },
+	{ "current_pid", current_pid_, METH_NOARGS, NULL },
 	{ "publish", publish, METH_VARARGS, NULL },
 	{ "retract", retract, METH_O, NULL },
 	{ NULL, NULL, 0, NULL },

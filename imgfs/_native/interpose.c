@@ -16,6 +16,7 @@ struct fuse_session *session;
 unsigned max_background = 1024;
 atomic_uint max_write;
 uint64_t current_unique;
+uint32_t current_pid;
 
 static void (*their_init)(void *userdata, struct fuse_conn_info *conn);
 
@@ -133,6 +134,7 @@ EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *bu
 	buf->size = size = rq->size;
 	buf->flags = 0;
 	current_unique = rq->unique;
+	current_pid = ((const struct fuse_in_header *)buf->mem)->pid;
 	free(rq);
 	return (int)size;
 }

@@ -8,7 +8,10 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import signal
 from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar, cast
 
 import pyfuse3
@@ -22,8 +25,22 @@ native = load_fuse()
 Result = TypeVar("Result")
 P = ParamSpec("P")
 
-#: what each request in Python's hands is cancelled by, by the kernel's number of it
-running: dict[int, trio.CancelScope] = {}
+KILL_POLL_S = 0.25
+_SIGKILL_PENDING = 1 << (signal.SIGKILL - 1)
+_PF_SIGNALED = 0x400  # linux/sched.h: ends because of a signal
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A request in Python's hands: what cancels it, and the thread that it is for."""
+
+    scope: trio.CancelScope
+    pid: int
+    since: float  #: trio's clock, in seconds
+
+
+#: by the kernel's number of it
+running: dict[int, Request] = {}
 
 
 async def guard(what: str, handler: Callable[[], Awaitable[Result]]) -> Result:
@@ -31,9 +48,9 @@ async def guard(what: str, handler: Callable[[], Awaitable[Result]]) -> Result:
 
     Must be reached in the request's first synchronous step: the number is then its own.
     """
-    unique = native.current_unique()
+    unique, pid = native.current_unique(), native.current_pid()
     with trio.CancelScope() as scope:
-        running[unique] = scope
+        request = running[unique] = Request(scope, pid, trio.current_time())
         try:
             return await handler()
         except pyfuse3.FUSEError:
@@ -45,7 +62,7 @@ async def guard(what: str, handler: Callable[[], Awaitable[Result]]) -> Result:
             log.exception("%s failed: this is a bug in imgfs", what)
             raise pyfuse3.FUSEError(errno.EIO) from None
         finally:
-            if running.get(unique) is scope:
+            if running.get(unique) is request:
                 del running[unique]
     raise pyfuse3.FUSEError(errno.EINTR)
 
@@ -68,8 +85,36 @@ async def serve_interrupts() -> None:
     while not native.status()["ended"]:
         await trio.lowlevel.wait_readable(fd)
         for target, unique in native.take_interrupts():
-            scope = running.get(target)
-            if scope is None:
+            request = running.get(target)
+            if request is None:
                 native.retry_interrupt(unique)
             else:
-                scope.cancel()
+                request.scope.cancel()
+
+
+async def serve_killed() -> None:
+    """Cancel what a killed thread waits for; runs until it is cancelled.
+
+    The kernel sends no INTERRUPT for an O_DIRECT read: it makes it asynchronous requests and
+    waits for them uninterruptibly.  Without asynchronous direct reads there would be one, but
+    also only one request at a time for io_submit(2).
+    """
+    while True:
+        await trio.sleep(KILL_POLL_S)
+        before = trio.current_time() - KILL_POLL_S
+        old = [request for request in running.values() if request.pid and request.since < before]
+        killed = {pid for pid in {request.pid for request in old} if _is_killed(pid)}
+        for request in old:
+            if request.pid in killed:
+                request.scope.cancel()
+
+
+def _is_killed(pid: int) -> bool:
+    try:
+        text = Path(f"/proc/{pid}/stat").read_bytes()
+    except OSError:
+        return False  # it has gone, and others may wait for what it began
+    # proc(5) counts from 1, and the third is the first behind the name.
+    fields = text[text.rindex(b")") + 2 :].split()
+    flags, pending = int(fields[9 - 3]), int(fields[31 - 3])
+    return bool(pending & _SIGKILL_PENDING or flags & _PF_SIGNALED)

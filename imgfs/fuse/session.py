@@ -19,7 +19,7 @@ import trio
 
 from imgfs.config import Options
 from imgfs.errors import MountError
-from imgfs.fuse.boundary import native, serve_interrupts
+from imgfs.fuse.boundary import native, serve_interrupts, serve_killed
 from imgfs.fuse.operations import Operations
 from imgfs.mountstate import clear_dead, detach, mounted_at, now_serves, serves
 from imgfs.stop import Stop
@@ -94,6 +94,7 @@ async def serve(
             native.set_extra_handler(operations.extra(nursery))
             nursery.start_soon(_end_when_asked, mountpoint, stop, nursery.cancel_scope)
             nursery.start_soon(background)
+            nursery.start_soon(serve_killed)
             # Its workers end when the connection does, but for those that still wait for a
             # source: nobody waits for their answer any more.
             nursery.start_soon(_serve_until_end, nursery.cancel_scope)
