@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from fractions import Fraction
 
 from imgfs.errors import UsageError
 
 _FACTORS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40, "p": 1 << 50}
-_SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([kmgtp]?)(?:i?b)?", re.ASCII | re.IGNORECASE)
+_SIZE = re.compile(
+    r"([0-9]{1,20}(?:\.[0-9]{1,20})?)\s*([kmgtp]?)(?:i?b)?", re.ASCII | re.IGNORECASE
+)
 
 
 def parse_size(text: str) -> int:
@@ -15,7 +18,7 @@ def parse_size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if match is None:
         raise UsageError(f"{text!r}: not a size; write it like 512M or 10G")
-    return int(float(match[1]) * _FACTORS[match[2].lower()])
+    return int(Fraction(match[1]) * _FACTORS[match[2].lower()])
 
 
 def format_size(size: int) -> str:

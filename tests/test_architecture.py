@@ -1,0 +1,130 @@
+"""Who may import whom, how long a file may be, and what a local mount must not pay for."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Mount, mount, sparse
+
+__all__ = ["mount", "sparse"]  # fixtures
+
+CHECKOUT = Path(__file__).parents[1]
+LONGEST = 500
+
+# Each may import itself and what stands behind it.
+LAYERS = ["fuse", "tree", "views", "cache", "sources"]
+# These may import nothing of the layers.
+PURE = ["formats", "guest", "extents", "errors", "units", "url", "image", "mapjson"]
+WIRING = ["app", "cli"]
+
+
+def modules() -> Iterator[Path]:
+    return (CHECKOUT / "imgfs").rglob("*.py")
+
+
+def part_of(path: Path) -> str:
+    """`fuse` of imgfs/fuse/session.py, `errors` of imgfs/errors.py."""
+    return path.relative_to(CHECKOUT / "imgfs").parts[0].removesuffix(".py")
+
+
+def imported(path: Path) -> set[str]:
+    """The parts of imgfs that the file imports anywhere, also inside of functions."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        names: list[str] = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            names = [f"{node.module}.{alias.name}" for alias in node.names]
+        found |= {name.split(".")[1] for name in names if name.startswith("imgfs.")}
+    return found
+
+
+def forbidden(part: str) -> set[str]:
+    if part in WIRING:
+        return set()
+    if part in LAYERS:
+        return {*LAYERS[: LAYERS.index(part)], *WIRING}
+    if part in PURE:
+        return {*LAYERS, *WIRING}
+    return {*WIRING}
+
+
+@pytest.mark.parametrize("path", sorted(modules()), ids=lambda p: str(p.relative_to(CHECKOUT)))
+def test_imports_point_one_way(path: Path) -> None:
+    assert not imported(path) & forbidden(part_of(path))
+
+
+def test_rules_are_about_what_is_there() -> None:
+    parts = {part_of(path) for path in modules()}
+    assert parts >= {*LAYERS, *PURE, *WIRING}
+    assert {"errors", "sources"} <= imported(CHECKOUT / "imgfs/app.py")
+    assert "fuse" in imported(CHECKOUT / "imgfs/app.py")  # inside of a function
+
+
+def test_sans_io_parts_do_no_io() -> None:
+    io = {"os", "io", "pathlib", "socket", "subprocess", "trio", "asyncio", "mmap", "shutil"}
+    for part in ("formats", "guest"):
+        for path in (CHECKOUT / "imgfs" / part).rglob("*.py"):
+            tree = ast.parse(path.read_text())
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Import):
+                    assert not {a.name.split(".")[0] for a in node.names} & io, path
+                elif isinstance(node, ast.ImportFrom):
+                    assert (node.module or "").split(".")[0] not in io, path
+
+
+def test_no_file_is_long() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard", "*.py", "*.pyi", "*.c", "*.h", "*.sh"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.split()
+    files = tracked or [str(path) for path in modules()]
+    lengths = {name: (CHECKOUT / name).read_bytes().count(b"\n") for name in files}
+    assert not {name: length for name, length in lengths.items() if length > LONGEST}
+
+
+def python(code: str) -> str:
+    command = [sys.executable, "-c", code]
+    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
+
+
+HEAVY = "('asyncssh', 'uvloop', 'cryptography', 'asyncio', 'pyfuse3')"
+
+
+def test_the_command_line_imports_little() -> None:
+    code = f"import sys, imgfs.cli.main; print([m for m in {HEAVY} if m in sys.modules])"
+    assert python(code) == "[]\n"
+
+
+def test_a_local_mount_does_not_load_ssh(
+    mount: Callable[..., Mount],
+    sparse: Path,
+) -> None:
+    m = mount(sparse)
+    (m.point / "disk.raw").read_bytes()
+    mapped = Path(f"/proc/{m.pid}/maps").read_text()
+    assert "pyfuse3" in mapped  # or else this would see nothing
+    assert "uvloop" not in mapped
+    assert "_rust" not in mapped  # asyncssh's cryptography
+
+
+def test_help() -> None:
+    command = [sys.executable, "-m", "imgfs.cli.main"]
+    for words in (["--help"], ["-h"], ["mount", "--help"], ["map", "--help"]):
+        done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=30)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert "Usage:" in done.stdout
+    listed = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=30)
+    for name in ("mount", "umount", "info", "map"):
+        assert f"\n  {name} " in listed.stdout
