@@ -53,6 +53,12 @@ def take_interrupts() -> list[tuple[int, int]]:
 def retry_interrupt(unique: int) -> int:
     """Answer an interrupt whose request is not known here: the kernel decides."""
 
+def parked_pids() -> set[int]:
+    """The threads whose requests wait natively for blocks; of a thousand requests at most."""
+
+def interrupt_parked(pid: int) -> None:
+    """Answer what is parked for this thread with EINTR."""
+
 def current_unique() -> int:
     """The number of the request that pyfuse3 took last: valid in a handler's first step."""
 

@@ -72,6 +72,10 @@ unsigned queue_settled(void);
 void queue_settle(void);             /* blocks were settled: the parked look again */
 /* Waits until parked requests are to look again, and takes them all; NULL at the end. */
 struct request *queue_unpark(void);
+/* The threads that parked requests are for: up to `max`, some of them repeatedly. */
+size_t queue_parked_pids(uint32_t *out, size_t max);
+/* Takes a thread's parked requests: the caller's to answer and free. */
+struct request *queue_unpark_pid(uint32_t pid);
 /* The connection is over (or failed with this errno): wakes everyone, stays so. */
 void queue_end(int error);
 bool queue_ended(void);

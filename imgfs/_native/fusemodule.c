@@ -210,6 +210,40 @@ static PyObject *take_interrupts(PyObject *self, PyObject *unused)
 	return list;
 }
 
+static PyObject *parked_pids(PyObject *self, PyObject *unused)
+{
+	uint32_t found[1024];
+	size_t n = queue_parked_pids(found, sizeof(found) / sizeof(*found)), i;
+	PyObject *set = PySet_New(NULL);
+
+	(void)self;
+	(void)unused;
+	for (i = 0; set && i < n; i++) {
+		PyObject *pid = PyLong_FromUnsignedLong(found[i]);
+
+		if (!pid || PySet_Add(set, pid))
+			Py_CLEAR(set);
+		Py_XDECREF(pid);
+	}
+	return set;
+}
+
+static PyObject *interrupt_parked(PyObject *self, PyObject *pid)
+{
+	unsigned long which = PyLong_AsUnsignedLong(pid);
+	struct request *rq, *next;
+
+	(void)self;
+	if (PyErr_Occurred())
+		return NULL;
+	for (rq = queue_unpark_pid((uint32_t)which); rq; rq = next) {
+		next = rq->next;
+		reply_error(rq->unique, EINTR);
+		request_free(rq);
+	}
+	Py_RETURN_NONE;
+}
+
 static PyObject *retry_interrupt(PyObject *self, PyObject *unique)
 {
 	unsigned long long u = PyLong_AsUnsignedLongLong(unique);
@@ -275,6 +309,8 @@ static PyMethodDef functions[] = {
 	{ "interrupt_fd", interrupt_fd, METH_NOARGS, NULL },
 	{ "take_interrupts", take_interrupts, METH_NOARGS, NULL },
 	{ "retry_interrupt", retry_interrupt, METH_O, NULL },
+	{ "parked_pids", parked_pids, METH_NOARGS, NULL },
+	{ "interrupt_parked", interrupt_parked, METH_O, NULL },
 	{ "current_unique", current_unique_, METH_NOARGS, NULL },
 	{ "current_pid", current_pid_, METH_NOARGS, NULL },
 	{ "publish", publish, METH_VARARGS, NULL },

@@ -314,6 +314,43 @@ static bool unqueue(uint64_t unique)
 	return rq != NULL;
 }
 
+static uint32_t pid_of(const struct request *rq)
+{
+	return ((const struct fuse_in_header *)rq->mem)->pid;
+}
+
+size_t queue_parked_pids(uint32_t *out, size_t max)
+{
+	const struct request *rq;
+	size_t n = 0;
+
+	pthread_mutex_lock(&lock);
+	for (rq = parked; rq && n < max; rq = rq->next)
+		if (pid_of(rq) && (n == 0 || out[n - 1] != pid_of(rq)))
+			out[n++] = pid_of(rq);
+	pthread_mutex_unlock(&lock);
+	return n;
+}
+
+struct request *queue_unpark_pid(uint32_t pid)
+{
+	struct request **link = &parked, *rq, *taken = NULL;
+
+	pthread_mutex_lock(&lock);
+	while ((rq = *link)) {
+		if (pid_of(rq) != pid) {
+			link = &rq->next;
+			continue;
+		}
+		*link = rq->next;
+		rq->next = taken;
+		taken = rq;
+	}
+	parked_tail = link;
+	pthread_mutex_unlock(&lock);
+	return taken;
+}
+
 static bool mark_in_hand(uint64_t unique)
 {
 	unsigned i;

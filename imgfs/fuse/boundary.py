@@ -103,7 +103,10 @@ async def serve_killed() -> None:
         await trio.sleep(KILL_POLL_S)
         before = trio.current_time() - KILL_POLL_S
         old = [request for request in running.values() if request.pid and request.since < before]
-        killed = {pid for pid in {request.pid for request in old} if _is_killed(pid)}
+        waiting = {request.pid for request in old} | native.parked_pids()
+        killed = {pid for pid in waiting if _is_killed(pid)}
+        for pid in killed:
+            native.interrupt_parked(pid)
         for request in old:
             if request.pid in killed:
                 request.scope.cancel()

@@ -12,6 +12,7 @@ import pytest
 import trio
 
 from imgfs.cache.cached import open_cached
+from imgfs.cache.fills import FAILED_S
 from imgfs.cache.space import CacheSpace
 from imgfs.errors import ShortRead, SourceChanged, SourceUnreachable
 from imgfs.sources.fault import Fault, FaultSource
@@ -91,6 +92,7 @@ def test_cache_keeps_nothing_of_a_failed_fetch(
                 await cached.read(0, 4096)
             assert cached.map.read(0, 4096) is None
             assert cached.store.present == 0
+            await trio.sleep(FAILED_S)  # so long it is remembered
             assert await cached.read(0, MIB) == content
 
     run(main)
