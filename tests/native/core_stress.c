@@ -85,7 +85,7 @@ static void *reader(void *arg)
 			count = BLOCKS - first;
 		got = segmap_read(map, first * BLOCK, count * BLOCK, (char *)words,
 				  below(&rng, 2) ? SEG_WAIT : SEG_NOWAIT);
-		CHECK(got == 1 || got == 0 || got == -EAGAIN);
+		CHECK(got == 1 || got == 0 || got == SEG_COMING || got == -EAGAIN);
 		for (i = 0; i < count && got == 1; i++)
 			check_block(words + i * WORDS, first + i);
 		atomic_fetch_add(got == 1 ? &s->hits : &s->asked, 1);
@@ -132,8 +132,10 @@ static void *keeper(void *arg)
 
 		if (!store_block_present(s->st, block)) {
 			fill_block(words, block, step);
+			store_set_coming(s->st, block, 1);
 			CHECK(store_pwrite(s->st, words, BLOCK, block * BLOCK) == 0);
 			CHECK(store_set(s->st, block, 1) == 1);
+			store_settle(s->st, block, 1);
 		}
 		if (atomic_load(&s->st->present) <= BLOCKS * 3 / 4)
 			continue;
