@@ -125,7 +125,7 @@ class Operations(pyfuse3.Operations):
             await node.prepare()
         assert node.view is not None
         try:
-            await node.view.check()
+            await node.view.check_for_open()
         except SourceChanged:
             # The kernel looks the name up again on ESTALE, and then finds the new one.
             await self._changed(node)
@@ -219,7 +219,7 @@ class Operations(pyfuse3.Operations):
     async def _lseek(self, request: int, inode: int, offset: int, whence: int) -> None:
         async def answer() -> int:
             view = self._view(inode)
-            await view.check()
+            await view.check_for_open()
             await view.prepare()
             try:
                 found = view.map.seek(offset, whence)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import trio
 
 from imgfs._native import _map
 from imgfs.cache.cached import CachedImage
-from imgfs.errors import SourceChanged
+from imgfs.errors import SourceChanged, SourceUnreachable
 from imgfs.extents import ExtentList
 from imgfs.image import Buffer, Image
 from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource
+
+PATIENCE_S = 2.0  # how long opening waits for the source to say that it is the same
+SILENT_S = 5.0  # how long it is not asked again after it did not
 
 
 class RawView(Image):
@@ -29,6 +34,7 @@ class RawView(Image):
         self._lock = trio.Lock()
         self._ready = False
         self._seen = 0
+        self._silent_until = -1.0
 
     async def prepare(self) -> None:
         """Learn the extents, once.  Raises what the source raises."""
@@ -56,6 +62,18 @@ class RawView(Image):
                     self._cache.mark_stale(exc)
         if self.stale is not None:
             raise SourceChanged(str(self.stale))
+
+    async def check_for_open(self) -> None:
+        """As `check`, but a source that does not answer soon is not a changed one.
+
+        What is cached of it stays good; who reads the rest waits for it there.
+        """
+        if self.stale is None and trio.current_time() < self._silent_until:
+            return
+        with trio.move_on_after(PATIENCE_S), contextlib.suppress(SourceUnreachable):
+            await self.check()
+            return
+        self._silent_until = trio.current_time() + SILENT_S
 
     def was_read(self) -> bool:
         """Has anything been read since this was asked last?"""

@@ -103,6 +103,20 @@ def read_direct(fd: int, offset: int, length: int) -> bytes:
         return buffer[:]
 
 
+def test_cached_bytes_can_be_opened_while_the_server_is_silent(
+    mount: Mounter, sshd: Sshd, sparse: Path
+) -> None:
+    m = mount(sshd.url(sparse), "-o", f"{sshd.options},timeout=30")
+    raw = m.point / "disk.raw"
+    wanted = sparse.read_bytes()
+    assert raw.read_bytes() == wanted
+    with frozen(sshd):
+        assert seconds(raw.read_bytes) < 2 * PROMPT_S  # the first one asks
+        assert seconds(raw.read_bytes) < PROMPT_S / 2
+        assert raw.read_bytes() == wanted
+    assert raw.read_bytes() == wanted
+
+
 def test_stalled_reads_delay_nobody_else(mount: Mounter, sshd: Sshd, big: Path) -> None:
     m = mount(sshd.url(big), "-o", sshd.options)
     raw = m.point / "big.raw"
