@@ -99,7 +99,8 @@ class Caches:
                         limit = default_limit(self._root)
                 except CacheError as exc:
                     log.warning("%s; reading without it", exc)
-                self._space = CacheSpace(limit or 0)
+                self._space = CacheSpace(limit or 0, self._root)
+                await self._space.count_idle()
             return self._space
 
     def status(self) -> dict[str, int]:
@@ -117,6 +118,7 @@ class Mounted:
         self.url = str(Path(where).absolute()) if isinstance(where, str) else where.text
         self._name = Path(where).name if isinstance(where, str) else where.basename
         self._view: RawView | None = None
+        self._cache: CachedImage | None = None
         self._sources = sources
         self._caches = caches
         self._nursery = nursery
@@ -133,9 +135,12 @@ class Mounted:
         """Open the source and show it.  Raises what opening raises."""
         source = await self._sources.open(self.url)
         self._opened.append(source)
+        if self._cache is not None:
+            await self._cache.closed.wait()  # it was stale, and has the directory still
         cache = None
         if not isinstance(source, FileSource):
             cache = await self._nursery.start(self._caches.hold, source)
+        self._cache = cache
         self._view = self._show(source, cache)
         return source
 
@@ -221,6 +226,7 @@ class Mounted:
             "stored": view.stored_bytes,
             "bytes_native": view.map.bytes_served,
             "bytes_python": view.counters.bytes_read,
+            "bytes_fetched": view.source.counters.bytes_read,
             "in_flight": view.counters.in_flight,
             "errors": view.counters.errors,
             "last_error": view.counters.last_error,

@@ -10,23 +10,28 @@ one fill (fills.py); it becomes present only after its bytes are in the file, an
 after it is present no more and nobody reads it.  Readers get their bytes as soon as they have come,
 before they are written.  Where there is no room, or no directory, they get them all the same.
 
-Not done here: survival of a restart.  Its place is `CacheDirectory`.
+What is present is recorded every few seconds, and at the end (kept.py); what an earlier mount
+recorded is verified when it is first wanted, and fetched again where it is not good.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TypeAlias
 
 import trio
 
 from imgfs._native import _map
-from imgfs.cache.directory import CacheDirectory, open_directory
+from imgfs.cache.directory import BLOCK, CacheDirectory, open_directory
 from imgfs.cache.fills import Fill, Fills, joined
+from imgfs.cache.kept import ZERO, Found, Kept, Run, check_of
 from imgfs.cache.readahead import Readahead
 from imgfs.cache.space import Account, CacheSpace
 from imgfs.errors import CacheError, ImgfsError, SourceChanged
@@ -36,10 +41,12 @@ from imgfs.sources.base import Source
 
 log = logging.getLogger(__name__)
 
-BLOCK = 64 << 10
 FILL_BLOCKS = 31  # just under 2 MiB: eight of OpenSSH's reads of 255 KiB
 SHARE = 8  # a window, or the blocks of one fill, are at most this part of the limit
 TRIES = 4
+RECORD_S = 5.0  # what was cached so long before a crash is not lost
+
+Part: TypeAlias = tuple[int, Buffer]  #: an offset in bytes, and the source's bytes from there
 
 
 class CachedImage(Image):
@@ -50,6 +57,7 @@ class CachedImage(Image):
         source: Source,
         store: _map.Store,
         account: Account | None,
+        zeroes: list[Run],
         limit: int,
         nursery: trio.Nursery,
     ) -> None:
@@ -60,8 +68,10 @@ class CachedImage(Image):
         self.store = store
         self.stale: SourceChanged | None = None
         self.became_stale = trio.Event()
+        self.closed = trio.Event()
         self.source_extents: ExtentList = all_data(0, source.size)
         self._account = account
+        self._zeroes = zeroes
         self._nursery = nursery
         self._window = limit // SHARE
         self._fills = Fills(nursery, max(1, min(FILL_BLOCKS, self._window // BLOCK)), self._run)
@@ -73,14 +83,31 @@ class CachedImage(Image):
         async with self._preparing:
             if self._ahead is not None:
                 return
-            extents = await self.source.extents(0, self.size)
+            extents = await self._learn_extents()
             if self.size and self.stale is None:
                 self.map.load(extents.ends, extents.flags, self.store)
+                for first, count in self._zeroes:
+                    start = first * BLOCK
+                    self.map.set_zero(start, min(start + count * BLOCK, self.size))
             self.source_extents = extents
             self._ahead = Readahead(
                 self.map, extents, self._window, self._fetch_ahead, self._fills.drop
             )
             self._nursery.start_soon(self._watch, self._ahead)
+            self._nursery.start_soon(self._record_now_and_then)
+
+    async def _learn_extents(self) -> ExtentList:
+        kept = self._account.kept if self._account is not None else None
+        if kept is None:
+            return await self.source.extents(0, self.size)
+        extents = await trio.to_thread.run_sync(kept.load_extents)
+        if extents is None:
+            extents = await self.source.extents(0, self.size)
+            # "All is data" is also what a source says that could not find out, this time.
+            if extents.stored_bytes() < self.size:
+                with contextlib.suppress(OSError):
+                    await trio.to_thread.run_sync(kept.save_extents, extents)
+        return extents
 
     def mark_stale(self, why: SourceChanged) -> None:
         """The source is not what it was: forget every byte, and read none any more."""
@@ -155,28 +182,49 @@ class CachedImage(Image):
             await trio.lowlevel.wait_readable(self.map.watch_fd())
             ahead.seen(self.map.take_seen())
 
+    async def _record_now_and_then(self) -> None:
+        while True:
+            await trio.sleep(RECORD_S)
+            await self.record()
+
+    async def record(self) -> None:
+        """Make sure that what is cached by now is there for a later mount."""
+        if self._account is not None and self.stale is None:
+            try:
+                await self._account.record()
+            except OSError as exc:
+                log.warning("%s: the cache cannot be recorded: %s", self.name, exc.strerror)
+
     async def _run(self, fill: Fill) -> None:
         """Fetch a fill, let its readers have it, and keep it where there is room."""
+        start, end = fill.first * BLOCK, min((fill.first + fill.count) * BLOCK, self.size)
         account = self._account
-        if account is None or not await account.reserve(fill.count):
+        if account is not None:
+            await account.verify(fill.first, fill.count)
+        runs = self._absent(start, end)
+        count = sum(run[1] for run in runs)
+        if not runs:
+            fill.kept = True
+            fill.fetched.set()
+        elif account is None or not await account.reserve(count):
             if fill.is_awaited:
-                await self._get(fill)
-            return
-        # From now on native readers wait for these blocks, and need not ask.
-        self.store.set_coming(fill.first, fill.count)
-        try:
-            await self._get(fill)
-            if fill.parts is not None:
-                fill.kept = await self._keep(fill, fill.parts, account)
-        finally:
-            if fill.parts is None:
-                account.release(fill.count)
-            self.store.settle(fill.first, fill.count)
+                await self._get(fill, runs)
+        else:
+            # From now on native readers wait for these blocks, and need not ask.
+            self.store.set_coming(fill.first, fill.count)
+            try:
+                await self._get(fill, runs)
+                if fill.parts is not None:
+                    fill.kept = await self._keep(runs, fill.parts, account)
+            finally:
+                if fill.parts is None:
+                    account.release(count)
+                self.store.settle(fill.first, fill.count)
 
-    async def _get(self, fill: Fill) -> None:
+    async def _get(self, fill: Fill, runs: list[Run]) -> None:
         """Sets the fill's parts, or its error."""
         try:
-            fill.parts = await self._fetch(fill)
+            fill.parts = [part for run in runs for part in await self._fetch(*run)]
         except ImgfsError as exc:
             fill.error = exc
             if isinstance(exc, SourceChanged):
@@ -187,38 +235,80 @@ class CachedImage(Image):
         finally:
             fill.fetched.set()
 
-    async def _fetch(self, fill: Fill) -> list[tuple[int, Buffer]]:
-        start = fill.first * BLOCK
-        end = min(start + fill.count * BLOCK, self.size)
+    async def _fetch(self, first: int, count: int) -> list[Part]:
+        start, end = first * BLOCK, min((first + count) * BLOCK, self.size)
         return [
             (a, await self.source.read(a, b - a))
             for a, b in self.source_extents.clip(start, end).data_ranges()
         ]
 
-    async def _keep(self, fill: Fill, parts: list[tuple[int, Buffer]], account: Account) -> bool:
-        """Write what is not zero, and publish it.  False: nothing was kept."""
-        written: list[tuple[int, int]] = []
-        zeroes: list[tuple[int, int]] = []
-        done = False
+    async def _keep(self, runs: list[Run], parts: list[Part], account: Account) -> bool:
+        """Write what is not zero into blocks that are reserved, and publish it.
+
+        False: nothing was kept, and the blocks were given back.
+        """
+        written: Written | None = None
         try:
-            for offset, data in parts:
-                runs, zero = await trio.to_thread.run_sync(self.store.write_nonzero, offset, data)
-                written += runs
-                zeroes += zero
-            done = self.stale is None
+            written = await trio.to_thread.run_sync(
+                write_parts, self.store, runs, parts, account.kept is not None
+            )
         except OSError as exc:
             if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-                account.disk_is_full()
+                account.space.disk_is_full()
             else:
                 log.warning("%s: the cache cannot be written: %s", self.name, exc.strerror)
         finally:
-            if not done:
-                await account.give_back(fill.first, fill.count)
-        if done:
-            account.keep(written, fill.count)
-            for a, b in zeroes:
-                self.map.set_zero(a, b)
-        return done
+            if written is None or self.stale is not None:
+                for run in runs:
+                    await account.give_back(*run)
+        if written is None or self.stale is not None:
+            return False
+        account.keep(written.blocks, sum(run[1] for run in runs))
+        account.checks |= written.checks
+        for a, b in written.zeroes:
+            self.map.set_zero(a, b)
+        return True
+
+
+@dataclass(slots=True)
+class Written:
+    """What became of some parts: blocks stored, ranges of zeroes in bytes, entries by block."""
+
+    blocks: list[Run] = field(default_factory=list)
+    zeroes: list[tuple[int, int]] = field(default_factory=list)
+    checks: dict[int, int] = field(default_factory=dict)
+
+
+def write_parts(
+    store: _map.Store, runs: list[Run], parts: list[Part], with_checks: bool
+) -> Written:
+    """In a thread: write what is not zero.  `parts` are all data of the blocks in `runs`."""
+    written = Written()
+    for offset, data in parts:
+        blocks, zeroes = store.write_nonzero(offset, data)
+        written.blocks += blocks
+        written.zeroes += zeroes
+    if with_checks:
+        for first, count in runs:
+            written.checks |= dict.fromkeys(range(first, first + count), ZERO)
+        for first, count in written.blocks:
+            for block in range(first, first + count):
+                written.checks[block] = check_of(_content(block, store.size, parts))
+    return written
+
+
+def _content(block: int, size: int, parts: list[Part]) -> Buffer:
+    """All of a block: what is in no part is zero."""
+    start, end = block * BLOCK, min((block + 1) * BLOCK, size)
+    for offset, data in parts:
+        if offset <= start and end <= offset + len(data):
+            return memoryview(data)[start - offset : end - offset]
+    whole = bytearray(end - start)
+    for offset, data in parts:
+        a, b = max(start, offset), min(end, offset + len(data))
+        if a < b:
+            whole[a - start : b - start] = memoryview(data)[a - offset : b - offset]
+    return whole
 
 
 @asynccontextmanager
@@ -228,7 +318,8 @@ async def open_cached(
     """The source through a cache in a directory of its own below `root`.
 
     Where none can be had, which is logged, or root is None, every miss goes to the source.  At the
-    end of the block the fetches are cancelled and the space is given back.
+    end of the block the fetches are cancelled, and what is cached is recorded for a later mount or,
+    if it is of no use to one, given back.
     """
     directory: CacheDirectory | None = None
     if root is not None:
@@ -243,14 +334,43 @@ async def open_cached(
     finally:
         if directory is None:
             os.close(fd)
-    account = None if directory is None else space.attach(store)
+    account, found = await _accounted(directory, space, store)
+    image = None
     try:
         async with trio.open_nursery() as nursery:
-            yield CachedImage(source, store, account, space.limit, nursery)
+            image = CachedImage(source, store, account, found.zeroes, space.limit, nursery)
+            yield image
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
+            if image is not None:
+                await image.record()
+            if account is not None and image is not None and image.stale is not None:
+                account.kept = None
             if account is not None:
-                await account.drop()
+                await account.close()
             if directory is not None:
+                if image is not None and image.stale is not None:
+                    directory = replace(directory, is_kept=False)
                 await trio.to_thread.run_sync(directory.close)
+            if image is not None:
+                image.closed.set()
+
+
+async def _accounted(
+    directory: CacheDirectory | None, space: CacheSpace, store: _map.Store
+) -> tuple[Account | None, Found]:
+    if directory is None:
+        return None, Found()
+    space.taken(directory.path)
+    kept, found = None, Found()
+    if directory.is_kept:
+        kept = Kept(directory, store.size)
+        try:
+            found = await trio.to_thread.run_sync(kept.load)
+        except OSError as exc:
+            log.warning("%s: its cache cannot be read: %s", directory.path, exc.strerror)
+            kept = None
+    account = Account(space, store, kept, found.unverified)
+    await space.trim()
+    return account, found

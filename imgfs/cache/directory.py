@@ -1,12 +1,16 @@
 """Where the cache lives on disk: one directory a source, each locked by the process that uses it.
 
-    ROOT/lock                       held while directories are made or swept
+    ROOT/lock                       held while directories are made or removed
     ROOT/NAME-DIGEST/lock           held for as long as a process uses the directory
-    ROOT/NAME-DIGEST/source         which source it is: its URL, its identity
+    ROOT/NAME-DIGEST/source         JSON: of which source, in which state, all the rest is; the
+                                    identity is null when it is of no use to a later mount
     ROOT/NAME-DIGEST/blocks         the block store, a sparse file addressed by the source's offsets
+    ROOT/NAME-DIGEST/checks         what is known of each block (kept.py)
+    ROOT/NAME-DIGEST/extents        the source's extent map (kept.py)
 
 A second process that wants the same source gets `NAME-DIGEST.2`, and so on: two never share one.
-What a process that died has left is removed by the next `sweep`.
+Only the first is kept, and only for a source that has an identity; `source` is written when all
+else is empty, so that what is under another identity is never taken for this one's.
 """
 
 from __future__ import annotations
@@ -16,19 +20,27 @@ import errno
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import pwd
 import shutil
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from imgfs.errors import CacheError
 from imgfs.sources.base import Source
 
+log = logging.getLogger(__name__)
+
+VERSION = 1
+BLOCK = 64 << 10  #: bytes
 _SHARE = 10  # by default at most this part of the free disk
 _MOST = 10 << 30
 _MOST_USERS = 1000
+_SFTP_AGE_S = 2
 
 
 def cache_root() -> Path:
@@ -58,21 +70,27 @@ def default_limit(root: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CacheDirectory:
-    """A directory that is ours until `close`; `blocks` is open for reading and writing."""
+    """A directory that is ours until `close`.  `blocks` and `checks` are open for both ways."""
 
     path: Path
     blocks: int
+    checks: int
+    is_kept: bool  #: whether a later mount may use what is in it
     _lock: int
 
     def close(self) -> None:
-        """Remove it and let it go.  What others still hold of the block store stays readable."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        os.close(self.blocks)
-        os.close(self._lock)
+        """Let it go, and remove it when it is not kept."""
+        if self.is_kept:
+            with contextlib.suppress(OSError):
+                os.utime(self.path)  # when it was used last
+        else:
+            shutil.rmtree(self.path, ignore_errors=True)
+        for fd in (self.blocks, self.checks, self._lock):
+            os.close(fd)
 
 
 def open_directory(root: Path, source: Source) -> CacheDirectory:
-    """A directory for the source, with an empty block store of its size.
+    """A directory for the source; what is in it is of this source in this state.
 
     Raises CacheError.
     """
@@ -85,17 +103,94 @@ def open_directory(root: Path, source: Source) -> CacheDirectory:
         raise CacheError(f"{root}: no cache for {source.name}: {exc.strerror}") from exc
 
 
-def sweep(root: Path) -> None:
-    """Remove the directories of processes that are gone.  Raises nothing."""
-    with contextlib.suppress(OSError), _root_lock(root):
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A directory as `list_entries` finds it."""
+
+    path: Path
+    about: dict[str, Any]  #: what `source` says, or nothing
+    used: int  #: bytes on disk
+    last_used: float  #: seconds since the epoch; of one in use: now
+    in_use: bool
+
+
+def list_entries(root: Path) -> list[Entry]:
+    """All directories below the root, the one used last first.  Raises nothing."""
+    entries = []
+    with contextlib.suppress(OSError):
         for path in root.iterdir():
             with contextlib.suppress(OSError):
-                lock = os.open(path / "lock", os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    shutil.rmtree(path, ignore_errors=True)
-                finally:
+                lock = _lock(path / "lock", make=False)
+                if lock is not None:
                     os.close(lock)
+                used = sum(each.stat().st_blocks * 512 for each in path.iterdir())
+                last = path.stat().st_mtime if lock is not None else time.time()
+                entries.append(Entry(path, _about(path), used, last, lock is None))
+    return sorted(entries, key=lambda entry: -entry.last_used)
+
+
+def open_existing(entry: Entry) -> CacheDirectory | None:
+    """The directory as it is, for looking at; None when a process uses it.  Raises OSError."""
+    lock = _lock(entry.path / "lock", make=False)
+    if lock is None:
+        return None
+    fds = [lock]
+    try:
+        for name in ("blocks", "checks"):
+            fds.append(os.open(entry.path / name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return CacheDirectory(entry.path, fds[1], fds[2], True, lock)
+
+
+def remove(root: Path, path: Path) -> bool:
+    """Remove a directory of the cache; False when a process uses it.  Raises OSError."""
+    with _root_lock(root):
+        lock = _lock(path / "lock", make=False)
+        if lock is None:
+            return False
+        try:
+            shutil.rmtree(path)
+        finally:
+            os.close(lock)
+    return True
+
+
+def sweep(root: Path) -> None:
+    """Remove what processes that are gone have left and nobody can use.  Raises nothing."""
+    for entry in list_entries(root):
+        if not entry.in_use and not _may_be_used(entry):
+            with contextlib.suppress(OSError):
+                remove(root, entry.path)
+
+
+def _may_be_used(entry: Entry) -> bool:
+    return entry.about.get("version") == VERSION and entry.about.get("identity") is not None
+
+
+def _about(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads((path / "source").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _lock(path: Path, *, make: bool) -> int | None:
+    """An fd that holds the lock; None when somebody else does.  Raises OSError."""
+    flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | (os.O_CREAT if make else 0)
+    fd = os.open(path, flags, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(fd)
+        return None
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
 
 
 @contextlib.contextmanager
@@ -113,25 +208,66 @@ def _first_free(root: Path, base: str, source: Source) -> CacheDirectory:
     for number in range(1, _MOST_USERS):
         path = root / (base if number == 1 else f"{base}.{number}")
         path.mkdir(mode=0o700, exist_ok=True)
-        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        lock = _lock(path / "lock", make=True)
+        if lock is None:
+            continue
+        if number > 1:
+            log.warning("%s: another process has its cache; this one is not kept", source.name)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return _fill(path, lock, source)
-        except BaseException as exc:
+            return _opened(path, lock, source, is_kept=number == 1)
+        except BaseException:
             os.close(lock)
-            if not isinstance(exc, BlockingIOError):
-                raise
+            raise
     raise OSError(errno.EBUSY, "too many processes use it")
 
 
-def _fill(path: Path, lock: int, source: Source) -> CacheDirectory:
-    identity = source.stat.identity
-    about = {"url": source.url, "identity": identity and identity.token, "size": source.size}
-    (path / "source").write_text(json.dumps(about) + "\n", encoding="utf-8")
-    blocks = os.open(path / "blocks", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+def _opened(path: Path, lock: int, source: Source, *, is_kept: bool) -> CacheDirectory:
+    is_kept = is_kept and _is_exact(source)
+    identity = source.stat.identity if is_kept else None
+    about = {
+        "version": VERSION,
+        "url": source.url,
+        "identity": identity and [identity.kind, identity.token],
+        "size": source.size,
+        "block": BLOCK,
+    }
+    fds: list[int] = []
     try:
-        os.truncate(blocks, source.size)
+        if not is_kept or _about(path) != about:
+            for name in ("source", "extents", "checks", "blocks"):
+                (path / name).unlink(missing_ok=True)
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        for name, size in (("blocks", source.size), ("checks", 4 * -(-source.size // BLOCK))):
+            fds.append(os.open(path / name, flags, 0o600))
+            os.truncate(fds[-1], size)
+        if not (path / "source").exists():
+            _write_synced(path, "source", json.dumps(about).encode() + b"\n")
+        return CacheDirectory(path, fds[0], fds[1], is_kept, lock)
     except BaseException:
-        os.close(blocks)
+        for fd in fds:
+            os.close(fd)
         raise
-    return CacheDirectory(path, blocks, lock)
+
+
+def _is_exact(source: Source) -> bool:
+    """Can two states of the source be told apart?  Whole seconds cannot while they last."""
+    identity = source.stat.identity
+    if identity is None:
+        return False
+    return identity.kind != "sftp" or time.time() - source.stat.mtime_ns / 1e9 >= _SFTP_AGE_S
+
+
+def _write_synced(directory: Path, name: str, data: bytes) -> None:
+    """The file is there whole or not at all, and not before what is in the directory now."""
+    new = directory / f"{name}.new"
+    with new.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+        new.replace(directory / name)
+        os.fsync(fd)
+    finally:
+        os.close(fd)

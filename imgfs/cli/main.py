@@ -9,7 +9,7 @@ import click
 
 from imgfs.errors import ImgfsError
 
-_COMMANDS = {"mount": "mount", "umount": "umount", "info": "info", "map": "map"}
+_COMMANDS = {name: name for name in ("cache", "info", "map", "mount", "umount")}
 
 
 class LazyGroup(click.Group):

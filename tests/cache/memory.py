@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from array import array
 from collections.abc import Callable
 
@@ -15,11 +16,13 @@ class MemorySource(Source):
     """`gate` is passed by every fetch; `fail(offset, length)` may raise."""
 
     def __init__(self, content: bytes, extents: ExtentList | None = None, name: str = "disk.img"):
-        stat = SourceStat(len(content), 0, 0o600, Identity("stat", name))
+        token = hashlib.sha256(content).hexdigest()
+        stat = SourceStat(len(content), 0, 0o600, Identity("stat", token))
         super().__init__(name, f"memory:{name}", stat)
         self.content = content
         self.known = extents or all_data(0, len(content))
         self.fetched: list[tuple[int, int]] = []
+        self.asked_for_extents = 0
         self.gate = trio.Event()
         self.gate.set()
         self.running = 0
@@ -30,6 +33,7 @@ class MemorySource(Source):
         pass
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
+        self.asked_for_extents += 1
         return self.known.clip(offset, offset + length)
 
     async def _read(self, offset: int, length: int) -> bytes:

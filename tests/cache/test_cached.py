@@ -15,7 +15,8 @@ import trio.testing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from imgfs.cache.cached import BLOCK, CachedImage, open_cached
+from imgfs.cache.cached import CachedImage, open_cached
+from imgfs.cache.directory import BLOCK
 from imgfs.cache.fills import FAILED_S
 from imgfs.cache.space import CacheSpace
 from imgfs.errors import ShortRead, SourceChanged, SourceTimeout

@@ -9,7 +9,8 @@ from pathlib import Path
 import trio
 import trio.testing
 
-from imgfs.cache.cached import BLOCK, CachedImage
+from imgfs.cache.cached import CachedImage
+from imgfs.cache.directory import BLOCK
 from imgfs.cache.fills import AHEAD
 from imgfs.cache.space import CacheSpace
 

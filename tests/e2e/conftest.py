@@ -25,10 +25,11 @@ def imgfs(*words: object, timeout: float = 20) -> subprocess.CompletedProcess[st
 class Mount:
     """A mount under way; `pid` is its process."""
 
-    def __init__(self, source: Path | str, point: Path, *options: str) -> None:
+    def __init__(self, source: Path | str, point: Path, *options: str, says: str = "") -> None:
         self.point = point
         done = imgfs(source, point, *options)
-        assert (done.returncode, done.stderr) == (0, "")
+        assert done.returncode == 0
+        assert says in done.stderr if says else not done.stderr
         self.pid = int(self.status()["pid"])  # type: ignore[call-overload]
         self.process = os.pidfd_open(self.pid)
 
@@ -48,10 +49,10 @@ class Mount:
 def mount(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
     mounts: list[Mount] = []
 
-    def make(source: Path | str, *options: str) -> Mount:
+    def make(source: Path | str, *options: str, says: str = "") -> Mount:
         point = tmp_path / f"mnt{len(mounts)}"
         point.mkdir()
-        mounts.append(Mount(source, point, *options))
+        mounts.append(Mount(source, point, *options, says=says))
         return mounts[-1]
 
     yield make

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import threading
@@ -86,26 +87,87 @@ def test_limit_and_memory_while_reading(mount: Mounter, sshd: Sshd, tmp_path: Pa
     assert cache["limit"] == LIMIT and cache["used"] <= LIMIT  # type: ignore[index]
 
 
-def test_nothing_is_left_after_the_end_or_a_crash(
+def unmounted(m: Mount) -> None:
+    assert imgfs("umount", m.point).returncode == 0
+
+
+def fetched(m: Mount) -> int:
+    (image,) = m.status()["images"].values()  # type: ignore[attr-defined]
+    return int(image["bytes_fetched"])
+
+
+def test_kept_from_mount_to_mount(mount: Mounter, sshd: Sshd, sparse: Path, tmp_path: Path) -> None:
+    wanted = sparse.read_bytes()
+    first = mount(sshd.url(sparse), "-o", sshd.options)
+    assert (first.point / "disk.raw").read_bytes() == wanted
+    assert fetched(first) > 0
+    unmounted(first)
+    again = mount(sshd.url(sparse), "-o", sshd.options)
+    assert (again.point / "disk.raw").read_bytes() == wanted
+    assert fetched(again) == 0
+    unmounted(again)
+    with sparse.open("r+b") as file:
+        file.write(b"changed")
+    changed = mount(sshd.url(sparse), "-o", sshd.options)
+    assert (changed.point / "disk.raw").read_bytes() == b"changed" + wanted[7:]
+    assert fetched(changed) > 0
+
+
+def test_changed_while_mounted(mount: Mounter, sshd: Sshd, sparse: Path, tmp_path: Path) -> None:
+    """The new state takes the directory over: it is kept, the old one's bytes are not."""
+    m = mount(sshd.url(sparse), "-o", sshd.options)
+    raw = m.point / "disk.raw"
+    raw.read_bytes()
+    with sparse.open("r+b") as file:
+        file.write(b"changed")
+    wanted = sparse.read_bytes()
+    assert raw.read_bytes() == wanted
+    unmounted(m)
+    again = mount(sshd.url(sparse), "-o", sshd.options)
+    assert (again.point / "disk.raw").read_bytes() == wanted
+    assert fetched(again) == 0
+
+
+def test_two_processes_never_share(
     mount: Mounter, sshd: Sshd, sparse: Path, tmp_path: Path
 ) -> None:
     cache = tmp_path / "cache" / "imgfs"
-    directories = lambda: [path for path in cache.iterdir() if path.is_dir()]  # noqa: E731
+
+    def directories() -> int:
+        return sum(path.is_dir() for path in cache.iterdir())
+
     first = mount(sshd.url(sparse), "-o", sshd.options)
-    second = mount(sshd.url(sparse), "-o", sshd.options)
+    second = mount(sshd.url(sparse), "-o", sshd.options, says="another process has its cache")
     for m in (first, second):
         assert (m.point / "disk.raw").read_bytes() == sparse.read_bytes()
-    assert len(directories()) == 2  # never shared
+    assert directories() == 2
     os.kill(second.pid, signal.SIGKILL)
-    subprocess.run(["fusermount3", "-u", str(first.point)], check=True, timeout=20)
-    for _ in range(200):
-        if len(directories()) == 1:
-            break
-        time.sleep(0.05)
-    assert len(directories()) == 1  # what the killed one left
+    unmounted(first)
+    assert directories() == 2  # what the killed one left
     third = mount(sshd.url(sparse), "-o", sshd.options)
     assert (third.point / "disk.raw").read_bytes() == sparse.read_bytes()
-    assert len(directories()) == 1
+    assert directories() == 1
+    assert fetched(third) == 0
+
+
+@pytest.mark.timeout(600)
+def test_kill_at_random_moments(mount: Mounter, sshd: Sshd, tmp_path: Path) -> None:
+    """Every byte is right afterwards, and the limit holds, however often it happens."""
+    source = tmp_path / "big.img"
+    fill(source, 48 * MIB)
+    limit = 24 * MIB
+    rng = random.Random(11)
+    for _ in range(20 if LONG else 3):
+        m = mount(sshd.url(source), "-o", f"{sshd.options},cache_size={limit}")
+        reader = subprocess.Popen(["cmp", source, m.point / "big.raw"], stderr=subprocess.DEVNULL)
+        time.sleep(rng.random() * 0.5)
+        os.kill(m.pid, signal.SIGKILL)
+        reader.wait(20)
+        subprocess.run(["fusermount3", "-uz", m.point], check=True, timeout=20)
+        assert allocated(tmp_path / "cache") <= limit + 64 * 1024
+    m = mount(sshd.url(source), "-o", f"{sshd.options},cache_size={limit}")
+    subprocess.run(["cmp", source, m.point / "big.raw"], check=True, timeout=60)
+    assert allocated(tmp_path / "cache") <= limit + 64 * 1024
 
 
 def test_cache_directory_that_cannot_be_written(sshd: Sshd, sparse: Path, tmp_path: Path) -> None:
