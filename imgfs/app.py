@@ -5,25 +5,28 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from imgfs import mapjson
 from imgfs.cache.cached import CachedImage, open_cached
 from imgfs.cache.directory import default_limit, make_root, sweep
 from imgfs.cache.space import CacheSpace
 from imgfs.config import Options
-from imgfs.errors import CacheError, ImgfsError, SourceChanged, UsageError
+from imgfs.errors import CacheError, UsageError
 from imgfs.sources.base import Source
-from imgfs.sources.file import FileSource, open_file
+from imgfs.sources.file import open_file
+from imgfs.sources.listing import Listed, Listing, LocalListing
 from imgfs.stop import Stop
-from imgfs.tree.nodes import Node, Tree, encode, image_name
+from imgfs.tree.image import ImageNodes
+from imgfs.tree.images import ListedImages
+from imgfs.tree.names import image_name
+from imgfs.tree.nodes import Tree
 from imgfs.url import parse
-from imgfs.views.raw import RawView
 
 if TYPE_CHECKING:
     from imgfs.sources.ssh import SshHosts
@@ -45,16 +48,28 @@ class Sources:
         where = parse(text)
         if isinstance(where, str):
             return await open_file(where, extents=self._options.extents)
+        return await self._ssh().open(where, self._options.ssh())
+
+    async def listing(self, text: str) -> Listing | None:
+        """The directory that this names, or None when it names an image.  Raises UsageError."""
+        where = parse(text)
+        if isinstance(where, str):
+            return LocalListing(where) if where.endswith("/") else None
+        if not where.is_directory:
+            return None
+        return await self._ssh().list(where, self._options.ssh())
+
+    async def aclose(self) -> None:
+        if self._hosts is not None:
+            await self._hosts.aclose()
+
+    def _ssh(self) -> SshHosts:
         if self._hosts is None:
             # A local file must not pay for asyncssh.
             from imgfs.sources.ssh import SshHosts
 
             self._hosts = SshHosts()
-        return await self._hosts.open(where, self._options.ssh())
-
-    async def aclose(self) -> None:
-        if self._hosts is not None:
-            await self._hosts.aclose()
+        return self._hosts
 
 
 @asynccontextmanager
@@ -109,128 +124,91 @@ class Caches:
         return {"limit": space.limit, "used": space.used}
 
 
-class Mounted:
-    """One image and the tree that shows it, through every generation of its source."""
+class Mount:
+    """The tree of a mount, and the images in it."""
 
     def __init__(self, text: str, sources: Sources, caches: Caches, nursery: trio.Nursery) -> None:
-        where = parse(text)
-        # Absolute, because the process leaves its directory.
-        self.url = str(Path(where).absolute()) if isinstance(where, str) else where.text
-        self._name = Path(where).name if isinstance(where, str) else where.basename
-        self._view: RawView | None = None
-        self._cache: CachedImage | None = None
         self._sources = sources
         self._caches = caches
         self._nursery = nursery
-        self._opened: list[Source] = []
-        self._reopening = trio.Lock()
         self.tree = Tree()
         self._root = self.tree.add(None, b"", children={})
-        self._original = self.tree.add(self._root, b"original", children={})
         about = self.tree.add(self._root, b".imgfs", children={})
         self.tree.add(about, b"status.json", make=self._status)
-        self.tree.add(self._root, b"extents.json", make=self._extents)
+        # Absolute, because the process leaves its directory.
+        where = parse(text)
+        self._text = _absolute(where) if isinstance(where, str) else text
+        self.url = self._text if isinstance(where, str) else where.text  #: shown to people
+        self._image: ImageNodes | None = None
+        self._listed: ListedImages | None = None
 
-    async def open(self) -> Source:
-        """Open the source and show it.  Raises what opening raises."""
-        source = await self._sources.open(self.url)
-        self._opened.append(source)
-        if self._cache is not None:
-            await self._cache.closed.wait()  # it was stale, and has the directory still
-        cache = None
-        if not isinstance(source, FileSource):
-            cache = await self._nursery.start(self._caches.hold, source)
-        self._cache = cache
-        self._view = self._show(source, cache)
-        return source
+    async def open(self, *, lazy: bool) -> None:
+        """Show what there is.  Unless lazy, what a person named is open then, or listed.
 
-    def _show(self, source: Source, cache: CachedImage | None) -> RawView:
-        view = RawView(source, cache)
-        for parent, name in self._names():
-            node = (parent.children or {}).get(name)
-            if node is not None and node.prepare is not None:
-                node.view, node.prepare = view, None
-            else:
-                self.tree.add(parent, name, view=view)
-        return view
+        Raises UsageError and what opening raises.
+        """
+        listing = await self._sources.listing(self._text)
+        if listing is not None:
+            self.url = listing.url
+            self._listed = ListedImages(self.tree, self._root, listing, self._make_image)
+            if not lazy:
+                await self._listed.refresh()
+            return
+        where = parse(self._text)
+        file_name = Path(where).name if isinstance(where, str) else where.basename
+        file = Listed(file_name, self._text, 0)
+        self._image = self._make_image(image_name(file_name), file, self.url)
+        self._image.add_to(self.tree, self._root)
+        if not lazy:
+            await self._image.opened()
 
-    def _names(self) -> list[tuple[Node, bytes]]:
-        raw = encode(image_name(self._name) + ".raw")
-        return [(self._root, raw), (self._original, encode(self._name))]
+    def _make_image(self, name: str, file: Listed, shown: str | None = None) -> ImageNodes:
+        async def open_source() -> Source:
+            return await self._sources.open(file.url)
 
-    def show_unopened(self) -> None:
-        """Show the names; the source is opened when one of them is first looked at."""
-        for parent, name in self._names():
-            self.tree.add(parent, name, prepare=self._ready_view)
+        async def open_cache(source: Source) -> CachedImage:
+            cached: CachedImage = await self._nursery.start(self._caches.hold, source)
+            return cached
 
-    async def _ready_view(self) -> RawView:
-        """The view; opens the source if that is still to do.  Raises what opening raises."""
-        async with self._reopening:
-            if self._view is None:
-                await self.open()
-        assert self._view is not None
-        return self._view
+        url = shown or file.url
+        return ImageNodes(name, file.name, url, open_source, open_cache, _invalidate)
 
-    async def changed(self, node: Node) -> None:
-        """The node's view is stale: put the source as it is now under the names."""
-        async with self._reopening:
-            if node.view is self._view:
-                await self.open()
+    def _images(self) -> Iterable[ImageNodes]:
+        if self._listed is not None:
+            return self._listed
+        return [self._image] if self._image is not None else []
 
     async def watch(self) -> None:
         """While a view is being read, check every 5 s that its source is the same."""
         while True:
             await trio.sleep(CHECK_S)
-            view = self._view
-            if view is not None and view.was_read() and view.stale is None:
-                await self._check(view)
-
-    async def _check(self, view: RawView) -> None:
-        import pyfuse3
-
-        try:
-            await view.check()
-        except SourceChanged:
-            inodes = [n.inode for n in self.tree.nodes.values() if n.view is view]
-            for inode in inodes:
-                # It may block on the kernel's page lock: never on the loop's own thread.
-                await trio.to_thread.run_sync(pyfuse3.invalidate_inode, inode)
-        except ImgfsError:
-            return  # not found out; a source that cannot be reached is not a changed one
+            async with trio.open_nursery() as nursery:  # a dead source delays no other's check
+                for image in self._images():
+                    if image.is_read():
+                        nursery.start_soon(image.check)
 
     async def aclose(self) -> None:
-        for source in self._opened:
-            await source.aclose()
-
-    async def _extents(self) -> bytes:
-        view = await self._ready_view()
-        extents = await view.extents(0, view.size)
-        return "".join(mapjson.lines(extents)).encode()
+        for image in self._images():
+            await image.aclose()
 
     async def _status(self) -> bytes:
         from imgfs.fuse.boundary import native
 
-        image: dict[str, object] = {"source": self.url, "state": "not opened yet"}
-        if self._view is not None:
-            image |= self._figures(self._view)
-        status = {"pid": os.getpid(), "images": {self._name: image}}
+        images = {image.name: image.status() for image in self._images()}
+        status = {"pid": os.getpid(), "source": self.url, "images": images}
         status |= {"cache": self._caches.status(), "fast_path": dict(native.status())}
         return (json.dumps(status, indent=2) + "\n").encode()
 
-    @staticmethod
-    def _figures(view: RawView) -> dict[str, object]:
-        return {
-            "state": "stale" if view.stale else "open",
-            "identity": view.source.stat.identity and view.source.stat.identity.token,
-            "size": view.size,
-            "stored": view.stored_bytes,
-            "bytes_native": view.map.bytes_served,
-            "bytes_python": view.counters.bytes_read,
-            "bytes_fetched": view.source.counters.bytes_read,
-            "in_flight": view.counters.in_flight,
-            "errors": view.counters.errors,
-            "last_error": view.counters.last_error,
-        }
+
+def _absolute(path: str) -> str:
+    """With the / that says that a directory is meant."""
+    return str(Path(path).absolute()) + ("/" if path.endswith("/") else "")
+
+
+def _invalidate(inode: int) -> None:
+    import pyfuse3
+
+    pyfuse3.invalidate_inode(inode)
 
 
 async def run_mount(
@@ -246,13 +224,10 @@ async def run_mount(
     sources = Sources(options)
     was_ready = False
     async with trio.open_nursery() as nursery:
-        image = Mounted(text, sources, Caches(options), nursery)
+        mount = Mount(text, sources, Caches(options), nursery)
         try:
             _refuse_inside(text, mountpoint)
-            if options.lazy:
-                image.show_unopened()
-            else:
-                await stop.unless(image.open)
+            await stop.unless(partial(mount.open, lazy=options.lazy))
             answered = trio.Event()
 
             async def background() -> None:
@@ -263,15 +238,15 @@ async def run_mount(
                     return
                 ready()
                 was_ready = True
-                await image.watch()
+                await mount.watch()
 
-            operations = Operations(image.tree, options, image.changed, answered.set)
-            session.mount(operations, mountpoint, image.url, options)
+            operations = Operations(mount.tree, options, answered.set)
+            session.mount(operations, mountpoint, mount.url, options)
             await session.serve(operations, mountpoint, background, stop)
         finally:
             nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
-                await image.aclose()
+                await mount.aclose()
                 await sources.aclose()
     if not was_ready:
         raise stop.error()

@@ -31,6 +31,7 @@ class Counters:
     errors: int = 0
     in_flight: int = 0
     last_error: str = ""
+    failure: Exception | None = None  #: of the read that ended last; None when that went well
 
 
 class Image(ABC):
@@ -68,9 +69,11 @@ class Image(ABC):
         except Exception as exc:
             counters.errors += 1
             counters.last_error = str(exc)
+            counters.failure = exc
             raise
         finally:
             counters.in_flight -= 1
+        counters.failure = None
         counters.reads += 1
         counters.bytes_read += length
         return data

@@ -52,9 +52,14 @@ class SshUrl:
         return f"ssh://{user}{host}{port}{path}"
 
     @property
+    def is_directory(self) -> bool:
+        """Does it name a directory, all images of which are meant?  Written with a / at the end."""
+        return self.path.endswith(b"/")
+
+    @property
     def basename(self) -> str:
         """The last component's name."""
-        return os.fsdecode(posixpath.basename(self.path))
+        return os.fsdecode(posixpath.basename(self.path.rstrip(b"/")))
 
 
 def parse(text: str) -> SshUrl | str:

@@ -51,13 +51,13 @@ def take_interrupts() -> list[tuple[int, int]]:
     """(the request meant, the interrupt's own number)"""
 
 def retry_interrupt(unique: int) -> int:
-    """Answer an interrupt whose request is not known here: the kernel decides."""
+    """Answer an interrupt whose request is not known here: the kernel sends it again if it is due."""
 
-def parked_pids() -> set[int]:
-    """The threads whose requests wait natively for blocks; of a thousand requests at most."""
+def parked() -> dict[int, int]:
+    """The requests that wait natively for blocks, and the threads they are for; a thousand at most."""
 
-def interrupt_parked(pid: int) -> None:
-    """Answer what is parked for this thread with EINTR."""
+def interrupt_parked(unique: int) -> bool:
+    """Answer a parked request with EINTR; False when it is not parked (any more)."""
 
 def current_unique() -> int:
     """The number of the request that pyfuse3 took last: valid in a handler's first step."""

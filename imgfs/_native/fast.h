@@ -52,6 +52,11 @@ struct request {
 
 void request_free(struct request *rq);
 
+struct waiting {
+	uint64_t unique;
+	uint32_t pid;                /* of the thread that it is for */
+};
+
 struct interrupt {
 	uint64_t target, unique;     /* the request meant, and the INTERRUPT's own */
 };
@@ -60,32 +65,29 @@ int queue_open(void);                /* 0 or -errno */
 void queue_close(void);
 int queue_event_fd(void);            /* readable while requests wait, and for good after the end */
 int queue_interrupt_fd(void);
-/* Copies the request.  0, or -ENOMEM; -EINTR when it was interrupted on the way. */
+/* Copies the request.  0, or -ENOMEM. */
 int queue_push(const void *buf, size_t size);
 struct request *queue_pop(void);     /* NULL when empty */
 
 /* Parked requests wait for blocks that are coming.  `settled` is what `queue_settled` said before
- * the blocks were looked at: -EAGAIN when some have been settled since, look again; -EINTR when
- * the request was interrupted; -ENOMEM. */
+ * the blocks were looked at: -EAGAIN when some have been settled since, look again; -ENOMEM. */
 int queue_park(const void *buf, size_t size, unsigned settled);
 unsigned queue_settled(void);
 void queue_settle(void);             /* blocks were settled: the parked look again */
 /* Waits until parked requests are to look again, and takes them all; NULL at the end. */
 struct request *queue_unpark(void);
-/* The threads that parked requests are for: up to `max`, some of them repeatedly. */
-size_t queue_parked_pids(uint32_t *out, size_t max);
-/* Takes a thread's parked requests: the caller's to answer and free. */
-struct request *queue_unpark_pid(uint32_t pid);
+/* Up to `max` of the parked requests. */
+size_t queue_parked(struct waiting *out, size_t max);
+/* True when the request was parked, and is forgotten: the caller's to answer. */
+bool queue_forget_parked(uint64_t unique);
 /* The connection is over (or failed with this errno): wakes everyone, stays so. */
 void queue_end(int error);
 bool queue_ended(void);
 int queue_error(void);
 size_t queue_length(void);
-/* An INTERRUPT came: true when that request was still queued or on its way here, and is dealt with. */
-bool queue_interrupt(uint64_t target, uint64_t unique, bool *reply_eintr);
+/* An INTERRUPT came: what to do about it is for Python to say. */
+void queue_interrupt(uint64_t target, uint64_t unique);
 size_t queue_take_interrupts(struct interrupt *out, size_t max);
-/* A request thread says which request it has in hand (0: none). */
-void queue_in_hand(unsigned thread, uint64_t unique);
 
 /* ---- requests.c ---- */
 

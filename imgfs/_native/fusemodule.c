@@ -210,38 +210,38 @@ static PyObject *take_interrupts(PyObject *self, PyObject *unused)
 	return list;
 }
 
-static PyObject *parked_pids(PyObject *self, PyObject *unused)
+static PyObject *parked(PyObject *self, PyObject *unused)
 {
-	uint32_t found[1024];
-	size_t n = queue_parked_pids(found, sizeof(found) / sizeof(*found)), i;
-	PyObject *set = PySet_New(NULL);
+	struct waiting found[1024];
+	size_t n = queue_parked(found, sizeof(found) / sizeof(*found)), i;
+	PyObject *dict = PyDict_New();
 
 	(void)self;
 	(void)unused;
-	for (i = 0; set && i < n; i++) {
-		PyObject *pid = PyLong_FromUnsignedLong(found[i]);
+	for (i = 0; dict && i < n; i++) {
+		PyObject *unique = PyLong_FromUnsignedLongLong(found[i].unique);
+		PyObject *pid = PyLong_FromUnsignedLong(found[i].pid);
 
-		if (!pid || PySet_Add(set, pid))
-			Py_CLEAR(set);
+		if (!unique || !pid || PyDict_SetItem(dict, unique, pid))
+			Py_CLEAR(dict);
+		Py_XDECREF(unique);
 		Py_XDECREF(pid);
 	}
-	return set;
+	return dict;
 }
 
-static PyObject *interrupt_parked(PyObject *self, PyObject *pid)
+static PyObject *interrupt_parked(PyObject *self, PyObject *unique)
 {
-	unsigned long which = PyLong_AsUnsignedLong(pid);
-	struct request *rq, *next;
+	unsigned long long which = PyLong_AsUnsignedLongLong(unique);
+	bool there;
 
 	(void)self;
 	if (PyErr_Occurred())
 		return NULL;
-	for (rq = queue_unpark_pid((uint32_t)which); rq; rq = next) {
-		next = rq->next;
-		reply_error(rq->unique, EINTR);
-		request_free(rq);
-	}
-	Py_RETURN_NONE;
+	there = queue_forget_parked(which);
+	if (there)
+		reply_error(which, EINTR);
+	return PyBool_FromLong(there);
 }
 
 static PyObject *retry_interrupt(PyObject *self, PyObject *unique)
@@ -309,7 +309,7 @@ static PyMethodDef functions[] = {
 	{ "interrupt_fd", interrupt_fd, METH_NOARGS, NULL },
 	{ "take_interrupts", take_interrupts, METH_NOARGS, NULL },
 	{ "retry_interrupt", retry_interrupt, METH_O, NULL },
-	{ "parked_pids", parked_pids, METH_NOARGS, NULL },
+	{ "parked", parked, METH_NOARGS, NULL },
 	{ "interrupt_parked", interrupt_parked, METH_O, NULL },
 	{ "current_unique", current_unique_, METH_NOARGS, NULL },
 	{ "current_pid", current_pid_, METH_NOARGS, NULL },

@@ -30,14 +30,6 @@ static int end_error;
 static struct interrupt *interrupts;
 static size_t n_interrupts, cap_interrupts;
 
-/* What each request thread has read but neither answered nor queued yet, and which request it
- * was told to give up.  A thread that answered leaves its last request here: to mark that one
- * is to mark nothing. */
-static struct {
-	atomic_uint_fast64_t unique, interrupted;
-} in_hand[MAX_THREADS + 1];
-static _Thread_local unsigned me;
-
 static void signal_fd(int fd)
 {
 	uint64_t one = 1;
@@ -116,12 +108,6 @@ static bool is_write(const void *buf)
 	return ((const struct fuse_in_header *)buf)->opcode == FUSE_WRITE;
 }
 
-void queue_in_hand(unsigned thread, uint64_t unique)
-{
-	me = thread;
-	atomic_store(&in_hand[thread].unique, unique);
-}
-
 static struct request *request_copy(const void *buf, size_t size)
 {
 	struct request *rq = malloc(sizeof(*rq));
@@ -162,12 +148,9 @@ int queue_park(const void *buf, size_t size, unsigned seen)
 	if (!rq)
 		return -ENOMEM;
 	pthread_mutex_lock(&lock);
-	if (atomic_load(&in_hand[me].interrupted) == rq->unique)
-		err = -EINTR;
-	else if (atomic_load(&settled) != seen)
+	if (atomic_load(&settled) != seen)
 		err = -EAGAIN;
 	if (!err) {
-		atomic_store(&in_hand[me].unique, 0);
 		*parked_tail = rq;
 		parked_tail = &rq->next;
 	}
@@ -203,12 +186,6 @@ int queue_push(const void *buf, size_t size)
 	pthread_mutex_lock(&lock);
 	while (is_write(buf) && write_bytes + size > MAX_PENDING_WRITES && !ended)
 		pthread_cond_wait(&drained, &lock);
-	if (atomic_load(&in_hand[me].interrupted) == rq->unique) {
-		pthread_mutex_unlock(&lock);
-		request_free(rq);
-		return -EINTR;
-	}
-	atomic_store(&in_hand[me].unique, 0);
 	if (is_write(buf))
 		write_bytes += size;
 	*tail = rq;
@@ -284,112 +261,55 @@ size_t queue_length(void)
 	return result;
 }
 
-/* Under the lock: take the request out of a list's middle; NULL when it is not there. */
-static struct request *take_out(struct request **link, struct request ***end, uint64_t unique)
-{
-	struct request *rq;
-
-	for (; (rq = *link); link = &rq->next) {
-		if (rq->unique != unique)
-			continue;
-		*link = rq->next;
-		if (*end == &rq->next)
-			*end = link;
-		return rq;
-	}
-	return NULL;
-}
-
-/* Under the lock: a request that waits here waits no more. */
-static bool unqueue(uint64_t unique)
-{
-	struct request *rq = take_out(&head, &tail, unique);
-
-	if (rq)
-		forget_head(rq);
-	else
-		rq = take_out(&parked, &parked_tail, unique);
-	if (rq)
-		request_free(rq);
-	return rq != NULL;
-}
-
-static uint32_t pid_of(const struct request *rq)
-{
-	return ((const struct fuse_in_header *)rq->mem)->pid;
-}
-
-size_t queue_parked_pids(uint32_t *out, size_t max)
+size_t queue_parked(struct waiting *out, size_t max)
 {
 	const struct request *rq;
 	size_t n = 0;
 
 	pthread_mutex_lock(&lock);
 	for (rq = parked; rq && n < max; rq = rq->next)
-		if (pid_of(rq) && (n == 0 || out[n - 1] != pid_of(rq)))
-			out[n++] = pid_of(rq);
+		out[n++] = (struct waiting){ rq->unique,
+					     ((const struct fuse_in_header *)rq->mem)->pid };
 	pthread_mutex_unlock(&lock);
 	return n;
 }
 
-struct request *queue_unpark_pid(uint32_t pid)
+bool queue_forget_parked(uint64_t unique)
 {
-	struct request **link = &parked, *rq, *taken = NULL;
+	struct request **link, *rq;
 
 	pthread_mutex_lock(&lock);
-	while ((rq = *link)) {
-		if (pid_of(rq) != pid) {
-			link = &rq->next;
-			continue;
-		}
+	for (link = &parked; (rq = *link); link = &rq->next)
+		if (rq->unique == unique)
+			break;
+	if (rq) {
 		*link = rq->next;
-		rq->next = taken;
-		taken = rq;
+		if (parked_tail == &rq->next)
+			parked_tail = link;
 	}
-	parked_tail = link;
 	pthread_mutex_unlock(&lock);
-	return taken;
+	if (rq)
+		request_free(rq);
+	return rq != NULL;
 }
 
-static bool mark_in_hand(uint64_t unique)
+void queue_interrupt(uint64_t target, uint64_t unique)
 {
-	unsigned i;
-
-	for (i = 0; i <= MAX_THREADS; i++) {
-		if (atomic_load(&in_hand[i].unique) == unique) {
-			atomic_store(&in_hand[i].interrupted, unique);
-			return true;
-		}
-	}
-	return false;
-}
-
-static void note_interrupt(uint64_t target, uint64_t unique)
-{
+	pthread_mutex_lock(&lock);
 	if (n_interrupts == cap_interrupts) {
 		size_t cap = cap_interrupts ? cap_interrupts * 2 : 16;
 		struct interrupt *more = realloc(interrupts, cap * sizeof(*more));
 
-		if (!more)
-			return;
-		interrupts = more;
-		cap_interrupts = cap;
+		if (more) {
+			interrupts = more;
+			cap_interrupts = cap;
+		}
 	}
-	interrupts[n_interrupts++] = (struct interrupt){ target, unique };
-	signal_fd(interrupt_fd);
-}
-
-bool queue_interrupt(uint64_t target, uint64_t unique, bool *reply_eintr)
-{
-	bool settled;
-
-	pthread_mutex_lock(&lock);
-	*reply_eintr = unqueue(target);
-	settled = *reply_eintr || mark_in_hand(target);
-	if (!settled)
-		note_interrupt(target, unique);
+	if (n_interrupts < cap_interrupts) {
+		interrupts[n_interrupts++] = (struct interrupt){ target, unique };
+		signal_fd(interrupt_fd);
+	}
 	pthread_mutex_unlock(&lock);
-	return settled;
 }
 
 size_t queue_take_interrupts(struct interrupt *out, size_t max)

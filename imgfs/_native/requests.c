@@ -217,24 +217,20 @@ static enum outcome try_fast(const char *buf, size_t size, char *out)
 static void interrupt(const struct fuse_in_header *in, size_t size)
 {
 	const struct fuse_interrupt_in *arg = (const void *)(in + 1);
-	bool eintr;
 
 	if (size < sizeof(*in) + sizeof(*arg))
 		return;
 	atomic_fetch_add(&stats.interrupts, 1);
-	queue_interrupt(arg->unique, in->unique, &eintr);
-	if (eintr)
-		reply_error(arg->unique, EINTR);
+	queue_interrupt(arg->unique, in->unique);
 }
 
 /* Answer a request, or see that somebody will. */
-static void settle(unsigned self, const char *buf, size_t size, char *out)
+static void settle(const char *buf, size_t size, char *out)
 {
 	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
 	enum outcome outcome;
 	int err;
 
-	queue_in_hand(self, in->unique);
 	do {
 		unsigned settled = queue_settled();
 
@@ -250,14 +246,14 @@ static void settle(unsigned self, const char *buf, size_t size, char *out)
 					  memory_order_relaxed);
 }
 
-static void handle(unsigned self, const char *buf, size_t size, char *out)
+static void handle(const char *buf, size_t size, char *out)
 {
 	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
 
 	if (in->opcode == FUSE_INTERRUPT)
 		interrupt(in, size);
 	else
-		settle(self, buf, size, out);
+		settle(buf, size, out);
 }
 
 static void *serve_parked(void *arg)
@@ -271,7 +267,7 @@ static void *serve_parked(void *arg)
 	while (out && (rq = queue_unpark())) {
 		for (; rq; rq = next) {
 			next = rq->next;
-			settle(MAX_THREADS, rq->mem, rq->size, out);
+			settle(rq->mem, rq->size, out);
 			request_free(rq);
 		}
 	}
@@ -281,7 +277,6 @@ static void *serve_parked(void *arg)
 
 static void *serve(void *arg)
 {
-	unsigned self = (unsigned)(uintptr_t)arg;
 	char *buf = mmap(NULL, 2 * MAX_REQUEST, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	char *out = buf + MAX_REQUEST;
@@ -292,7 +287,7 @@ static void *serve(void *arg)
 		ssize_t n = read(device, buf, MAX_REQUEST);
 
 		if (n >= (ssize_t)sizeof(struct fuse_in_header)) {
-			handle(self, buf, (size_t)n, out);
+			handle(buf, (size_t)n, out);
 			continue;
 		}
 		if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT))
@@ -341,7 +336,7 @@ int threads_start(struct fuse_session *se, unsigned count)
 	has_parker = pthread_create(&parker, NULL, serve_parked, NULL) == 0;
 	err = has_parker ? 0 : EAGAIN;
 	for (i = 0; i < count && !err; i++) {
-		err = pthread_create(&threads[i], NULL, serve, (void *)(uintptr_t)i);
+		err = pthread_create(&threads[i], NULL, serve, NULL);
 		if (!err)
 			n_threads++;
 	}

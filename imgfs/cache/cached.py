@@ -109,6 +109,12 @@ class CachedImage(Image):
                     await trio.to_thread.run_sync(kept.save_extents, extents)
         return extents
 
+    @property
+    def cached_bytes(self) -> int:
+        """What is present, and what an earlier mount left that was not verified yet."""
+        unverified = self._account.unverified if self._account is not None else 0
+        return (self.store.present + unverified) * BLOCK
+
     def mark_stale(self, why: SourceChanged) -> None:
         """The source is not what it was: forget every byte, and read none any more."""
         if self.stale is None:

@@ -26,6 +26,7 @@ Result = TypeVar("Result")
 P = ParamSpec("P")
 
 KILL_POLL_S = 0.25
+SIGNAL_S = 2.0  # who has waited so long after a signal gets EINTR for it
 _SIGKILL_PENDING = 1 << (signal.SIGKILL - 1)
 _PF_SIGNALED = 0x400  # linux/sched.h: ends because of a signal
 
@@ -41,6 +42,8 @@ class Request:
 
 #: by the kernel's number of it
 running: dict[int, Request] = {}
+#: requests whose thread got a signal, and when the kernel said so
+interrupted: dict[int, float] = {}
 
 
 async def guard(what: str, handler: Callable[[], Awaitable[Result]]) -> Result:
@@ -80,16 +83,26 @@ def guarded(
 
 
 async def serve_interrupts() -> None:
-    """Cancel what the kernel interrupts, until the connection ends."""
+    """Note what the kernel interrupts, until the connection ends.
+
+    The kernel interrupts for any signal.  Programs do not expect EINTR from a file, and get
+    signals all the time (Go's threads, qemu's): so only who is killed is let go at once, and who
+    has another signal when he has waited for long.
+    """
     fd = native.interrupt_fd()
     while not native.status()["ended"]:
         await trio.lowlevel.wait_readable(fd)
         for target, unique in native.take_interrupts():
             request = running.get(target)
-            if request is None:
-                native.retry_interrupt(unique)
+            if request is not None:
+                if _is_killed(request.pid):
+                    request.scope.cancel()
+                else:
+                    interrupted.setdefault(target, trio.current_time())
+            elif target in native.parked():
+                interrupted.setdefault(target, trio.current_time())
             else:
-                request.scope.cancel()
+                native.retry_interrupt(unique)
 
 
 async def serve_killed() -> None:
@@ -101,15 +114,23 @@ async def serve_killed() -> None:
     """
     while True:
         await trio.sleep(KILL_POLL_S)
-        before = trio.current_time() - KILL_POLL_S
-        old = [request for request in running.values() if request.pid and request.since < before]
-        waiting = {request.pid for request in old} | native.parked_pids()
-        killed = {pid for pid in waiting if _is_killed(pid)}
-        for pid in killed:
-            native.interrupt_parked(pid)
-        for request in old:
-            if request.pid in killed:
-                request.scope.cancel()
+        now = trio.current_time()
+        parked = native.parked()
+        old = {
+            unique: request.pid
+            for unique, request in running.items()
+            if request.pid and request.since < now - KILL_POLL_S
+        }
+        killed = {pid for pid in {*old.values(), *parked.values()} if pid and _is_killed(pid)}
+        ended = {unique for unique, pid in (old | parked).items() if pid in killed}
+        for unique, since in list(interrupted.items()):
+            if unique not in running and unique not in parked:
+                del interrupted[unique]
+            elif since < now - SIGNAL_S:
+                ended.add(unique)
+        for unique in ended:
+            if not native.interrupt_parked(unique) and unique in running:
+                running[unique].scope.cancel()
 
 
 def _is_killed(pid: int) -> bool:

@@ -6,7 +6,7 @@ import errno
 import os
 import stat
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import pyfuse3
@@ -25,8 +25,8 @@ _BLOCK = 512  # what st_blocks counts in
 class Operations(pyfuse3.Operations):
     """Read-only operations on a tree.
 
-    `changed(node)` is called when a view's source turned out to be another; it puts
-    a node of a new generation under the name.
+    When a view's source turned out to be another the node's `changed` puts a node of a new
+    generation under the name.
     """
 
     enable_writeback_cache = False
@@ -35,13 +35,11 @@ class Operations(pyfuse3.Operations):
         self,
         tree: Tree,
         options: Options,
-        changed: Callable[[Node], Awaitable[None]],
         ready: Callable[[], None],
     ) -> None:
         super().__init__()
         self._tree = tree
         self._owner = owner(options)
-        self._changed = changed
         self._ready = ready
         self._made: dict[int, bytes] = {}
         self._next_handle = 1 << 32  # apart from inodes, which are the handles of views
@@ -67,6 +65,7 @@ class Operations(pyfuse3.Operations):
         if node.children is not None:
             entry.st_mode = stat.S_IFDIR | 0o555
             entry.st_nlink = 2
+            mtime_ns = self._start_ns if node.mtime_ns is None else node.mtime_ns
         elif node.view is not None:
             await node.view.prepare()
             source = node.view.source.stat
@@ -84,10 +83,19 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
-        children = self._node(parent).children or {}
-        if name not in children:
+        directory = self._node(parent)
+        if directory.children is None:
+            raise pyfuse3.FUSEError(errno.ENOTDIR)
+        if name not in directory.children and directory.refresh is not None:
+            await directory.refresh()
+        node = directory.children.get(name)
+        if node is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
-        return await self._attributes(children[name])
+        entry = await self._attributes(node)
+        # While that waited a new generation may have taken the name.
+        node = self._tree.nodes.get(node.inode) or directory.children[name]
+        node.lookups += 1
+        return entry
 
     @guarded
     async def getattr(self, inode: int, ctx: Any) -> pyfuse3.EntryAttributes:
@@ -99,7 +107,10 @@ class Operations(pyfuse3.Operations):
 
     @guarded
     async def readdir(self, handle: int, start: int, token: Any) -> None:
-        children = sorted((self._node(handle).children or {}).items())
+        directory = self._node(handle)
+        if start == 0 and directory.refresh is not None:
+            await directory.refresh()
+        children = sorted((directory.children or {}).items())
         for position, (name, node) in enumerate(children[start:], start + 1):
             entry = pyfuse3.EntryAttributes()
             entry.st_ino = node.inode
@@ -128,7 +139,8 @@ class Operations(pyfuse3.Operations):
             await node.view.check_for_open()
         except SourceChanged:
             # The kernel looks the name up again on ESTALE, and then finds the new one.
-            await self._changed(node)
+            if node.changed is not None:
+                await node.changed(node)
             raise
         await node.view.prepare()
         native.publish(inode, node.view.map)
@@ -162,7 +174,9 @@ class Operations(pyfuse3.Operations):
         self._made.pop(handle, None)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        pass
+        for inode, count in inode_list:
+            if self._tree.forget(inode, count):
+                native.retract(inode)
 
     @guarded
     async def setattr(

@@ -30,7 +30,7 @@ _ERRORS: dict[int, tuple[type[ImgfsError], str]] = {
     errno.ENOTDIR: (SourceNotFound, "no such file"),
     errno.EACCES: (AccessDenied, "permission denied"),
     errno.EPERM: (AccessDenied, "permission denied"),
-    errno.EISDIR: (NotAnImage, "is a directory, not an image"),
+    errno.EISDIR: (NotAnImage, "is a directory; for all images in it write a / at its end"),
 }
 
 

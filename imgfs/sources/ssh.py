@@ -17,6 +17,7 @@ from imgfs.sources.base import Source, SourceStat
 from imgfs.sources.bridge import Bridge
 from imgfs.sources.ssh_file import SshFile
 from imgfs.sources.ssh_link import SshLink
+from imgfs.sources.ssh_listing import SshListing
 from imgfs.sources.ssh_settings import SshSettings
 from imgfs.url import SshUrl
 
@@ -69,14 +70,25 @@ class SshHosts:
         """
 
         async def work() -> tuple[SshFile, SourceStat]:
-            key = (url.user, url.host, url.port, settings)
-            if key not in self._links:
-                self._links[key] = SshLink(url, settings)
-            file = SshFile(self._links[key], url)
+            file = SshFile(self._link(url, settings), url)
             return file, await file.open()
 
         file, stat = await self._bridge.call(work)
         return SshSource(url, self._bridge, file, stat)
+
+    async def list(self, url: SshUrl, settings: SshSettings) -> SshListing:
+        """A directory, which is asked nothing yet.  Raises UsageError."""
+
+        async def work() -> SshListing:
+            return SshListing(url, self._bridge, self._link(url, settings))
+
+        return await self._bridge.call(work)
+
+    def _link(self, url: SshUrl, settings: SshSettings) -> SshLink:
+        key = (url.user, url.host, url.port, settings)
+        if key not in self._links:
+            self._links[key] = SshLink(url, settings)
+        return self._links[key]
 
     async def aclose(self) -> None:
         """End every connection; reads that still run get SourceUnreachable."""

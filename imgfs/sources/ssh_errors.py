@@ -37,7 +37,11 @@ FILE_ERRORS: tuple[tuple[type[Exception], type[ImgfsError], str], ...] = (
     (asyncssh.SFTPNoSuchPath, SourceNotFound, "no such file"),
     (asyncssh.SFTPNotADirectory, SourceNotFound, "no such file"),
     (asyncssh.SFTPPermissionDenied, AccessDenied, "permission denied"),
-    (asyncssh.SFTPFileIsADirectory, NotAnImage, "is a directory, not an image"),
+    (
+        asyncssh.SFTPFileIsADirectory,
+        NotAnImage,
+        "is a directory; for all images in it write a / at its end",
+    ),
     (asyncssh.SFTPOpUnsupported, UnsupportedFeature, "the server cannot do that ({})"),
     (asyncssh.SFTPBadMessage, ProtocolViolation, "the server broke the SFTP protocol ({})"),
     (asyncssh.SFTPError, ImgfsError, "the server failed ({})"),

@@ -190,7 +190,9 @@ class SshFile:
         found = await self.attributes(session)
         kind = stat.S_IFMT(found.mode)
         if kind == stat.S_IFDIR:
-            raise NotAnImage(f"{self.name}: is a directory, not an image")
+            raise NotAnImage(
+                f"{self.name}: is a directory; for all images in it write a / at its end"
+            )
         if kind not in (0, stat.S_IFREG, stat.S_IFBLK):
             raise NotAnImage(f"{self.name}: is neither a file nor a block device")
         token = await session.helpers.identity(self._path)

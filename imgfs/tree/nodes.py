@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from pathlib import PurePath
 
 from imgfs.views.raw import RawView
 
 ROOT = 1
-IMAGE_EXTENSIONS = (".raw", ".img", ".dd", ".iso", ".bin")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Node:
     """A directory (`children`), an image's view, or a file made anew at each open (`make`).
 
     A view's file without the view is of a source that is not open yet: `prepare` opens it, and
-    puts the view here.
+    puts the view here.  `refresh` brings a directory's children up to date; it is called before a
+    directory is listed, and before a name in it is said not to be there.
     """
 
     inode: int
@@ -25,6 +24,11 @@ class Node:
     view: RawView | None = None
     make: Callable[[], Awaitable[bytes]] | None = None
     prepare: Callable[[], Awaitable[object]] | None = None
+    refresh: Callable[[], Awaitable[None]] | None = None
+    changed: Callable[[Node], Awaitable[None]] | None = None  #: the view turned out to be stale
+    mtime_ns: int | None = None  #: of a directory, where it is known
+    lookups: int = 0  #: how often the kernel was given the inode and has not forgotten it
+    is_linked: bool = True
 
 
 @dataclass(slots=True)
@@ -41,15 +45,30 @@ class Tree:
         self.nodes[node.inode] = node
         if parent is not None:
             assert parent.children is not None
+            self.remove(parent, name)
             parent.children[name] = node
         return node
 
+    def remove(self, parent: Node, name: bytes) -> None:
+        """Take a name away, and all below it; who has them open keeps them."""
+        assert parent.children is not None
+        node = parent.children.pop(name, None)
+        if node is not None:
+            for child in list(node.children or ()):
+                self.remove(node, child)
+            node.is_linked = False
+            self._drop_unused(node)
 
-def image_name(file_name: str) -> str:
-    """The image's name: the file's without its known image extension."""
-    stem, extension = PurePath(file_name).stem, PurePath(file_name).suffix
-    return stem if extension.lower() in IMAGE_EXTENSIONS and stem else file_name
+    def forget(self, inode: int, count: int) -> bool:
+        """The kernel gives look-ups back.  True when the node is gone with that."""
+        node = self.nodes.get(inode)
+        if node is None:
+            return False
+        node.lookups = max(0, node.lookups - count)
+        return self._drop_unused(node)
 
-
-def encode(name: str) -> bytes:
-    return name.encode("utf-8", "surrogateescape")
+    def _drop_unused(self, node: Node) -> bool:
+        if node.is_linked or node.lookups:
+            return False
+        del self.nodes[node.inode]
+        return True

@@ -94,7 +94,7 @@ def test_direct_mmap_and_locks(mount: Mounter, sparse: Path) -> None:
 def test_native_path_serves_the_reads(mount: Mounter, sparse: Path) -> None:
     m = mount(sparse)
     (m.point / "disk.raw").read_bytes()
-    image = m.status()["images"]["disk.img"]  # type: ignore[index]
+    image = m.status()["images"]["disk"]  # type: ignore[index]
     assert image["bytes_native"] >= sparse.stat().st_size
     assert image["bytes_python"] == 0
 

@@ -234,3 +234,49 @@ def test_server_killed_in_the_middle_of_a_read(mount: Mounter, sshd: Sshd, big: 
     assert read_direct(fd, 100 * MIB, MIB) == data[100 * MIB : 101 * MIB]
     os.close(fd)
     assert raw.read_bytes() == data
+
+
+SIGNALLED = """
+import os, signal, sys
+signal.signal(signal.SIGUSR1, lambda *_: None)
+signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
+signal.signal(signal.SIGALRM, lambda *_: None)
+signal.siginterrupt(signal.SIGALRM, True)
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+for i in range(int(sys.argv[2])):
+    fd = libc.open(os.fsencode(sys.argv[1]), os.O_RDONLY | os.O_DIRECT)
+    assert fd >= 0, os.strerror(ctypes.get_errno())
+    page = ctypes.create_string_buffer(8192)
+    at = (ctypes.addressof(page) + 4095) & ~4095
+    n = libc.pread(fd, ctypes.c_void_p(at), 4096, ctypes.c_long(i << 20))
+    assert n == 4096, os.strerror(ctypes.get_errno())
+    libc.close(fd)
+"""
+
+
+def test_signals_that_do_not_kill_disturb_nothing(mount: Mounter, sshd: Sshd, big: Path) -> None:
+    """A file on a disk never gives EINTR, and qemu and Go programs rely on that."""
+    m = mount(sshd.url(big), "-o", sshd.options)
+    command = [sys.executable, "-c", SIGNALLED, m.point / "big.raw", "100"]
+    subprocess.run(command, check=True, timeout=60)
+
+
+def test_a_signal_ends_a_stalled_request_after_a_while(
+    mount: Mounter, sshd: Sshd, big: Path
+) -> None:
+    """^C on what has a handler for it; reads are the kernel's to wait for, and end with SIGKILL."""
+    with frozen(sshd):
+        m = mount(sshd.url(big), "-o", f"{sshd.options},lazy")
+        code = "import os, sys; print(flush=True); os.stat(sys.argv[1])"
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, m.point / "big.raw"],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        with ended_at_last([process]):
+            assert process.stdout is not None
+            process.stdout.readline()
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            assert seconds(lambda: process.wait(20)) < 5

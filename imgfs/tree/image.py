@@ -1,0 +1,161 @@
+"""One image of a mount: its names, and its views through every generation of its source."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from imgfs import mapjson
+from imgfs.cache.cached import CachedImage
+from imgfs.errors import ImgfsError, SourceChanged, SourceUnreachable
+from imgfs.sources.base import Source
+from imgfs.sources.file import FileSource
+from imgfs.tree.names import encode
+from imgfs.tree.nodes import Node, Tree
+from imgfs.views.raw import RawView
+
+OpenSource = Callable[[], Awaitable[Source]]
+OpenCache = Callable[[Source], Awaitable[CachedImage]]
+Invalidate = Callable[[int], None]
+
+
+class ImageNodes:
+    """What stands in an image's directory.
+
+    `url` is shown, and holds no secret.  `invalidate` drops what the kernel has cached of an inode;
+    it may block, and is called in a thread.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        file_name: str,
+        url: str,
+        open_source: OpenSource,
+        open_cache: OpenCache,
+        invalidate: Invalidate,
+    ) -> None:
+        self.name = name
+        self.file_name = file_name
+        self.url = url
+        self._open_source = open_source
+        self._open_cache = open_cache
+        self._invalidate = invalidate
+        self._view: RawView | None = None
+        self._cache: CachedImage | None = None
+        self._source: Source | None = None
+        self._stale: list[Source] = []
+        self._nodes: list[tuple[Tree, Node, bytes]] = []
+        self._opening = trio.Lock()
+        self._failed = ""
+
+    def add_to(self, tree: Tree, directory: Node) -> None:
+        """Put the names there; nothing is opened before one of them is looked at."""
+        original = tree.add(directory, b"original", children={})
+        self._place(tree, directory, encode(self.name + ".raw"))
+        self._place(tree, original, encode(self.file_name))
+        tree.add(directory, b"extents.json", make=self._extents)
+
+    def add_original(self, tree: Tree, directory: Node) -> None:
+        """Put the source's bytes as stored there, under the file's own name."""
+        self._place(tree, directory, encode(self.file_name))
+
+    def _place(self, tree: Tree, directory: Node, name: bytes) -> None:
+        self._nodes.append((tree, directory, name))
+        self._show(tree, directory, name)
+
+    def _show(self, tree: Tree, directory: Node, name: bytes) -> None:
+        """A node for the view, or for one that is to come; one that waits for it gets it."""
+        there = (directory.children or {}).get(name)
+        if self._view is None:
+            tree.add(directory, name, prepare=self.opened, changed=self._changed)
+        elif there is not None and there.view is None and there.prepare is not None:
+            there.view, there.prepare = self._view, None
+        else:
+            tree.add(directory, name, view=self._view, changed=self._changed)
+
+    async def opened(self) -> RawView:
+        """The view; opens the source if that is still to do.  Raises what opening raises."""
+        async with self._opening:
+            if self._view is None:
+                await self._open()
+        assert self._view is not None
+        return self._view
+
+    async def _open(self) -> None:
+        try:
+            source = await self._open_source()
+        except ImgfsError as exc:
+            self._failed = str(exc)
+            raise
+        self._failed = ""
+        if self._source is not None:
+            self._stale.append(self._source)
+        self._source = source
+        if self._cache is not None:
+            await self._cache.closed.wait()  # it was stale, and has the directory still
+            self._cache = None
+        if not isinstance(source, FileSource):
+            self._cache = await self._open_cache(source)
+        self._view = RawView(source, self._cache)
+        for place in self._nodes:
+            self._show(*place)
+
+    async def _changed(self, node: Node) -> None:
+        """The node's view is stale: put the source as it is now under the names."""
+        async with self._opening:
+            if node.view is self._view:
+                await self._open()
+
+    def is_read(self) -> bool:
+        """Has anything been read since this was asked last?"""
+        view = self._view
+        return view is not None and view.stale is None and view.was_read()
+
+    async def check(self) -> None:
+        """Find out whether the source is still the same, and let the kernel know if it is not."""
+        view = self._view
+        assert view is not None
+        try:
+            await view.check()
+        except SourceChanged:
+            for tree, _, _ in self._nodes[:1]:
+                for inode in [n.inode for n in tree.nodes.values() if n.view is view]:
+                    # It may block on the kernel's page lock: never on the loop's own thread.
+                    await trio.to_thread.run_sync(self._invalidate, inode)
+        except ImgfsError:
+            return  # not found out; a source that cannot be reached is not a changed one
+
+    async def aclose(self) -> None:
+        for source in (*self._stale, *([self._source] if self._source else ())):
+            await source.aclose()
+
+    async def _extents(self) -> bytes:
+        view = await self.opened()
+        extents = await view.extents(0, view.size)
+        return "".join(mapjson.lines(extents)).encode()
+
+    def status(self) -> dict[str, object]:
+        """For status.json; sizes are bytes."""
+        view = self._view
+        if view is None:
+            state = "failed" if self._failed else "not opened yet"
+            return {"source": self.url, "state": state, "last_error": self._failed}
+        source = view.source
+        unreachable = isinstance(source.counters.failure, SourceUnreachable)
+        return {
+            "source": self.url,
+            "state": "stale" if view.stale else "unreachable" if unreachable else "open",
+            "identity": source.stat.identity and source.stat.identity.token,
+            "size": view.size,
+            "stored": view.stored_bytes,
+            "bytes_native": view.map.bytes_served,
+            "bytes_python": view.counters.bytes_read,
+            "bytes_fetched": source.counters.bytes_read,
+            "in_flight": view.counters.in_flight,
+            "fetching": source.counters.in_flight,
+            "cached": self._cache.cached_bytes if self._cache is not None else 0,
+            "errors": view.counters.errors,
+            "last_error": view.counters.last_error or source.counters.last_error,
+        }

@@ -1,0 +1,135 @@
+"""Many images: a directory for each, and the plain files beside them.
+
+Nothing is opened, and no image has nodes of its own, before somebody looks into its directory.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+
+import trio
+
+from imgfs.errors import ImgfsError
+from imgfs.sources.listing import Listed, Listing
+from imgfs.tree.image import ImageNodes
+from imgfs.tree.names import directory_names, encode, is_image
+from imgfs.tree.nodes import Node, Tree
+
+log = logging.getLogger(__name__)
+
+FRESH_S = 1.0  # so long a listing is not asked about again
+
+#: An image's directory name and its file, as an image that is not open.
+MakeImage = Callable[[str, Listed], ImageNodes]
+
+
+class ImagesNodes:
+    """A directory of image directories, which can be given another set of images at any time."""
+
+    def __init__(self, tree: Tree, root: Node, make_image: MakeImage) -> None:
+        self.tree = tree
+        self.root = root
+        self._make_image = make_image
+        self._images: dict[str, tuple[Listed, ImageNodes]] = {}
+        #: Images that are gone, but may still be read by who has them open.
+        self._gone: list[ImageNodes] = []
+
+    def __iter__(self) -> Iterator[ImageNodes]:
+        """All images, also those that are gone."""
+        for _, image in self._images.values():
+            yield image
+        yield from self._gone
+
+    def set(self, wanted: dict[str, Listed]) -> None:
+        """From now on these, by the names of their directories.  What stays is not disturbed."""
+        for name in [n for n, (file, _) in self._images.items() if _other(wanted.get(n), file)]:
+            _, image = self._images.pop(name)
+            self._gone.append(image)
+            self.tree.remove(self.root, encode(name))
+        for name, file in wanted.items():
+            if name not in self._images:
+                image = self._make_image(name, file)
+                self._images[name] = (file, image)
+                self._add_directory(name, file, image)
+
+    def image_of(self, file_name: str) -> ImageNodes | None:
+        """The image whose file has this name."""
+        for file, image in self._images.values():
+            if file.name == file_name:
+                return image
+        return None
+
+    def _add_directory(self, name: str, file: Listed, image: ImageNodes) -> None:
+        node = self.tree.add(self.root, encode(name), children={}, mtime_ns=file.mtime_ns)
+
+        async def look_into() -> None:
+            if not node.children:
+                image.add_to(self.tree, node)
+
+        node.refresh = look_into
+
+
+def _other(new: Listed | None, old: Listed) -> bool:
+    return new is None or (new.name, new.url) != (old.name, old.url)
+
+
+class ListedImages(ImagesNodes):
+    """The images of a listing, and `originals/`, its files as they are; both follow it."""
+
+    def __init__(self, tree: Tree, root: Node, listing: Listing, make_image: MakeImage) -> None:
+        super().__init__(tree, root, make_image)
+        self.listing = listing
+        self._files: dict[str, Listed] = {}
+        self._plain: dict[str, ImageNodes] = {}
+        self._token: str | None = None
+        self._asked = -FRESH_S
+        self._asking = trio.Lock()
+        root.refresh = self._refresh_quietly
+        self._originals = tree.add(root, b"originals", children={})
+        self._originals.refresh = self._refresh_originals
+
+    def __iter__(self) -> Iterator[ImageNodes]:
+        yield from super().__iter__()
+        yield from self._plain.values()
+
+    async def refresh(self) -> None:
+        """Ask what there is, if it was not asked just now.  Raises what the listing raises."""
+        async with self._asking:
+            if trio.current_time() - self._asked < FRESH_S:
+                return
+            token = await self.listing.token()
+            if token is None or token != self._token:
+                files = await self.listing.files()
+                self._files = {file.name: file for file in files}
+                names = directory_names(name for name in self._files if is_image(name))
+                self.set({name: self._files[file] for name, file in names.items()})
+            self._token = token
+            self._asked = trio.current_time()
+
+    async def _refresh_quietly(self) -> None:
+        try:
+            await self.refresh()
+        except ImgfsError as exc:
+            # What was there a moment ago is likelier than nothing; who opens it will see.
+            log.warning("%s", exc)
+            self._asked = trio.current_time()
+
+    async def _refresh_originals(self) -> None:
+        await self._refresh_quietly()
+        children = self._originals.children
+        assert children is not None
+        wanted = {encode(name): file for name, file in self._files.items()}
+        for name in _missing(children, wanted):
+            self.tree.remove(self._originals, name)
+        for name in _missing(wanted, children):
+            file = wanted[name]
+            image = self.image_of(file.name)
+            if image is None:
+                image = self._plain.get(file.name) or self._make_image(file.name, file)
+                self._plain[file.name] = image
+            image.add_original(self.tree, self._originals)
+
+
+def _missing(names: Iterable[bytes], there: dict[bytes, Listed] | dict[bytes, Node]) -> list[bytes]:
+    return [name for name in names if name not in there]
