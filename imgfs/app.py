@@ -26,9 +26,10 @@ from imgfs.tree.image import ImageNodes
 from imgfs.tree.images import ListedImages
 from imgfs.tree.names import image_name
 from imgfs.tree.nodes import Tree
-from imgfs.url import parse
+from imgfs.url import ObjectUrl, parse
 
 if TYPE_CHECKING:
+    from imgfs.sources.bridge import Bridge
     from imgfs.sources.ssh import SshHosts
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,7 @@ class Sources:
 
     def __init__(self, options: Options) -> None:
         self._options = options
+        self._bridge: Bridge | None = None
         self._hosts: SshHosts | None = None
 
     async def open(self, text: str) -> Source:
@@ -48,6 +50,10 @@ class Sources:
         where = parse(text)
         if isinstance(where, str):
             return await open_file(where, extents=self._options.extents)
+        if isinstance(where, ObjectUrl):
+            from imgfs.sources.objects import open_object
+
+            return await open_object(where, self._options.objects(), self._asyncio())
         return await self._ssh().open(where, self._options.ssh())
 
     async def listing(self, text: str) -> Listing | None:
@@ -55,20 +61,30 @@ class Sources:
         where = parse(text)
         if isinstance(where, str):
             return LocalListing(where) if where.endswith("/") else None
-        if not where.is_directory:
+        if isinstance(where, ObjectUrl) or not where.is_directory:
             return None
         return await self._ssh().list(where, self._options.ssh())
 
     async def aclose(self) -> None:
         if self._hosts is not None:
             await self._hosts.aclose()
+        if self._bridge is not None:
+            await self._bridge.aclose()
+
+    # A local file must not pay for asyncio, asyncssh or obstore.
+
+    def _asyncio(self) -> Bridge:
+        if self._bridge is None:
+            from imgfs.sources.bridge import Bridge
+
+            self._bridge = Bridge()
+        return self._bridge
 
     def _ssh(self) -> SshHosts:
         if self._hosts is None:
-            # A local file must not pay for asyncssh.
             from imgfs.sources.ssh import SshHosts
 
-            self._hosts = SshHosts()
+            self._hosts = SshHosts(self._asyncio())
         return self._hosts
 
 

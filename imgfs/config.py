@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from imgfs.errors import UsageError
+from imgfs.sources.objects_settings import ObjectSettings, from_environment
 from imgfs.sources.ssh_settings import HELPERS, Prompt, SshSettings
 from imgfs.units import parse_size
 
@@ -16,6 +18,8 @@ _IGNORED = frozenset(
 )
 _IGNORED |= {"auto", "noauto", "user", "users", "nouser", "defaults", "async", "noatime"}
 _FLAGS = {"ro": "read_only", "allow_other": "allow_other", "lazy": "lazy"}
+# What people try for S3 and http; everybody can see a command line.
+_SECRETS = re.compile(r".*(access_key|secret|token|passw|authorization|credential).*", re.I)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +53,13 @@ class Options:
             helpers=self.helpers,
             prompt=self.prompt,
         )
+
+    def objects(self) -> ObjectSettings:
+        """The part that is about http and S3; the rest of it is in the environment.
+
+        Raises UsageError when that contradicts itself.
+        """
+        return from_environment(os.environ, timeout_s=self.timeout)
 
 
 def _number(name: str, value: str) -> int:
@@ -84,6 +95,11 @@ def parse_options(texts: tuple[str, ...]) -> Options:
             values[name] = str(Path(value).absolute())
         elif name in ("uid", "gid", "threads", "timeout"):
             values[name] = _number(name, value)
+        elif _SECRETS.fullmatch(name):
+            raise UsageError(
+                f"-o {name}: a secret on a command line is seen by everybody; put it into the "
+                "environment (AWS_SECRET_ACCESS_KEY, IMGFS_HTTP_AUTHORIZATION and others)"
+            )
         else:
             raise UsageError(f"-o {item}: unknown option")
     return Options(**values)  # type: ignore[arg-type]

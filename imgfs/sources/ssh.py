@@ -58,8 +58,9 @@ class SshSource(Source):
 class SshHosts:
     """The connections of a process, one for each host and way to reach it; hands out sources."""
 
-    def __init__(self) -> None:
-        self._bridge = Bridge()
+    def __init__(self, bridge: Bridge | None = None) -> None:
+        """Without a bridge it makes its own; `aclose` closes either."""
+        self._bridge = bridge or Bridge()
         self._links: dict[tuple[str | None, str, int | None, SshSettings], SshLink] = {}
 
     async def open(self, url: SshUrl, settings: SshSettings) -> SshSource:

@@ -1,0 +1,119 @@
+"""Which of obstore's stores serves a URL, and how it is set up.
+
+Nothing is retried inside of obstore: it would not know what was read before, nor whose timeout it
+is.  Its read timeout is ours: no byte for so long is silence.
+"""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import obstore.store
+
+from imgfs import __version__
+from imgfs.errors import UsageError
+from imgfs.sources.objects_settings import KEY, SECRET, ObjectSettings
+from imgfs.url import ObjectUrl
+
+Store: TypeAlias = obstore.store.HTTPStore | obstore.store.S3Store
+
+PIECE = 2 << 20  # bytes of one request, at most
+SLOWEST = 8 << 10  # bytes a second: what trickles more slowly is a server that does not answer
+
+
+def longest_s(length: int, settings: ObjectSettings) -> float:
+    """Seconds that an answer of so many bytes may take."""
+    return settings.timeout_s + length / SLOWEST
+
+
+def looked_for(url: ObjectUrl, settings: ObjectSettings) -> str:
+    """For the message when access is denied: which credentials there were, without them."""
+    if url.scheme != "s3":
+        if settings.authorization is None:
+            return "an Authorization header can be given in IMGFS_HTTP_AUTHORIZATION"
+        if url.scheme == "http":
+            return "IMGFS_HTTP_AUTHORIZATION is sent over https only"
+        return "with what IMGFS_HTTP_AUTHORIZATION has"
+    if settings.access_key_id is not None:
+        return f"with the access key {settings.access_key_id}"
+    if settings.fetched:
+        return "with the credentials that the environment leads to"
+    said = f"without credentials, as the environment has no {KEY} and {SECRET}"
+    return f"{said}; AWS_PROFILE is not supported" if settings.profile else said
+
+
+def make_store(url: ObjectUrl, settings: ObjectSettings) -> tuple[Store, str]:
+    """A store, and the path in it that the URL means.  Raises UsageError."""
+    try:
+        if url.scheme == "s3":
+            return _s3(url, settings), url.key
+        options = _client(settings, http=url.scheme == "http" or settings.allow_http)
+        headers = options["default_headers"] = {"accept-encoding": "identity"}
+        if settings.authorization is not None and url.scheme == "https":
+            headers["authorization"] = settings.authorization
+        # All of the URL is the store's: so path and query reach the server as they were written.
+        store = obstore.store.HTTPStore(url.address, client_options=options, retry_config=_never())
+        return store, ""
+    except (obstore.exceptions.BaseError, ValueError) as exc:
+        # The text of it may have the query in it.
+        raise UsageError(f"{url.text}: not a URL that can be used") from exc
+
+
+def _s3(url: ObjectUrl, settings: ObjectSettings) -> obstore.store.S3Store:
+    endpoint = settings.endpoint
+    if endpoint is not None and not endpoint.startswith(("http://", "https://")):
+        raise UsageError(f"{endpoint}: an endpoint of S3 begins with https:// or http://")
+    path_style = endpoint is not None if settings.path_style is None else settings.path_style
+    config: dict[str, Any] = {
+        "region": settings.region or "us-east-1",
+        "virtual_hosted_style_request": not path_style,
+    }
+    if endpoint is not None:
+        if not path_style:
+            scheme, _, host = endpoint.partition("://")
+            endpoint = f"{scheme}://{url.host}.{host}"
+        # Both, or one from the environment would have the last word.
+        config |= {"endpoint": endpoint.rstrip("/"), "endpoint_url_s3": endpoint.rstrip("/")}
+    more: dict[str, Any] = {}
+    if settings.access_key_id is not None:
+        # Not as config: then a session token from the environment would be added to any key.
+        more["credential_provider"] = lambda: {
+            "access_key_id": settings.access_key_id,
+            "secret_access_key": settings.secret_access_key,
+            "token": settings.session_token,
+            "expires_at": None,
+        }
+    elif not settings.fetched:
+        # The library would ask the address of a cloud's metadata service for some.
+        config["skip_signature"] = True
+    http = settings.allow_http or (endpoint or "").startswith("http://")
+    return obstore.store.S3Store(
+        url.host,
+        config=config,  # type: ignore[arg-type]
+        client_options=_client(settings, http=http),
+        retry_config=_never(),
+        **more,
+    )
+
+
+def _client(settings: ObjectSettings, *, http: bool) -> Any:
+    patience = datetime.timedelta(seconds=settings.timeout_s)
+    options = {
+        "allow_http": http,
+        "connect_timeout": patience,
+        "read_timeout": patience,
+        "timeout": datetime.timedelta(seconds=longest_s(PIECE, settings)),
+        "user_agent": f"imgfs/{__version__}",
+    }
+    if settings.ca_file is not None:
+        try:
+            options["root_certificate"] = Path(settings.ca_file).read_bytes()
+        except OSError as exc:
+            raise UsageError(f"{settings.ca_file}: {exc.strerror}") from exc
+    return options
+
+
+def _never() -> Any:
+    return {"max_retries": 0, "retry_timeout": datetime.timedelta(seconds=1)}

@@ -1,0 +1,282 @@
+"""Real web servers, an S3 server, and servers that lie; on loopback, ended by their own pids."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from tests.servers import free_port
+
+NGINX = """
+daemon off;
+worker_processes 1;
+pid {directory}/pid;
+error_log {directory}/error.log;
+events {{}}
+http {{
+    access_log {directory}/access.log;
+    sendfile on;
+    keepalive_requests 100000;
+    default_type application/octet-stream;
+    client_body_temp_path {directory}/temp;
+    proxy_temp_path {directory}/temp;
+    fastcgi_temp_path {directory}/temp;
+    uwsgi_temp_path {directory}/temp;
+    scgi_temp_path {directory}/temp;
+    server {{
+        listen 127.0.0.1:{port} {tls};
+        root {root};
+        {more}
+    }}
+}}
+"""
+
+
+def wait_for(port: int, log: Path, patience_s: float = 10) -> None:
+    """Return when somebody listens.  Raises RuntimeError with the log."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline:
+        with socket.socket() as sock:
+            if sock.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.02)
+    raise RuntimeError(log.read_text() if log.exists() else f"nothing listens at {port}")
+
+
+class Nginx:
+    """nginx that serves `root`, with a configuration in `directory`.
+
+    `more` goes into its server block; `certificate` (and its key, .pem and .key) makes it https.
+    """
+
+    def __init__(
+        self, directory: Path, root: Path, more: str = "", certificate: Path | None = None
+    ) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.scheme = "http" if certificate is None else "https"
+        if certificate is not None:
+            key = certificate.with_suffix(".key")
+            more += f"\nssl_certificate {certificate};\nssl_certificate_key {key};"
+        (directory / "nginx.conf").write_text(
+            NGINX.format(
+                directory=directory,
+                port=self.port,
+                root=root,
+                more=more,
+                tls="" if certificate is None else "ssl",
+            )
+        )
+        # Its workers may be nobody, who must get in.
+        for path in (root, *root.parents):
+            with contextlib.suppress(PermissionError):
+                path.chmod(path.stat().st_mode | 0o055)
+        self._process: subprocess.Popen[bytes] | None = None
+        self.start()
+
+    def start(self) -> None:
+        conf = str(self.directory / "nginx.conf")
+        log = str(self.directory / "error.log")
+        self._process = subprocess.Popen(
+            ["/usr/sbin/nginx", "-e", log, "-c", conf, "-p", str(self.directory)],
+            stderr=subprocess.DEVNULL,
+        )
+        wait_for(self.port, Path(log))
+
+    def url(self, name: str, host: str = "127.0.0.1") -> str:
+        return f"{self.scheme}://{host}:{self.port}/{quote(name)}"
+
+    def pids(self) -> list[int]:
+        assert self._process is not None
+        pid = self._process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [pid, *map(int, children)]
+
+    def send(self, number: signal.Signals) -> None:
+        for pid in self.pids():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+
+    def stop(self) -> None:
+        """At once, with whatever is being sent."""
+        if self._process is not None:
+            self.send(signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+    def requests(self) -> list[str]:
+        """The lines of the access log."""
+        return (self.directory / "access.log").read_text().splitlines()
+
+
+def make_certificate(directory: Path) -> tuple[Path, Path]:
+    """A CA of our own and a certificate by it for 127.0.0.1 and localhost, as PEM."""
+
+    def openssl(*words: object) -> None:
+        command = ["openssl", *map(str, words)]
+        subprocess.run(command, check=True, capture_output=True, timeout=60)
+
+    ca, ca_key, server = (directory / name for name in ("ca.pem", "ca.key", "server.pem"))
+    new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    common = ("-days", "2", "-subj")
+    openssl(*new, "-keyout", ca_key, "-out", ca, *common, "/CN=test CA")
+    names = "subjectAltName=IP:127.0.0.1,DNS:localhost"
+    openssl(
+        *(*new, "-keyout", server.with_suffix(".key"), "-out", server),
+        *(*common, "/CN=localhost", "-CA", ca, "-CAkey", ca_key),
+        *("-addext", names, "-addext", "basicConstraints=critical,CA:FALSE"),
+    )
+    return ca, server
+
+
+class Weed:
+    """SeaweedFS's S3 server, with one key pair; `bucket` is made."""
+
+    key, secret, bucket = "tester", "a-secret-of-the-tests", "images"
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.port = free_port()
+        binary = shutil.which("weed", path=str(Path(sys.executable).parent)) or "weed"
+        config = directory / "s3.json"
+        config.write_text(
+            '{"identities": [{"name": "tester", "actions": ["Admin", "Read", "Write", "List"],'
+            f'"credentials": [{{"accessKey": "{self.key}", "secretKey": "{self.secret}"}}]}}]}}'
+        )
+        # Each port P has one for gRPC, by default at P + 10000.
+        ports: list[str] = []
+        for service in ("master", "volume", "filer"):
+            ports += [f"-{service}.port={free_port()}", f"-{service}.port.grpc={free_port()}"]
+        ports += [f"-s3.port={self.port}", f"-s3.port.grpc={free_port()}"]
+        local = ("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}", "-s3")
+        small = ("-master.volumeSizeLimitMB=64", "-volume.max=8", "-filer.encryptVolumeData=false")
+        with (directory / "log").open("wb") as log:
+            self._process = subprocess.Popen(
+                [binary, "server", f"-dir={directory}", *local, *ports, *small],
+                stderr=log,
+                stdout=log,
+            )
+        try:
+            wait_for(self.port, directory / "log", 40)
+        except BaseException:
+            self.stop()
+            raise
+
+    @property
+    def endpoint(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": self.key,
+            "AWS_SECRET_ACCESS_KEY": self.secret,
+        }
+
+    def stop(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+Answer = Callable[["Liar"], None]
+
+
+class Liar(BaseHTTPRequestHandler):
+    """An honest server of `data` at every path; the tests override one method each."""
+
+    protocol_version = "HTTP/1.1"
+    data = bytes(range(256)) * 16384  # 4 MiB
+    etag: str | None = '"one"'
+    modified: str | None = "Sun, 06 Nov 1994 08:49:37 GMT"
+    #: what was asked, by each request: method, path, headers
+    seen: list[tuple[str, str, dict[str, str]]]
+
+    def log_message(self, *_: Any) -> None:
+        return
+
+    def do_HEAD(self) -> None:
+        self.note()
+        self.send_response(200)
+        self.describe(len(self.data))
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.note()
+        found = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+        if found is None:
+            self.whole()
+            return
+        start, end = int(found[1]), min(int(found[2]) + 1, len(self.data))
+        wanted = self.headers.get("If-Match")
+        if wanted is not None and wanted != self.etag:
+            self.refuse(412)
+        elif start >= end:
+            self.refuse(416)
+        else:
+            self.part(start, end)
+
+    def part(self, start: int, end: int) -> None:
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{end - 1}/{len(self.data)}")
+        self.describe(end - start)
+        self.end_headers()
+        self.wfile.write(self.data[start:end])
+
+    def whole(self) -> None:
+        self.send_response(200)
+        self.describe(len(self.data))
+        self.end_headers()
+        self.wfile.write(self.data)
+
+    def refuse(self, status: int, body: bytes = b"<p>no</p>") -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def describe(self, length: int) -> None:
+        self.send_header("Content-Length", str(length))
+        if self.etag is not None:
+            self.send_header("ETag", self.etag)
+        if self.modified is not None:
+            self.send_header("Last-Modified", self.modified)
+
+    def note(self) -> None:
+        self.seen.append((self.command, self.path, dict(self.headers)))
+
+
+class _Quiet(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, *_: Any) -> None:
+        return  # a client that goes away is not an error here
+
+
+@contextlib.contextmanager
+def serving(handler: type[Liar], port: int = 0) -> Iterator[tuple[str, type[Liar]]]:
+    """The server at work: the URL of an image there, and the class, whose attributes count."""
+    cls = type(handler.__name__, (handler,), {"seen": []})
+    server = _Quiet(("127.0.0.1", port), cls)
+    thread = threading.Thread(target=server.serve_forever, args=(0.02,))
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/disk.img", cls
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
