@@ -193,7 +193,7 @@ def _parse_s3(text: str, rest: str) -> ObjectUrl:
     bucket, _, key = rest.partition("/")
     if "@" in bucket or ":" in bucket:
         raise UsageError(
-            "a key, secret or endpoint does not belong into a URL; they are taken from "
+            "credentials and endpoints do not belong into a URL; they are taken from "
             "AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_ENDPOINT_URL in the environment"
         )
     if not _BUCKET.fullmatch(bucket):

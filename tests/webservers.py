@@ -21,6 +21,7 @@ from urllib.parse import quote
 from tests.servers import free_port
 
 NGINX = """
+{user}
 daemon off;
 worker_processes 1;
 pid {directory}/pid;
@@ -73,6 +74,8 @@ class Nginx:
             more += f"\nssl_certificate {certificate};\nssl_certificate_key {key};"
         (directory / "nginx.conf").write_text(
             NGINX.format(
+                # Of root's nginx the workers would be nobody, and not get at the files.
+                user="user root;" if os.geteuid() == 0 else "",
                 directory=directory,
                 port=self.port,
                 root=root,
@@ -80,10 +83,6 @@ class Nginx:
                 tls="" if certificate is None else "ssl",
             )
         )
-        # Its workers may be nobody, who must get in.
-        for path in (root, *root.parents):
-            with contextlib.suppress(PermissionError):
-                path.chmod(path.stat().st_mode | 0o055)
         self._process: subprocess.Popen[bytes] | None = None
         self.start()
 
@@ -122,8 +121,10 @@ class Nginx:
         return (self.directory / "access.log").read_text().splitlines()
 
 
-def make_certificate(directory: Path) -> tuple[Path, Path]:
-    """A CA of our own and a certificate by it for 127.0.0.1 and localhost, as PEM."""
+def make_certificate(
+    directory: Path, names: str = "IP:127.0.0.1,DNS:localhost"
+) -> tuple[Path, Path]:
+    """A CA of our own and a certificate by it for these names, as PEM."""
 
     def openssl(*words: object) -> None:
         command = ["openssl", *map(str, words)]
@@ -133,11 +134,10 @@ def make_certificate(directory: Path) -> tuple[Path, Path]:
     new = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
     common = ("-days", "2", "-subj")
     openssl(*new, "-keyout", ca_key, "-out", ca, *common, "/CN=test CA")
-    names = "subjectAltName=IP:127.0.0.1,DNS:localhost"
     openssl(
         *(*new, "-keyout", server.with_suffix(".key"), "-out", server),
         *(*common, "/CN=localhost", "-CA", ca, "-CAkey", ca_key),
-        *("-addext", names, "-addext", "basicConstraints=critical,CA:FALSE"),
+        *("-addext", f"subjectAltName={names}", "-addext", "basicConstraints=critical,CA:FALSE"),
     )
     return ca, server
 

@@ -45,6 +45,10 @@ class NoSuchRange(Exception):
     """416, or all of the file where a range was asked for."""
 
 
+class Undecodable(Exception):
+    """A refusal whose text is not UTF-8: then obstore does not tell the status."""
+
+
 #: Statuses after which the same request may succeed.  501 and 505 are not among them.
 TEMPORARY = {408, 425, 429, 500, 502, 503, 504}
 
@@ -103,8 +107,8 @@ _NAME = re.compile(r"lookup address information: ([\w ]{1,60})")
 def object_errors(name: str, looked_for: str = "") -> Iterator[None]:
     """For requests about an object, whose name is for messages.
 
-    Raises ImgfsError for good, or Again, Mismatch, NoSuchRange.  `looked_for` says which
-    credentials there were.
+    Raises ImgfsError for good, or Again, Mismatch, NoSuchRange, Undecodable.  `looked_for` says
+    which credentials there were.
     """
     try:
         yield
@@ -154,6 +158,8 @@ def _by_status(name: str, status: int, code: re.Match[str] | None, looked_for: s
 def _by_transport(name: str, kind: str, text: str) -> Exception:
     if kind == "Timeout":
         return Again(SourceTimeout(f"{name}: the server does not answer"))
+    if kind == "Decode":
+        return Undecodable(f"{name}: the server refuses, in words that cannot be read")
     certificate = _TLS.search(text)
     if certificate is not None:
         return HostKeyError(f"{name}: {CERTIFICATE.format(certificate[1])}")

@@ -34,10 +34,18 @@ from imgfs.errors import (
     SourceChanged,
     SourceNotFound,
     SourceTimeout,
+    SourceUnreachable,
     UnsupportedFeature,
 )
 from imgfs.sources.base import Identity, SourceStat
-from imgfs.sources.objects_errors import NO_RANGES, Again, Mismatch, NoSuchRange, object_errors
+from imgfs.sources.objects_errors import (
+    NO_RANGES,
+    Again,
+    Mismatch,
+    NoSuchRange,
+    Undecodable,
+    object_errors,
+)
 from imgfs.sources.objects_settings import ObjectSettings
 from imgfs.sources.objects_store import PIECE, Store, longest_s, looked_for, make_store
 from imgfs.url import ObjectUrl
@@ -181,13 +189,17 @@ class ObjectFile:
         options: dict[str, Any] = {"range": span}
         if if_match is not None:
             options["if_match"] = if_match
-        with object_errors(self.name, self._looked_for):
-            async with self._until(by):
-                result = await obstore.get_async(
-                    self._store,
-                    self._path,
-                    options=options,  # type: ignore[arg-type]
-                )
+        try:
+            with object_errors(self.name, self._looked_for):
+                async with self._until(by):
+                    result = await obstore.get_async(
+                        self._store,
+                        self._path,
+                        options=options,  # type: ignore[arg-type]
+                    )
+        except Undecodable as exc:
+            await self._head(by)  # has no text, so that the status is told
+            raise Again(SourceUnreachable(str(exc)), answered=True) from exc
         coding = result.attributes.get("Content-Encoding")
         if coding is not None and coding.strip().lower() not in ("", "identity"):
             # The range is one of the coded bytes, whatever those are of.
@@ -247,16 +259,19 @@ class ObjectFile:
         loop = asyncio.get_running_loop()
         patience, pause = self._settings.timeout_s, FIRST_PAUSE_S
         deadline: float | None = None
+        failure: SourceUnreachable | None = None
         while True:
             try:
                 return await ask(deadline or loop.time() + patience)
-            except (Mismatch, NoSuchRange) as exc:
+            except (Mismatch, NoSuchRange, Undecodable) as exc:
                 raise ProtocolViolation(str(exc) or f"{self.name}: answers 412 unasked") from exc
             except Again as exc:
-                failure = exc.error
-                hopeless = self._state is None and not exc.answered
+                ended = isinstance(exc.error, SourceTimeout)
+                ended |= self._state is None and not exc.answered
+                # That the rest of the time was not enough says less than what came before.
+                failure = exc.error if failure is None or not ended else failure
             deadline = deadline or loop.time() + patience
-            if hopeless or isinstance(failure, SourceTimeout) or loop.time() >= deadline:
+            if ended or loop.time() >= deadline:
                 raise type(failure)(str(failure))
             log.info("%s; trying again", failure)
             # Spread out: a server that has just come back is not to get all of them at once.

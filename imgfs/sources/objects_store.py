@@ -75,7 +75,7 @@ def _s3(url: ObjectUrl, settings: ObjectSettings) -> obstore.store.S3Store:
             scheme, _, host = endpoint.partition("://")
             endpoint = f"{scheme}://{url.host}.{host}"
         # Both, or one from the environment would have the last word.
-        config |= {"endpoint": endpoint.rstrip("/"), "endpoint_url_s3": endpoint.rstrip("/")}
+        config |= {"endpoint": endpoint.rstrip("/"), "aws_endpoint_url_s3": endpoint.rstrip("/")}
     more: dict[str, Any] = {}
     if settings.access_key_id is not None:
         # Not as config: then a session token from the environment would be added to any key.

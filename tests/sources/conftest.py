@@ -14,6 +14,7 @@ import trio
 from imgfs.sources.ssh import SshHosts, SshSource
 from imgfs.url import SshUrl, parse
 from tests.servers import Sshd
+from tests.webservers import Nginx
 
 MIB = 1 << 20
 
@@ -36,6 +37,28 @@ def make_sshd(tmp_path: Path) -> Iterator[Callable[..., Sshd]]:
 @pytest.fixture
 def sshd(make_sshd: Callable[..., Sshd]) -> Sshd:
     return make_sshd()
+
+
+@pytest.fixture
+def make_nginx(tmp_path: Path) -> Iterator[Callable[..., Nginx]]:
+    """`make_nginx(more="", certificate=None)` serves tmp_path / "www"."""
+    made: list[Nginx] = []
+
+    def make(**config: Any) -> Nginx:
+        directory, root = tmp_path / f"nginx{len(made)}", tmp_path / "www"
+        directory.mkdir()
+        root.mkdir(exist_ok=True)
+        made.append(Nginx(directory, root, **config))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.stop()
+
+
+@pytest.fixture
+def nginx(make_nginx: Callable[..., Nginx]) -> Nginx:
+    return make_nginx()
 
 
 @pytest.fixture

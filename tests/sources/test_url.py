@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.errors import UsageError
-from imgfs.url import SshUrl, parse
+from imgfs.url import ObjectUrl, SshUrl, parse
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,25 @@ def test_path_is_itself(text: str) -> None:
         ("ssh://kool/a%00b", "can have that name"),
         ("nbd://kool/x", "not supported yet"),
         ("nbd+unix:///x?socket=/y", "not supported yet"),
-        ("https://kool/x", "not supported yet"),
-        ("s3://bucket/x", "not supported yet"),
+        ("https://me:secret@kool/a", "IMGFS_HTTP_AUTHORIZATION"),
+        ("https://kool\\@secret/a", "names no file"),
+        ("https:///a", "not a host"),
+        ("https://kool%41/a", "not a host"),
+        ("https://kool\\a", "names no file"),
+        ("https://kool:0/a", "port"),
+        ("https://kool", "names no file"),
+        ("https://kool/?secret", "names no file"),
+        ("https://kool/a/", "names no file"),
+        ("https://kool/a/%2e%2E", "names no file"),
+        ("https://kool/a%00b?secret", "names no file"),
+        ("https://kool/a#secret", "%23"),
+        ("https://kool/a?secret#b", "%23"),
+        ("s3://key:secret@bucket/x", "AWS_SECRET_ACCESS_KEY"),
+        ("s3:///x", "not a bucket"),
+        ("s3://b/x", "not a bucket"),
+        ("s3://bucket/a//b", "not supported"),
+        ("s3://bucket/a/../b", "not supported"),
+        ("s3://bucket/%ff", "UTF-8"),
         ("ftp://kool/x", "not supported"),
         ("kool:x.img", "ssh://kool/~/x.img"),
         ("me@kool:/x.img", "ssh://me@kool/x.img"),
@@ -71,6 +88,49 @@ def test_refused(text: str, said: str) -> None:
     assert said in str(caught.value)
     assert "secret" not in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "address", "shown", "name"),
+    [
+        ("http://kool/a.img", "http://kool/a.img", None, "a.img"),
+        ("HTTPS://Kool:8443/a/b%20c", "https://Kool:8443/a/b%20c", None, "b c"),
+        ("http://[::1]:80/x", "http://[::1]:80/x", None, "x"),
+        ("http://kool/%7Ea/%2541", "http://kool/%7Ea/%2541", None, "%41"),
+        ("http://kool/ä b\n\\", "http://kool/%C3%A4%20b%0A%5C", None, "ä b\n\\"),
+        ("http://kool/a%2Fb.img", "http://kool/a%2Fb.img", None, "b.img"),
+        ("http://kool/%ff", "http://kool/%ff", None, "\udcff"),
+        ("http://kool/a?t=1%20&u=/x y", "http://kool/a?t=1%20&u=/x%20y", "http://kool/a?...", "a"),
+        ("http://kool/a?", "http://kool/a?", "http://kool/a?...", "a"),
+        ("http://kool/a?u=me@there", "http://kool/a?u=me@there", "http://kool/a?...", "a"),
+    ],
+)
+def test_http_url(text: str, address: str, shown: str | None, name: str) -> None:
+    url = parse(text)
+    assert isinstance(url, ObjectUrl)
+    assert (url.address, url.text, url.basename) == (address, shown or address, name)
+    assert url.text.isprintable()
+    if shown is None:
+        assert parse(url.text) == url
+
+
+@pytest.mark.parametrize(
+    ("text", "bucket", "key", "name"),
+    [
+        ("s3://my-bucket/a/b.img", "my-bucket", "a/b.img", "b.img"),
+        ("S3://my.bucket/a%20b?c#d", "my.bucket", "a b?c#d", "a b?c#d"),
+        ("s3://bucket/%C3%A9%2541", "bucket", "é%41", "é%41"),
+        ("s3://bucket/a/", "bucket", "a/", ""),
+        ("s3://bucket/", "bucket", "", ""),
+        ("s3://bucket", "bucket", "", ""),
+    ],
+)
+def test_s3_url(text: str, bucket: str, key: str, name: str) -> None:
+    url = parse(text)
+    assert isinstance(url, ObjectUrl)
+    assert (url.host, url.key, url.basename) == (bucket, key, name)
+    assert url.text.isprintable()
+    assert parse(url.text) == url
 
 
 def test_file_with_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,205 @@
+"""One image copied out of an nginx on loopback by imgfs and its peers, in turn, in one run.
+
+    .venv/bin/python -m tests.bench.http [--rounds 5] [--data 1024] [--json FILE]
+
+Needs curl; nbdkit, nbdcopy (libnbd-bin) and rclone take part where they are installed.  Every copy
+starts cold: new connections, a new mount with an empty cache, no target; only the source is in the
+server's page cache.  Prints medians of: seconds of the copy; seconds with what must be set up
+before (mount); both against imgfs's; MB/s; and seconds of CPU, user+system, of all that is not the
+server, over the whole.  `imgfs read` is reading without keeping a copy, `imgfs library` the source
+without mount and cache.  Copies are compared with their source in the first round.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.images import fill
+from tests.webservers import Nginx
+
+MIB = 1 << 20
+
+LIBRARY = """
+import sys, trio
+from imgfs.app import open_source
+from imgfs.config import Options
+async def main():
+    async with open_source(sys.argv[1], Options()) as source:
+        step = 2 << 20
+        offsets = iter(range(0, source.size, step))
+        async def work():
+            for at in offsets:
+                await source.read(at, min(step, source.size - at))
+        async with trio.open_nursery() as nursery:
+            for _ in range(8):
+                nursery.start_soon(work)
+trio.run(main)
+"""
+
+
+@dataclass(frozen=True)
+class Job:
+    url: str
+    target: Path
+    work: Path
+
+
+Peer = Callable[[Job], contextlib.AbstractContextManager[list[object]]]
+
+
+@contextlib.contextmanager
+def mounted(job: Job) -> Iterator[Path]:
+    point = job.work / "imgfs"
+    point.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "imgfs.cli.main"]
+    subprocess.run([*command, job.url, point], check=True, timeout=30)
+    try:
+        yield point / "disk.raw"
+    finally:
+        subprocess.run([*command, "umount", point], check=True, timeout=60)
+
+
+@contextlib.contextmanager
+def imgfs(job: Job) -> Iterator[list[object]]:
+    with mounted(job) as raw:
+        yield ["cp", raw, job.target]
+
+
+@contextlib.contextmanager
+def imgfs_read(job: Job) -> Iterator[list[object]]:
+    with mounted(job) as raw:
+        yield ["dd", f"if={raw}", "of=/dev/null", "bs=1M", "status=none"]
+
+
+@contextlib.contextmanager
+def imgfs_library(job: Job) -> Iterator[list[object]]:
+    yield [sys.executable, "-c", LIBRARY, job.url]
+
+
+@contextlib.contextmanager
+def curl(job: Job) -> Iterator[list[object]]:
+    yield ["curl", "-sS", "-o", job.target, job.url]
+
+
+@contextlib.contextmanager
+def nbdkit(job: Job) -> Iterator[list[object]]:
+    copy = ["--run", f"nbdcopy $uri {job.target}"]
+    yield ["nbdkit", "-r", "-U", "-", "curl", f"url={job.url}", *copy]
+
+
+@contextlib.contextmanager
+def rclone(job: Job) -> Iterator[list[object]]:
+    point = job.work / "rclone"
+    point.mkdir(exist_ok=True)
+    server, _, name = job.url.rpartition("/")
+    words = ["--config", "/dev/null", "--http-url", server, ":http:", point]
+    process = subprocess.Popen(["rclone", "mount", "--read-only", *map(str, words)])
+    try:
+        while not point.is_mount():
+            if process.poll() is not None:
+                raise RuntimeError("rclone mount ended")
+            time.sleep(0.01)
+        yield ["cp", point / name, job.target]
+    finally:
+        subprocess.run(["fusermount3", "-uq", point], check=False, timeout=20)
+        process.wait(20)
+
+
+PEERS: dict[str, tuple[str, Peer]] = {
+    "imgfs": ("cp", imgfs),
+    "curl": ("curl", curl),
+    "nbdkit curl, nbdcopy": ("nbdkit", nbdkit),
+    "rclone mount": ("rclone", rclone),
+    "imgfs read": ("dd", imgfs_read),
+    "imgfs library": ("dd", imgfs_library),
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    copy_s: float
+    whole_s: float
+    cpu_s: tuple[float, float]  #: user and system
+
+
+def children() -> tuple[float, float]:
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime, used.ru_stime
+
+
+def run_one(peer: Peer, job: Job) -> Sample:
+    before, begun = children(), time.perf_counter()
+    with peer(job) as command:
+        ready = time.perf_counter()
+        subprocess.run([str(word) for word in command], check=True, timeout=300)
+        copied = time.perf_counter()
+    user, system = (b - a for a, b in zip(before, children(), strict=True))
+    return Sample(copied - ready, copied - begun, (user, system))
+
+
+def report(figures: dict[str, list[Sample]], data: int) -> None:
+    def median(name: str, figure: Callable[[Sample], float]) -> float:
+        return statistics.median(figure(sample) for sample in figures[name])
+
+    base_copy, base_whole = (
+        median("imgfs", lambda s: s.copy_s),
+        median("imgfs", lambda s: s.whole_s),
+    )
+    print(f"\n{data / MIB:,.0f} MiB\n{'':22} copy s    x  all s    x   MB/s  CPU s, user+system")
+    for name in figures:
+        copy, whole = median(name, lambda s: s.copy_s), median(name, lambda s: s.whole_s)
+        user, system = median(name, lambda s: s.cpu_s[0]), median(name, lambda s: s.cpu_s[1])
+        print(f"  {name:20} {copy:6.2f} {copy / base_copy:4.2f} {whole:6.2f}", end=" ")
+        print(f"{whole / base_whole:4.2f} {data / copy / 1e6:6.0f} {user:6.2f}+{system:4.2f}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--data", type=int, default=1024, help="MiB")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
+    options = parser.parse_args()
+    figures: dict[str, list[Sample]] = {}
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as text:
+        work = Path(text)
+        os.environ["XDG_CACHE_HOME"] = f"{work}/cache"
+        for name in ("www", "nginx"):
+            (work / name).mkdir()
+        source, target = work / "www/disk.img", work / "copy"
+        fill(source, options.data * MIB)
+        server = Nginx(work / "nginx", work / "www")
+        try:
+            for number in range(options.rounds):
+                for name, (program, peer) in PEERS.items():
+                    if shutil.which(program) is None:
+                        continue
+                    subprocess.run(["cat", source], stdout=subprocess.DEVNULL, check=True)
+                    sample = run_one(peer, Job(server.url("disk.img"), target, work))
+                    if number == 0 and target.exists():
+                        subprocess.run(["cmp", source, target], check=True)
+                    target.unlink(missing_ok=True)
+                    figures.setdefault(name, []).append(sample)
+                    print(f"{name}: {sample.copy_s:.2f} s", file=sys.stderr)
+        finally:
+            server.stop()
+    report(figures, options.data * MIB)
+    if options.json:
+        samples = {name: [asdict(s) for s in values] for name, values in figures.items()}
+        options.json.write_text(json.dumps(samples, indent=2))
+
+
+if __name__ == "__main__":
+    main()
