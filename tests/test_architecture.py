@@ -99,7 +99,7 @@ def python(code: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
 
 
-HEAVY = "('asyncssh', 'uvloop', 'cryptography', 'asyncio', 'pyfuse3')"
+HEAVY = "('asyncssh', 'obstore', 'uvloop', 'cryptography', 'asyncio', 'pyfuse3')"
 
 
 def test_the_command_line_imports_little() -> None:
@@ -107,7 +107,7 @@ def test_the_command_line_imports_little() -> None:
     assert python(code) == "[]\n"
 
 
-def test_a_local_mount_does_not_load_ssh(
+def test_a_local_mount_does_not_load_ssh_or_http(
     mount: Callable[..., Mount],
     sparse: Path,
 ) -> None:
@@ -117,6 +117,7 @@ def test_a_local_mount_does_not_load_ssh(
     assert "pyfuse3" in mapped  # or else this would see nothing
     assert "uvloop" not in mapped
     assert "_rust" not in mapped  # asyncssh's cryptography
+    assert "_obstore" not in mapped
 
 
 def test_help() -> None:

@@ -112,8 +112,13 @@ class Nginx:
     def stop(self) -> None:
         """At once, with whatever is being sent."""
         if self._process is not None:
-            self.send(signal.SIGKILL)
-            self._process.wait()
+            # Not SIGKILL at once: the workers are the master's to wait for.
+            self._process.terminate()
+            try:
+                self._process.wait(5)
+            except subprocess.TimeoutExpired:
+                self.send(signal.SIGKILL)
+                self._process.wait()
             self._process = None
 
     def requests(self) -> list[str]:

@@ -40,7 +40,9 @@ BLOCK = 64 << 10  #: bytes
 _SHARE = 10  # by default at most this part of the free disk
 _MOST = 10 << 30
 _MOST_USERS = 1000
-_SFTP_AGE_S = 2
+# What may be made of whole seconds: many web servers' ETags are.
+_IN_SECONDS = frozenset({"sftp", "modified", "etag", "weak-etag"})
+_AGE_S = 2
 
 
 def cache_root() -> Path:
@@ -254,7 +256,8 @@ def _is_exact(source: Source) -> bool:
     identity = source.stat.identity
     if identity is None:
         return False
-    return identity.kind != "sftp" or time.time() - source.stat.mtime_ns / 1e9 >= _SFTP_AGE_S
+    age_s = time.time() - source.stat.mtime_ns / 1e9
+    return identity.kind not in _IN_SECONDS or age_s >= _AGE_S
 
 
 def _write_synced(directory: Path, name: str, data: bytes) -> None:

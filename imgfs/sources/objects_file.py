@@ -85,17 +85,15 @@ class State:
         # Equal weak ETags promise no equal bytes.
         return (self.etag is None or self.is_weak) and self.modified != other.modified
 
-    def identity(self, query: str | None) -> Identity | None:
-        """None where the server gives neither an ETag nor a date."""
+    def identity(self, where: str) -> Identity | None:
+        """None where the server gives neither an ETag nor a date; `where` becomes part of it."""
         when = "" if self.modified is None else f"{self.modified:%Y-%m-%dT%H:%M:%SZ}"
-        # The query is not in the URL that is shown, yet another one may be another image.
-        asked = "" if query is None else "?" + hashlib.sha256(query.encode()).hexdigest()[:16]
         if self.is_weak:
-            return Identity("weak-etag", f"{self.etag}:{when}:{self.size}{asked}")
+            return Identity("weak-etag", f"{self.etag}:{when}:{self.size}{where}")
         if self.etag is not None:
-            return Identity("etag", f"{self.etag}:{self.size}{asked}")
+            return Identity("etag", f"{self.etag}:{self.size}{where}")
         if self.modified is not None:
-            return Identity("modified", f"{when}:{self.size}{asked}")
+            return Identity("modified", f"{when}:{self.size}{where}")
         return None
 
 
@@ -139,7 +137,14 @@ class ObjectFile:
             raise SourceChanged(f"{self.name}: {said}")
         self._state, self._if_match = probe, probe.strong
         mtime_ns = 0 if probe.modified is None else int(probe.modified.timestamp()) * 10**9
-        return SourceStat(probe.size, mtime_ns, 0o444, probe.identity(self._url.query))
+        return SourceStat(probe.size, mtime_ns, 0o444, probe.identity(self._where()))
+
+    def _where(self) -> str:
+        """What of its address is not in the URL that is shown: another one is another image."""
+        if self._url.scheme == "s3":
+            return "" if self._settings.endpoint is None else f"@{self._settings.endpoint}"
+        query = self._url.query
+        return "" if query is None else "?" + hashlib.sha256(query.encode()).hexdigest()[:16]
 
     async def check(self) -> None:
         """Raises SourceChanged when the server has another state of it now."""

@@ -192,7 +192,8 @@ def main() -> None:
             (work / name).mkdir()
         source, target = work / "www/disk.img", work / "copy"
         fill(source, options.data * MIB)
-        server = Nginx(work / "nginx", work / "www")
+        # rclone finds the file in a listing only.
+        server = Nginx(work / "nginx", work / "www", more="autoindex on;")
         try:
             for number in range(options.rounds):
                 for name, (program, peer) in PEERS.items():

@@ -6,6 +6,8 @@ import os
 import random
 import shutil
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -151,40 +153,6 @@ def test_redirect(disk: Path, make_nginx: Callable[..., Nginx]) -> None:
     use(server.url("old.img"), check)
 
 
-def test_at_most_so_many_requests(nginx: Nginx, tmp_path: Path) -> None:
-    """Connections are requests here, and the server sees how many there are."""
-    with (tmp_path / "www/large").open("wb") as file:
-        file.truncate(256 * MIB)
-
-    async def check(source: ObjectSource) -> None:
-        most = 0
-
-        async def watch() -> None:
-            nonlocal most
-            while True:
-                fds = list(Path(f"/proc/{nginx.pids()[1]}/fd").iterdir())
-                most = max(most, sum(_is_socket(fd) for fd in fds))
-                await trio.sleep(0.002)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(watch)
-            for _ in range(4):
-                data = await source.read(0, 128 * MIB)
-                assert not any(data[::4096])
-            nursery.cancel_scope.cancel()
-        # The listener, and the channel to its master.
-        assert 2 <= most - 2 <= 5
-
-    use(nginx.url("large"), check, depth=5)
-
-
-def _is_socket(fd: Path) -> bool:
-    try:
-        return str(fd.readlink()).startswith("socket:")
-    except OSError:
-        return False
-
-
 def test_cancelled_reads_disturb_nobody(disk: Path, nginx: Nginx) -> None:
     data = disk.read_bytes()
 
@@ -216,6 +184,27 @@ def test_cancelled_at_once_though_the_server_is_frozen(disk: Path, nginx: Nginx)
         assert len(await source.read(0, 4 * MIB)) == 4 * MIB
 
     use(nginx.url("disk.img"), check)
+
+
+PROGRAM = """
+import sys, trio
+from imgfs.app import open_source
+from imgfs.config import Options
+async def main():
+    async with open_source(sys.argv[1], Options()) as source, trio.open_nursery() as nursery:
+        for _ in range(100):
+            nursery.start_soon(source.read, 0, source.size)
+        await trio.sleep(float(sys.argv[2]))
+        nursery.cancel_scope.cancel()
+trio.run(main)
+"""
+
+
+@pytest.mark.parametrize("after_s", [0, 0.01, 0.1])
+def test_process_ends_quietly_in_the_middle(disk: Path, nginx: Nginx, after_s: float) -> None:
+    command = [sys.executable, "-c", PROGRAM, nginx.url("disk.img"), str(after_s)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_changed_between_open_and_read(disk: Path, nginx: Nginx) -> None:
