@@ -183,6 +183,24 @@ def test_replaced_source_gives_new_bytes_only(mount: Mounter, nginx: Nginx, disk
     assert raw.read_bytes() == disk.read_bytes()
 
 
+@pytest.mark.parametrize("age_s", [60, 0])
+def test_kept_from_mount_to_mount_unless_it_is_young(
+    mount: Mounter, nginx: Nginx, disk: Path, age_s: int
+) -> None:
+    """nginx's ETag of a file that was just written may be the next one's, too."""
+    when = time.time() - age_s + (0 if age_s else 60)
+    os.utime(disk, (when, when))
+    for number in range(2):
+        before = len(nginx.requests())
+        m = mount(nginx.url("disk.img"))
+        assert (m.point / "disk.raw").read_bytes() == disk.read_bytes()
+        assert imgfs("umount", m.point).returncode == 0
+        ranges = [
+            line for line in nginx.requests()[before:] if '"GET' in line and " 206 1 " not in line
+        ]
+        assert bool(ranges) == (number == 0 or not age_s)
+
+
 def test_unmount_though_the_server_is_frozen(mount: Mounter, nginx: Nginx) -> None:
     m = mount(nginx.url("disk.img"))
     nginx.send(signal.SIGSTOP)
