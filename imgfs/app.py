@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import resource
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -61,8 +63,12 @@ class Sources:
         where = parse(text)
         if isinstance(where, str):
             return LocalListing(where) if where.endswith("/") else None
-        if isinstance(where, ObjectUrl) or not where.is_directory:
+        if not where.is_directory:
             return None
+        if isinstance(where, ObjectUrl):
+            from imgfs.sources.objects_listing import ObjectListing
+
+            return ObjectListing(where, self._options.objects(), self._asyncio())
         return await self._ssh().list(where, self._options.ssh())
 
     async def aclose(self) -> None:
@@ -237,6 +243,7 @@ async def run_mount(
     from imgfs.fuse import session
     from imgfs.fuse.operations import Operations
 
+    _allow_many_files()
     sources = Sources(options)
     was_ready = False
     async with trio.open_nursery() as nursery:
@@ -266,6 +273,13 @@ async def run_mount(
                 await sources.aclose()
     if not was_ready:
         raise stop.error()
+
+
+def _allow_many_files() -> None:
+    """An open image takes five file descriptors, and the usual limit is 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _refuse_inside(text: str, mountpoint: str) -> None:

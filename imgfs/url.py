@@ -95,6 +95,11 @@ class ObjectUrl:
         return self._before_path + self.path + query
 
     @property
+    def is_directory(self) -> bool:
+        """Does it name a prefix, all images under which are meant?"""
+        return self.scheme == "s3" and self.path.endswith("/")
+
+    @property
     def key(self) -> str:
         """For s3: the object's name in its bucket."""
         return self.path[1:]

@@ -76,6 +76,7 @@ class CachedImage(Image):
         self._window = limit // SHARE
         self._fills = Fills(nursery, max(1, min(FILL_BLOCKS, self._window // BLOCK)), self._run)
         self._ahead: Readahead | None = None
+        self._unrecorded = trio.Event()
         self._preparing = trio.Lock()
 
     async def prepare(self) -> None:
@@ -190,6 +191,8 @@ class CachedImage(Image):
 
     async def _record_now_and_then(self) -> None:
         while True:
+            await self._unrecorded.wait()
+            self._unrecorded = trio.Event()
             await trio.sleep(RECORD_S)
             await self.record()
 
@@ -271,6 +274,7 @@ class CachedImage(Image):
             return False
         account.keep(written.blocks, sum(run[1] for run in runs))
         account.checks |= written.checks
+        self._unrecorded.set()
         for a, b in written.zeroes:
             self.map.set_zero(a, b)
         return True

@@ -40,6 +40,7 @@ BLOCK = 64 << 10  #: bytes
 _SHARE = 10  # by default at most this part of the free disk
 _MOST = 10 << 30
 _MOST_USERS = 1000
+_FILES = ("source", "extents", "checks", "blocks")  # the first says of what the rest is
 # What may be made of whole seconds: many web servers' ETags are.
 _IN_SECONDS = frozenset({"sftp", "modified", "etag", "weak-etag"})
 _AGE_S = 2
@@ -235,15 +236,17 @@ def _opened(path: Path, lock: int, source: Source, *, is_kept: bool) -> CacheDir
     }
     fds: list[int] = []
     try:
+        is_new = not any((path / name).exists() for name in _FILES)
         if not is_kept or _about(path) != about:
-            for name in ("source", "extents", "checks", "blocks"):
+            for name in _FILES:
                 (path / name).unlink(missing_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         for name, size in (("blocks", source.size), ("checks", 4 * -(-source.size // BLOCK))):
             fds.append(os.open(path / name, flags, 0o600))
             os.truncate(fds[-1], size)
         if not (path / "source").exists():
-            _write_synced(path, "source", json.dumps(about).encode() + b"\n")
+            # Nothing that was there before can come back with a crash where nothing was.
+            _write(path / "source", json.dumps(about).encode() + b"\n", synced=not is_new)
         return CacheDirectory(path, fds[0], fds[1], is_kept, lock)
     except BaseException:
         for fd in fds:
@@ -260,17 +263,17 @@ def _is_exact(source: Source) -> bool:
     return identity.kind not in _IN_SECONDS or age_s >= _AGE_S
 
 
-def _write_synced(directory: Path, name: str, data: bytes) -> None:
-    """The file is there whole or not at all, and not before what is in the directory now."""
-    new = directory / f"{name}.new"
+def _write(path: Path, data: bytes, *, synced: bool) -> None:
+    """The file is there whole or not at all, and, if synced, not before what is beside it now."""
+    new = path.with_suffix(".new")
     with new.open("wb") as file:
         file.write(data)
         file.flush()
-        os.fsync(file.fileno())
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-        new.replace(directory / name)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        if synced:
+            os.fsync(file.fileno())
+            directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(directory)
+            finally:
+                os.close(directory)
+    new.replace(path)

@@ -78,6 +78,7 @@ class SshFile:
         self._session: Session | None = None
         self._file: Any = None
         self._state: State | None = None
+        self._users = 0
         self.size = 0
 
     async def open(self) -> SourceStat:
@@ -105,8 +106,9 @@ class SshFile:
         """
 
         async def work(session: Session) -> bytes:
-            file = await self._opened(session)
-            return await Batch(self, session, file).run(offset, length)
+            with self._used():
+                file = await self._opened(session)
+                return await Batch(self, session, file).run(offset, length)
 
         return await self._link.run(work)
 
@@ -114,9 +116,8 @@ class SshFile:
         """All extents; None where the server cannot tell.  Raises SourceChanged."""
 
         async def work(session: Session) -> ExtentList | None:
-            file = await self._opened(session)
-            with self._gone_is_changed():
-                found = await self._ranges(file)
+            with self._used(), self._gone_is_changed():
+                found = await self._ranges(await self._opened(session))
                 if found is None:
                     found = await self._walked(session)
                 self._compare(await self._look(session))
@@ -126,10 +127,27 @@ class SshFile:
 
     async def close(self) -> None:
         """Give the handle back; does not wait for the server."""
+        self._link.handles.forget(self)
+        self.let_go()
+
+    @property
+    def is_idle(self) -> bool:
+        return self._users == 0 and not self._opening.locked()
+
+    def let_go(self) -> None:
+        """Give the handle back for now; the next read opens the file again, and compares."""
         file, session = self._file, self._session
         self._file = self._session = None
         if file is not None and session is not None and session.alive:
             in_background(self._link.request(file.close))
+
+    @contextlib.contextmanager
+    def _used(self) -> Iterator[None]:
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
 
     async def attributes(self, session: Session) -> State:
         """As SFTP has them, by path."""
@@ -156,6 +174,7 @@ class SshFile:
     async def _opened(self, session: Session) -> Any:
         """The handle, of this session; a file that was opened before must be the same."""
         if self._session is session and self._file is not None:
+            self._link.handles.used(self)
             return self._file
         async with self._opening:
             if self._session is session and self._file is not None:
@@ -168,6 +187,7 @@ class SshFile:
                 self._compare(state)
                 self._file = file
             self._session = session
+            self._link.handles.used(self)
             return self._file
 
     async def _open_one(self, session: Session) -> tuple[Any, State]:

@@ -1,7 +1,7 @@
 """Exact identity and extents from the server, which SFTP knows nothing of.
 
 A command is run there (see ssh_scripts): the first of python3, perl and qemu-img that answers.
-One process is kept for identities; a map has a process of its own, so that a long walk
+One process is kept for identities; maps have others, so that a long walk
 keeps nobody waiting.  No failure here is an error: without an answer the file is all data, and its
 identity is what SFTP tells.  Nothing that the server says is believed before it was checked: ranges
 ascend inside the size, an answer has an end, and lines and lists are bounded.
@@ -32,6 +32,7 @@ HELLO = b"imgfs helper"
 NOISE_LINES = 100  # that a login shell may print before
 LONGEST_LINE = 1 << 20
 MOST_BOUNDARIES = 32 << 20  # 256 MiB of them
+MOST_IDLE = 1
 MAPS_AT_ONCE = 4  # OpenSSH allows ten channels on a connection
 START_S = 10.0
 HOLE = Flags.HOLE | Flags.ZERO
@@ -66,6 +67,7 @@ class Helper:
         self._kind = kind
         self._timeout_s = timeout_s
         self._pending = bytearray()
+        self.has_answered = False  #: and was kept after that
 
     async def greet(self) -> None:
         """Send the program and wait until it runs."""
@@ -209,6 +211,7 @@ class Helpers:
         self._where = where
         self._kinds = list(settings.helpers) if settings.extents else []
         self._kept: Helper | None = None
+        self._idle: list[Helper] = []  # for maps
         self._asking = asyncio.Lock()
         self._mapping = asyncio.Semaphore(MAPS_AT_ONCE)
 
@@ -240,18 +243,35 @@ class Helpers:
     async def extents(self, path: bytes, size: int) -> tuple[ExtentList, Token] | None:
         """All extents, or None where nobody can tell.  Raises SourceChanged, SourceNotFound."""
         async with self._mapping:
-            helper = await self._start()
-            if helper is None:
-                return None
-            try:
-                return await helper.extents(path, size)
-            except (SourceChanged, SourceNotFound):
-                raise
-            except (NoHelper, ImgfsError) as exc:
-                self._gone(exc)
-                return None
-            finally:
-                helper.close()
+            while (helper := self._idle.pop() if self._idle else await self._start()) is not None:
+                try:
+                    found = await helper.extents(path, size)
+                except ImgfsError as exc:  # an answer, so the process is in order
+                    self._put_back(helper)
+                    if isinstance(exc, SourceChanged | SourceNotFound):
+                        raise
+                    self._gone(exc)
+                    return None
+                except NoHelper as exc:
+                    self._gone(exc)
+                    helper.close()
+                    if not helper.has_answered:
+                        return None
+                    continue  # it was an old one, and may have ended by itself
+                except BaseException:
+                    helper.close()
+                    raise
+                self._put_back(helper)
+                return found
+            return None
+
+    def _put_back(self, helper: Helper) -> None:
+        """A start costs more than most maps; but no more processes than that wait there."""
+        helper.has_answered = True
+        if len(self._idle) < MOST_IDLE:
+            self._idle.append(helper)
+        else:
+            helper.close()
 
     async def _start(self) -> Helper | None:
         """The first kind that answers; those that do not are not tried again."""

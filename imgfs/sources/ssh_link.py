@@ -29,6 +29,7 @@ import asyncssh
 
 from imgfs.errors import ImgfsError, LoginRefused, SourceTimeout, SourceUnreachable, UsageError
 from imgfs.sources.ssh_errors import Broken, file_errors, login_errors
+from imgfs.sources.ssh_handles import Handles
 from imgfs.sources.ssh_helper import Helpers
 from imgfs.sources.ssh_login import Answers, options
 from imgfs.sources.ssh_settings import SshSettings
@@ -85,6 +86,7 @@ class SshLink:
         self._ever = False
         self._asked = False
         self._pause = 0.0
+        self.handles = Handles()
         self._slots = asyncio.Semaphore(settings.depth)
         self._out = 0
         self._quiet_since = 0.0

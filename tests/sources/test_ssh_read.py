@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from imgfs.sources.ssh import SshHosts
+from imgfs.sources.ssh import SshHosts, SshSource
+from imgfs.sources.ssh_handles import MOST_OPEN
 from imgfs.sources.ssh_link import SshLink
 from tests.servers import Sshd
 
@@ -175,5 +176,40 @@ def test_piece_boundaries(sshd: Sshd, image: Path, length: int) -> None:
         async with opened(sshd, image) as source:
             for offset in (0, 1, len(data) - length):
                 assert bytes(await source.read(offset, length)) == data[offset : offset + length]
+
+    run(main)
+
+
+def test_many_files_do_not_use_up_the_servers_handles(sshd: Sshd, tmp_path: Path) -> None:
+    count = MOST_OPEN + 60
+    pool = tmp_path / "pool"
+    pool.mkdir()
+    for i in range(count):
+        (pool / f"{i}.img").write_bytes(str(i).encode() * 100)
+
+    def handles() -> int:
+        links = (p for pid in sshd.pids() for p in Path(f"/proc/{pid}/fd").glob("*"))
+        return sum(
+            str(link.readlink()).startswith(str(pool)) for link in links if link.is_symlink()
+        )
+
+    async def main() -> None:
+        hosts = SshHosts()
+        sources = []
+        for i in range(count):
+            url = url_of(sshd, pool / f"{i}.img")
+            sources.append(await hosts.open(url, sshd.settings()))
+        await trio.sleep(0.2)  # handles are given back in the background
+        assert MOST_OPEN - 1 <= handles() <= MOST_OPEN
+        async with trio.open_nursery() as nursery:
+            for i, source in enumerate(sources):
+
+                async def check(i: int = i, source: SshSource = source) -> None:
+                    assert bytes(await source.read(0, source.size)) == str(i).encode() * 100
+
+                nursery.start_soon(check)
+        await trio.sleep(0.2)
+        assert handles() <= MOST_OPEN
+        await hosts.aclose()
 
     run(main)

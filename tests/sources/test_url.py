@@ -151,4 +151,5 @@ def test_text_is_one_line_and_parses_back(name: bytes, home: bool) -> None:
     url = SshUrl("u@x", "::1", 22, path)
     assert url.text.isprintable()
     assert parse(url.text) == url
-    assert os.fsencode(url.basename) == path.rpartition(b"/")[2]
+    assert os.fsencode(url.basename) == path.rstrip(b"/").rpartition(b"/")[2]
+    assert url.is_directory == path.endswith(b"/")
