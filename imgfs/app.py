@@ -193,7 +193,19 @@ class Mount:
             return cached
 
         url = shown or file.url
-        return ImageNodes(name, file.name, url, open_source, open_cache, _invalidate)
+        return ImageNodes(name, file.name, url, open_source, open_cache, self._invalidate)
+
+    def _invalidate(self, inode: int) -> None:
+        import pyfuse3
+
+        async def drop() -> None:
+            with contextlib.suppress(OSError):  # the kernel has forgotten it already
+                # It may block on the kernel's page lock: never on the loop's own thread.
+                await trio.to_thread.run_sync(
+                    pyfuse3.invalidate_inode, inode, abandon_on_cancel=True
+                )
+
+        self._nursery.start_soon(drop)
 
     def _images(self) -> Iterable[ImageNodes]:
         if self._listed is not None:
@@ -225,12 +237,6 @@ class Mount:
 def _absolute(path: str) -> str:
     """With the / that says that a directory is meant."""
     return str(Path(path).absolute()) + ("/" if path.endswith("/") else "")
-
-
-def _invalidate(inode: int) -> None:
-    import pyfuse3
-
-    pyfuse3.invalidate_inode(inode)
 
 
 async def run_mount(

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 import trio
 
 from imgfs import mapjson
 from imgfs.cache.cached import CachedImage
-from imgfs.errors import ImgfsError, SourceChanged, SourceUnreachable
+from imgfs.errors import ImgfsError, SourceUnreachable
 from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource
 from imgfs.tree.names import encode
@@ -23,8 +25,8 @@ Invalidate = Callable[[int], None]
 class ImageNodes:
     """What stands in an image's directory.
 
-    `url` is shown, and holds no secret.  `invalidate` drops what the kernel has cached of an inode;
-    it may block, and is called in a thread.
+    `url` is shown, and holds no secret.  `invalidate` sees to it that what the kernel has cached of
+    an inode is dropped, and does not wait for that.
     """
 
     def __init__(
@@ -98,7 +100,8 @@ class ImageNodes:
             self._cache = None
         if not isinstance(source, FileSource):
             self._cache = await self._open_cache(source)
-        self._view = RawView(source, self._cache)
+        view = self._view = RawView(source, self._cache)
+        view.on_stale = partial(self._drop_kernel_cache, view)
         for place in self._nodes:
             self._show(*place)
 
@@ -117,15 +120,14 @@ class ImageNodes:
         """Find out whether the source is still the same, and let the kernel know if it is not."""
         view = self._view
         assert view is not None
-        try:
+        with contextlib.suppress(ImgfsError):  # one that cannot be reached is not a changed one
             await view.check()
-        except SourceChanged:
-            for tree, _, _ in self._nodes[:1]:
-                for inode in [n.inode for n in tree.nodes.values() if n.view is view]:
-                    # It may block on the kernel's page lock: never on the loop's own thread.
-                    await trio.to_thread.run_sync(self._invalidate, inode)
-        except ImgfsError:
-            return  # not found out; a source that cannot be reached is not a changed one
+
+    def _drop_kernel_cache(self, view: RawView) -> None:
+        for tree, _, _ in self._nodes[:1]:
+            for node in tree.nodes.values():
+                if node.view is view:
+                    self._invalidate(node.inode)
 
     async def aclose(self) -> None:
         for source in (*self._stale, *([self._source] if self._source else ())):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 
 import trio
 
@@ -30,6 +31,8 @@ class RawView(Image):
         self._cache = cache
         self.map = _map.SegmentMap(source.size) if cache is None else cache.map
         self.stale: SourceChanged | None = None
+        #: called once, when the source turns out to be another
+        self.on_stale: Callable[[], None] = lambda: None
         self.stored_bytes = source.size
         self._lock = trio.Lock()
         self._ready = False
@@ -56,12 +59,17 @@ class RawView(Image):
             try:
                 await self.source.check_identity()
             except SourceChanged as exc:
-                self.stale = exc
-                self.map.set_ask(0, self.size)
-                if self._cache is not None:
-                    self._cache.mark_stale(exc)
+                self._mark_stale(exc)
         if self.stale is not None:
             raise SourceChanged(str(self.stale))
+
+    def _mark_stale(self, why: SourceChanged) -> None:
+        if self.stale is None:
+            self.stale = why
+            self.map.set_ask(0, self.size)
+            if self._cache is not None:
+                self._cache.mark_stale(why)
+            self.on_stale()
 
     async def check_for_open(self) -> None:
         """As `check`, but a source that does not answer soon is not a changed one.
@@ -84,9 +92,16 @@ class RawView(Image):
     async def _read(self, offset: int, length: int) -> Buffer:
         if self.stale is not None:
             raise SourceChanged(str(self.stale))
-        await self.prepare()
-        if self._cache is not None:
-            return await self._cache.read(offset, length)
+        try:
+            await self.prepare()
+            if self._cache is not None:
+                return await self._cache.read(offset, length)
+            return await self._read_uncached(offset, length)
+        except SourceChanged as exc:
+            self._mark_stale(exc)
+            raise
+
+    async def _read_uncached(self, offset: int, length: int) -> Buffer:
         local = await trio.to_thread.run_sync(self.map.read, offset, length, abandon_on_cancel=True)
         if local is not None:
             return local

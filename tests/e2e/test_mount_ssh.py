@@ -123,3 +123,26 @@ def test_replaced_source_gives_new_bytes_only(mount: Mounter, sshd: Sshd, sparse
     new.write_bytes(os.urandom(4 * MIB + 7))
     new.replace(sparse)
     assert raw.read_bytes() == sparse.read_bytes()
+
+
+@pytest.mark.parametrize("where", ["local", "ssh"])
+def test_open_file_of_a_replaced_source_gives_estale(
+    mount: Mounter, sshd: Sshd, sparse: Path, where: str
+) -> None:
+    """Also what the kernel had cached of it, and also where the new one is shorter."""
+    source, options = (sparse, ()) if where == "local" else (sshd.url(sparse), (sshd.options,))
+    m = mount(source, *(word for option in options for word in ("-o", option)))
+    raw = m.point / "disk.raw"
+    with raw.open("rb", buffering=0) as old:
+        assert len(old.read(MIB)) == MIB
+        new = sparse.with_suffix(".new")
+        new.write_bytes(b"new" * 1000)
+        new.replace(sparse)
+        assert raw.read_bytes() == b"new" * 1000  # finds out
+        time.sleep(0.3)  # the kernel is told in the background
+        for offset in (0, 4096, 10 * MIB, 64 * MIB):
+            old.seek(offset)
+            with pytest.raises(OSError) as caught:
+                old.read(100)
+            assert caught.value.errno == errno.ESTALE
+        assert raw.read_bytes() == b"new" * 1000
