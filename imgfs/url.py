@@ -1,5 +1,7 @@
 """What a person names as a SOURCE: a path, ssh://[user@]host[:port]/path, http(s):// or s3://.
 
+NBD's URLs are in url_nbd.
+
 `ssh://host/~/x` is relative to the home directory on the server, as in git; a path that really
 begins with /~ is written /%7E.  Names may hold any bytes but NUL: those that are not UTF-8 are
 surrogates in text (os.fsencode undoes it) and %XX in a URL.
@@ -18,15 +20,16 @@ from dataclasses import dataclass
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from imgfs.errors import UsageError
+from imgfs.url_nbd import COMMAND, SCHEMES, NbdCommand, NbdUrl, parse_command, parse_nbd
+from imgfs.url_text import one_line as _line
+from imgfs.url_text import port_number as _port
+from imgfs.url_text import shown as _shown
 
-_LATER = frozenset({"nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock"})
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _AUTHORITY = re.compile(r"(?:(?P<user>[^@]*)@)?(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>.*))?")
 _SCP_LIKE = re.compile(r"(?:[^\s/:@]+@)?[^\s/:@]{2,}:.*", re.DOTALL)
 _BUCKET = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{1,254}")
 _FORM = "write it as ssh://[user@]host[:port]/path"
-#: What a URL shows as it is: everything printable in ASCII but %, which would be decoded again.
-_PLAIN = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) != "%")
 #: What of http's URLs stays as it was written.
 _KEPT = "".join(chr(c) for c in range(0x21, 0x7F) if chr(c) not in '"<>\\^`{|}#')
 
@@ -117,11 +120,13 @@ class ObjectUrl:
         return f"{self.scheme}://{host}" + (f":{self.port}" if self.port else "")
 
 
-def parse(text: str) -> SshUrl | ObjectUrl | str:
+def parse(text: str) -> SshUrl | ObjectUrl | NbdUrl | NbdCommand | str:
     """What the text means; a local path stays as it is.
 
     Raises UsageError with what to write instead.
     """
+    if text.startswith(COMMAND + ":"):
+        return parse_command(text[len(COMMAND) + 1 :])
     scheme = _SCHEME.match(text)
     if scheme is None:
         if _SCP_LIKE.fullmatch(text) and not os.path.lexists(text):
@@ -136,8 +141,8 @@ def parse(text: str) -> SshUrl | ObjectUrl | str:
         return _parse_http(name, text[scheme.end() :])
     if name == "s3":
         return _parse_s3(text, text[scheme.end() :])
-    if name in _LATER:
-        raise UsageError(f"{name}:// sources are not supported yet; use ssh:// or a path")
+    if name in SCHEMES:
+        return parse_nbd(name, text, text[scheme.end() :])
     if name != "ssh":
         raise UsageError(f"{name}:// sources are not supported; use ssh:// or a path")
     return _parse_ssh(text, text[scheme.end() :])
@@ -215,25 +220,3 @@ def _parse_s3(text: str, rest: str) -> ObjectUrl:
 
 def _is_plain(host: str) -> bool:
     return all(c.isprintable() and c not in ' "<>\\^`{|}%' for c in host)
-
-
-def _port(text: str, port: str | None) -> int | None:
-    if not port:
-        return None
-    if not (port.isascii() and port.isdigit() and 0 < int(port[:6]) < 65536):
-        raise UsageError(f"{_line(text)}: not a port number")
-    return int(port[:6])
-
-
-def _shown(path: bytes) -> str:
-    """Percent-encoded where it must be; letters of all alphabets stay readable."""
-    pieces = (
-        c if c.isprintable() and c.isalnum() else quote_from_bytes(os.fsencode(c), safe=_PLAIN)
-        for c in os.fsdecode(path)
-    )
-    return "".join(pieces)
-
-
-def _line(text: str) -> str:
-    """On one printable line."""
-    return "".join(c if c.isprintable() else "?" for c in text)

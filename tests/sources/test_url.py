@@ -55,8 +55,6 @@ def test_path_is_itself(text: str) -> None:
         ("ssh://kool:x/a", "port"),
         ("ssh://[::1/a", "not a host"),
         ("ssh://kool/a%00b", "can have that name"),
-        ("nbd://kool/x", "not supported yet"),
-        ("nbd+unix:///x?socket=/y", "not supported yet"),
         ("https://me:secret@kool/a", "IMGFS_HTTP_AUTHORIZATION"),
         ("https://kool\\@secret/a", "names no file"),
         ("https:///a", "not a host"),
