@@ -19,7 +19,7 @@ from imgfs.cache.cached import CachedImage, open_cached
 from imgfs.cache.directory import default_limit, make_root, sweep
 from imgfs.cache.space import CacheSpace
 from imgfs.config import Options
-from imgfs.errors import CacheError, UsageError
+from imgfs.errors import CacheError, UsageError, sole
 from imgfs.sources.base import Source
 from imgfs.sources.file import open_file
 from imgfs.sources.listing import Listed, Listing, LocalListing
@@ -29,6 +29,7 @@ from imgfs.tree.images import ListedImages
 from imgfs.tree.names import image_name
 from imgfs.tree.nodes import Tree
 from imgfs.url import ObjectUrl, parse
+from imgfs.url_nbd import NbdCommand, NbdUrl
 
 if TYPE_CHECKING:
     from imgfs.sources.bridge import Bridge
@@ -40,10 +41,16 @@ CHECK_S = 5.0
 
 
 class Sources:
-    """Opens what a person names; one ssh connection a host for all of a process."""
+    """Opens what a person names; one ssh connection a host for all of a process.
 
-    def __init__(self, options: Options) -> None:
+    `nursery` is for tasks that live as long as a source; it is cancelled before `aclose`, or after.
+    """
+
+    def __init__(self, options: Options, nursery: trio.Nursery) -> None:
         self._options = options
+        self._nursery = nursery
+        # A mount leaves it, but a command's words may be relative to it.
+        self._directory = Path.cwd()
         self._bridge: Bridge | None = None
         self._hosts: SshHosts | None = None
 
@@ -56,6 +63,13 @@ class Sources:
             from imgfs.sources.objects import open_object
 
             return await open_object(where, self._options.objects(), self._asyncio())
+        if isinstance(where, NbdUrl | NbdCommand):
+            from imgfs.sources.nbd import open_command, open_nbd
+
+            settings = self._options.nbd()
+            if isinstance(where, NbdUrl):
+                return await open_nbd(where, settings, self._nursery)
+            return await open_command(where, self._directory, settings, self._nursery)
         return await self._ssh().open(where, self._options.ssh())
 
     async def listing(self, text: str) -> Listing | None:
@@ -63,7 +77,7 @@ class Sources:
         where = parse(text)
         if isinstance(where, str):
             return LocalListing(where) if where.endswith("/") else None
-        if not where.is_directory:
+        if isinstance(where, NbdUrl | NbdCommand) or not where.is_directory:
             return None
         if isinstance(where, ObjectUrl):
             from imgfs.sources.objects_listing import ObjectListing
@@ -77,7 +91,7 @@ class Sources:
         if self._bridge is not None:
             await self._bridge.aclose()
 
-    # A local file must not pay for asyncio, asyncssh or obstore.
+    # A local file must not pay for asyncio, asyncssh, libnbd or obstore.
 
     def _asyncio(self) -> Bridge:
         if self._bridge is None:
@@ -97,14 +111,21 @@ class Sources:
 @asynccontextmanager
 async def open_source(text: str, options: Options) -> AsyncIterator[Source]:
     """The source that a person named, for as long as the block runs."""
-    sources = Sources(options)
     try:
-        source = await sources.open(text)
-        yield source
-        await source.aclose()
-    finally:
-        with trio.CancelScope(shield=True):
-            await sources.aclose()
+        async with trio.open_nursery() as nursery:
+            sources = Sources(options, nursery)
+            source: Source | None = None
+            try:
+                source = await sources.open(text)
+                yield source
+            finally:
+                with trio.CancelScope(shield=True):
+                    if source is not None:
+                        await source.aclose()
+                    await sources.aclose()
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
 
 
 class Caches:
@@ -161,6 +182,8 @@ class Mount:
         where = parse(text)
         self._text = _absolute(where) if isinstance(where, str) else text
         self.url = self._text if isinstance(where, str) else where.text  #: shown to people
+        if isinstance(where, NbdCommand):
+            self.url = where.name  # its arguments may hold secrets
         self._image: ImageNodes | None = None
         self._listed: ListedImages | None = None
 
@@ -250,9 +273,9 @@ async def run_mount(
     from imgfs.fuse.operations import Operations
 
     _allow_many_files()
-    sources = Sources(options)
     was_ready = False
     async with trio.open_nursery() as nursery:
+        sources = Sources(options, nursery)
         mount = Mount(text, sources, Caches(options), nursery)
         try:
             _refuse_inside(text, mountpoint)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imgfs.errors import UsageError
+from imgfs.sources.nbd_settings import NbdSettings
 from imgfs.sources.objects_settings import ObjectSettings, from_environment
 from imgfs.sources.ssh_settings import HELPERS, Prompt, SshSettings
 from imgfs.units import parse_size
@@ -39,6 +40,7 @@ class Options:
     config: str | None = None  #: ssh's
     helpers: tuple[str, ...] = HELPERS
     lazy: bool = False  #: connect at first use
+    pin: str | None = None  #: of a source without an identity: it is the same while this is
     #: how to ask the person, while the mount is not ready
     prompt: Prompt | None = field(default=None, compare=False, repr=False)
 
@@ -60,6 +62,10 @@ class Options:
         Raises UsageError when that contradicts itself.
         """
         return from_environment(os.environ, timeout_s=self.timeout)
+
+    def nbd(self) -> NbdSettings:
+        """The part that is about NBD."""
+        return NbdSettings(timeout_s=self.timeout, extents=self.extents, pin=self.pin)
 
 
 def _number(name: str, value: str) -> int:
@@ -93,6 +99,8 @@ def parse_options(texts: tuple[str, ...]) -> Options:
             values[name] = _helpers(value)
         elif name in ("known_hosts", "identity", "config") and value:
             values[name] = str(Path(value).absolute())
+        elif name == "pin" and value:
+            values[name] = value
         elif name in ("uid", "gid", "threads", "timeout"):
             values[name] = _number(name, value)
         elif _SECRETS.fullmatch(name):

@@ -101,3 +101,11 @@ class OutOfRange(ImgfsError):
     """A layer was asked for bytes outside of it: a bug in the caller."""
 
     errno = _errno.EINVAL
+
+
+def sole(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The only exception in a nursery's group, however deep; the group when there are several."""
+    found: BaseException = group
+    while isinstance(found, BaseExceptionGroup) and len(found.exceptions) == 1:
+        found = found.exceptions[0]
+    return group if isinstance(found, BaseExceptionGroup) else found

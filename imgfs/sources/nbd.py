@@ -1,0 +1,111 @@
+"""Images behind NBD: an export of a server, or of one that imgfs starts.
+
+What happens where: nbd_link (the connections of an export, reconnecting), nbd_connection (libnbd
+and trio), nbd_extents (block status), nbd_command (starting a server).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import trio
+
+from imgfs.errors import ImgfsError
+from imgfs.extents import ExtentList, all_data
+from imgfs.sources.base import Identity, Source, SourceStat
+from imgfs.sources.nbd_command import Command
+from imgfs.sources.nbd_errors import library
+from imgfs.sources.nbd_extents import NbdExtents
+from imgfs.sources.nbd_link import NbdLink
+from imgfs.sources.nbd_settings import NbdSettings
+from imgfs.url_nbd import NbdCommand, NbdUrl
+
+
+class NbdSource(Source):
+    """An open export.
+
+    `read` raises SourceChanged, SourceUnreachable or SourceTimeout (after the settings' timeout),
+    AccessDenied, ProtocolViolation, and ImgfsError for what the server cannot read.  Without a pin
+    a lost connection is a change, because NBD has no identity: see nbd_link.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        url: str,
+        link: NbdLink,
+        settings: NbdSettings,
+        command: Command | None = None,
+    ) -> None:
+        """For `open_nbd` and `open_command` only; the link is open."""
+        facts, pin = link.facts, settings.pin
+        identity = None if pin is None else Identity("pin", f"{facts.size}:{pin}")
+        super().__init__(name, url, SourceStat(facts.size, time.time_ns(), 0o400, identity))
+        self._link = link
+        self._command = command
+        self._map = NbdExtents(
+            url, facts.size, facts.minimum, facts.most, settings.timeout_s, link.status
+        )
+
+    async def check_identity(self) -> None:
+        """Of a connection that lives it asks nothing: only the lack of one tells something."""
+        await self._link.check()
+
+    async def aclose(self) -> None:
+        """End the connections, and the server that was started for them: two seconds at most."""
+        self._link.end()
+        if self._command is not None:
+            await self._command.aclose()
+
+    async def _read(self, offset: int, length: int) -> memoryview:
+        return await self._link.read(offset, length)
+
+    async def _extents(self, offset: int, length: int) -> ExtentList:
+        if not self._link.facts.has_extents:
+            return all_data(offset, offset + length)
+        return await self._map.of(offset, offset + length)
+
+
+async def open_nbd(url: NbdUrl, settings: NbdSettings, nursery: trio.Nursery) -> NbdSource:
+    """Open an export; the tasks of its connections run in `nursery` until it is closed.
+
+    Raises SourceNotFound, AccessDenied, SourceUnreachable, SourceTimeout, ProtocolViolation,
+    UnsupportedFeature (also when libnbd is not installed).  When cancelled nothing is open.
+    """
+    library()
+
+    async def dial() -> NbdUrl:
+        return url
+
+    link = NbdLink(url.text, dial, settings, nursery)
+    try:
+        await link.open()
+    except BaseException:
+        link.end()
+        raise
+    return NbdSource(url.basename, url.text, link, settings)
+
+
+async def open_command(
+    command: NbdCommand, directory: Path, settings: NbdSettings, nursery: trio.Nursery
+) -> NbdSource:
+    """Start a server in `directory` and open its default export.
+
+    The server ends with the source, or with this process.  Raises what `open_nbd` raises, and
+    UsageError when it ends by itself before that.
+    """
+    library()
+    server = Command(command, directory, nursery)
+    link = NbdLink(command.name, server.running, settings, nursery)
+    try:
+        try:
+            await link.open()
+        except ImgfsError as exc:
+            await server.explain(exc)
+            raise
+        return NbdSource(command.basename, command.name, link, settings, server)
+    except BaseException:
+        link.end()
+        await server.aclose()
+        raise

@@ -1,0 +1,423 @@
+"""One connection to an NBD server: a libnbd handle, driven by trio.
+
+libnbd is a state machine over a non-blocking socket.  It says which way the socket is to become
+ready (`aio_get_direction`) and is told when it is (`aio_notify_read`, `aio_notify_write`); a
+command's callbacks run inside of those calls, on the loop's thread.  One task a connection does
+that, `drive`.  It waits on an epoll set with the socket in it, so that whoever issues a command
+while it waits can change what it waits for.
+
+    connecting ----> in use ----> lost (`lost` says why; every request has its answer by then)
+
+What libnbd does synchronously: parsing the URI, looking the host's name up and starting the first
+connect, all inside of `aio_connect_uri`, which therefore runs in a worker thread; reading the
+files for TLS (on the loop's thread: they are local, and small).
+
+Invariants.  A request is answered exactly once (`Request.end`), also when the connection is
+lost and libnbd does not know it.  Its buffer lives until then: libnbd's binding holds it, and a
+reader that goes away just forgets it.  The handle is closed when it is let go, which also ends the
+cycle handle -> command -> request -> connection -> handle, so it is let go in `end`.
+
+The watchdog.  While requests are out and none of them is answered for `timeout_s`, the connection
+is lost, with SourceTimeout.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import select
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import trio
+
+from imgfs.errors import (
+    AccessDenied,
+    ImgfsError,
+    ProtocolViolation,
+    SourceTimeout,
+    SourceUnreachable,
+    UnsupportedFeature,
+)
+from imgfs.sources.nbd_errors import (
+    REPLIES,
+    STATUS_REPLIES,
+    Broken,
+    Replies,
+    connection_error,
+    library,
+    option_error,
+    reply_error,
+)
+from imgfs.url_nbd import NbdUrl
+
+ALLOCATION = "base:allocation"
+BURST = 16  # replies that are taken before other tasks have their turn
+MOST_READ = 32 << 20  # what every server takes: proto.md, "Block size constraints"
+MOST_MINIMUM = 64 << 10
+
+#: Told once, with None or with what went wrong: an ImgfsError, or Broken.
+Done = Callable[[Exception | None], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a server says of an export; a reconnect must find the same."""
+
+    size: int  #: bytes
+    flags: tuple[bool, ...]
+    minimum: int  #: of an offset and a length, bytes; a power of two
+    preferred: int
+    most: int  #: longest read, bytes
+    multi_conn: bool
+    has_extents: bool
+
+
+class Request:
+    """A command that was issued.  Its methods are libnbd's callbacks, and raise nothing."""
+
+    __slots__ = ("_connection", "_done", "problem", "what")
+    replies: ClassVar[Replies] = REPLIES
+
+    def __init__(self, connection: Connection, what: str, done: Done) -> None:
+        self.what = what
+        self.problem: str | None = None  # what the server did wrong
+        self._connection = connection
+        self._done: Done | None = done
+
+    def completed(self, error: Any) -> int:
+        """libnbd's completion callback.  1: the command can be forgotten."""
+        where, number = self._connection.where, error.value
+        if number == errno.ENOTCONN:
+            pass  # the connection is lost, and why is known in a moment: then `end` is called
+        elif number:
+            self.end(reply_error(where, self.what, number, self.replies))
+        else:
+            problem = self.problem or self.missing()
+            self.end(ProtocolViolation(f"{where}: {self.what}: {problem}") if problem else None)
+        return 1
+
+    def missing(self) -> str | None:
+        """What the reply should have had and has not."""
+        return None
+
+    def end(self, error: Exception | None) -> None:
+        done, self._done = self._done, None
+        if done is not None:
+            self._connection.answered(self)
+            done(error)
+
+
+class Read(Request):
+    """A read, which proves that the server sent each byte once.
+
+    libnbd itself counts bytes only where it is not asked through a callback, and never notices that
+    some came twice and others not at all: those would be zeroes.
+    """
+
+    __slots__ = ("_got", "_left", "_offset")
+
+    def __init__(self, connection: Connection, offset: int, length: int, done: Done) -> None:
+        super().__init__(connection, f"read of {length} bytes at {offset}", done)
+        self._offset = offset
+        self._left = length
+        self._got: list[tuple[int, int]] = []
+
+    def chunk(self, data: Any, offset: int, status: int, error: Any) -> int:
+        length = len(data)
+        if status == 3 or self.problem:  # READ_ERROR: the completion has its number
+            return 0
+        if not length or length > self._left:
+            self.problem = "the server sent bytes twice" if length else "the server sent nothing"
+        else:
+            self._left -= length
+            if self._left or self._got:  # most replies are one piece, and need no list
+                self._got.append((offset, offset + length))
+        return 0
+
+    def missing(self) -> str | None:
+        if self._left:
+            return f"the server left {self._left} bytes out"
+        at = self._offset
+        for start, end in sorted(self._got):
+            if start != at:
+                return "the server sent bytes twice, and left others out"
+            at = end
+        return None
+
+
+class Status(Request):
+    """A block status; `entries` are base:allocation's lengths and flags by turns, unchecked."""
+
+    __slots__ = ("entries",)
+    replies = STATUS_REPLIES
+
+    def __init__(self, connection: Connection, offset: int, length: int, done: Done) -> None:
+        super().__init__(connection, f"block status of {length} bytes at {offset}", done)
+        self.entries: list[int] | None = None
+
+    def extent(self, context: str, offset: int, entries: list[int], error: Any) -> int:
+        if context == ALLOCATION:
+            if self.entries is not None:
+                self.problem = "the server answered twice"
+            self.entries = entries
+        return 0
+
+    def missing(self) -> str | None:
+        return None if self.entries else "the server described nothing"
+
+
+class Connection:
+    """Made by `connect`; then `drive` must run in a task of its own."""
+
+    def __init__(self, url: NbdUrl, name: str, timeout_s: float) -> None:
+        self.where = name
+        self.lost: SourceUnreachable | ImgfsError | None = None
+        self.facts: Facts
+        self._nbd = library()
+        self._url = url
+        self._timeout_s = timeout_s
+        self._handle: Any = self._nbd.NBD()
+        self._poll = select.epoll()
+        self._watched: tuple[int, int] | None = None
+        self._requests: set[Request] = set()
+        self._patience = trio.CancelScope()
+        self._driven = False
+
+    @property
+    def in_flight(self) -> int:
+        return len(self._requests)
+
+    async def connect(self, *, extents: bool) -> None:
+        """Connect and agree on the export; then `facts` is set.
+
+        Raises ImgfsError for good, or Broken when a later attempt may succeed.  In every case but
+        success, cancellation too, nothing is left.
+        """
+        connected = False
+        try:
+            with self._errors():
+                with trio.fail_after(self._timeout_s):
+                    await self._connect(extents)
+                self.facts = self._learn(extents)
+            connected = True
+        except trio.TooSlowError:
+            said = SourceTimeout(f"{self.where}: does not answer in {self._timeout_s:g} s")
+            raise Broken(said) from None
+        finally:
+            if not connected:
+                self.end(SourceUnreachable(f"{self.where}: not connected"))
+                self._poll.close()
+
+    async def drive(self) -> None:
+        """Move the connection on until it is lost, or cancelled.  Raises only Cancelled."""
+        why: SourceUnreachable | ImgfsError = SourceUnreachable(f"{self.where}: was closed")
+        self._driven = True
+        try:
+            with self._patience, self._errors():
+                while await self._turn():
+                    pass
+                why = SourceUnreachable(f"{self.where}: the server ended the connection")
+            if self._patience.cancelled_caught:
+                why = SourceTimeout(f"{self.where}: no answer in {self._timeout_s:g} s")
+        except Broken as exc:
+            why = exc.error
+        except ImgfsError as exc:
+            why = exc
+        finally:
+            self.end(why)
+            self._poll.close()
+
+    def read(self, view: memoryview, offset: int, done: Done) -> None:
+        """Read into all of `view`, which nobody else touches until `done` is called.
+
+        Raises Broken when the connection is lost already; then `done` is not called.
+        """
+        request = Read(self, offset, len(view), done)
+        buffer = self._nbd.Buffer.from_buffer(view)
+
+        def issue(handle: Any) -> None:
+            handle.aio_pread_structured(buffer, offset, request.chunk, request.completed)
+
+        self._issue(request, issue)
+
+    def status(self, offset: int, length: int, done: Done) -> Status:
+        """Ask for base:allocation; the answer's entries are there when `done` was called.
+
+        Raises as `read` does.
+        """
+        request = Status(self, offset, length, done)
+
+        def issue(handle: Any) -> None:
+            handle.aio_block_status(length, offset, request.extent, request.completed)
+
+        self._issue(request, issue)
+        return request
+
+    def answered(self, request: Request) -> None:
+        """For requests only."""
+        self._requests.discard(request)
+        patience = self._timeout_s if self._requests else float("inf")
+        self._patience.deadline = trio.current_time() + patience
+
+    def end(self, why: SourceUnreachable | ImgfsError) -> None:
+        """Give the connection up; whoever waits on it hears why."""
+        if self.lost is not None:
+            return
+        self.lost = why
+        handle, self._handle = self._handle, None
+        with contextlib.suppress(self._nbd.Error):
+            if handle.aio_is_ready():
+                handle.aio_disconnect(0)
+        # Not libnbd's: it forgets those that are in flight when it is closed.
+        broken = Broken(why if isinstance(why, SourceUnreachable) else SourceUnreachable(str(why)))
+        error = broken if isinstance(why, SourceUnreachable) else why
+        for request in list(self._requests):
+            request.end(error)
+        self._patience.cancel()
+
+    def _issue(self, request: Request, issue: Callable[[Any], None]) -> None:
+        if self.lost is not None:
+            raise Broken(SourceUnreachable(f"{self.where}: the connection was lost"))
+        if not self._requests:
+            self._patience.deadline = trio.current_time() + self._timeout_s
+        self._requests.add(request)
+        try:
+            with self._errors():
+                issue(self._handle)
+        except BaseException:
+            self._requests.discard(request)
+            raise
+        if not self._watch():
+            # Sending it failed, which libnbd does not say.
+            self.end(SourceUnreachable(f"{self.where}: the connection was lost"))
+
+    async def _connect(self, extents: bool) -> None:
+        # No local name for the handle here: a traceback would keep it, and the socket, alive.
+        self._prepare(extents)
+        # Abandoned: the thread has the handle's last reference then, and closes it.
+        await trio.to_thread.run_sync(self._dial, abandon_on_cancel=True)
+        await self._while_connecting()
+        if self._handle.aio_is_negotiating():
+            refused: list[int] = []
+
+            def answered(error: Any) -> int:
+                refused.append(error.value)
+                return 1
+
+            self._handle.aio_opt_go(answered)
+            await self._while_connecting()
+            if refused and refused[0]:
+                raise option_error(self.where, refused[0], tls=self._url.tls)
+        if not self._handle.aio_is_ready():
+            if self._url.tls:
+                raise AccessDenied(f"{self.where}: the server has no TLS; without it use nbd://")
+            raise Broken(SourceUnreachable(f"{self.where}: the server ended the connection"))
+
+    def _prepare(self, extents: bool) -> None:
+        handle, url = self._handle, self._url
+        # Option mode, because only there a refusal has a number.
+        handle.set_opt_mode(True)
+        handle.set_uri_allow_local_file(True)
+        handle.set_pread_initialize(False)  # buffers are zeroes already
+        # The last bytes of an image may be no whole block; the server decides on those.
+        handle.set_strict_mode(handle.get_strict_mode() & ~self._nbd.STRICT_ALIGN)
+        if extents:
+            handle.add_meta_context(ALLOCATION)
+        if url.verify_peer is not None:
+            handle.set_tls_verify_peer(url.verify_peer)
+        if url.tls_hostname is not None:
+            if not hasattr(handle, "set_tls_hostname"):
+                said = f"tls-hostname needs libnbd 1.22; this is {handle.get_version()}"
+                raise UnsupportedFeature(f"{self.where}: {said}")
+            handle.set_tls_hostname(url.tls_hostname)
+
+    def _dial(self) -> None:
+        """[blocks]"""
+        handle = self._handle
+        if handle is not None:
+            handle.aio_connect_uri(self._url.uri)
+
+    async def _while_connecting(self) -> None:
+        while self._handle.aio_is_connecting():
+            # Another address is another socket, which may have the number of the last one.
+            self._watched = None
+            if not await self._turn():
+                raise ProtocolViolation(f"{self.where}: libnbd waits for nothing")
+
+    async def _turn(self) -> bool:
+        """Wait until the socket is ready, and let libnbd have what has come.
+
+        False: there is nothing to wait for any more.
+        """
+        direction = self._watch()
+        if not direction:
+            return False
+        await trio.lowlevel.wait_readable(self._poll.fileno())
+        for _ in range(BURST if self._driven else 1):
+            ready = self._poll.poll(0)
+            if self._handle is None or not ready:
+                break
+            # An error of the socket is for whichever side libnbd wants to go on with.
+            if direction & self._nbd.AIO_DIRECTION_READ and ready[0][1] != select.EPOLLOUT:
+                self._handle.aio_notify_read()
+            else:
+                self._handle.aio_notify_write()
+            direction = self._watch() if self._driven else 1
+            if not direction:
+                return False
+        return True
+
+    def _watch(self) -> int:
+        """Watch for what libnbd wants of the socket, and tell it; 0 when that is over."""
+        handle = self._handle
+        direction: int = handle.aio_get_direction() if handle is not None else 0
+        if not direction:
+            return 0
+        if self._watched is not None and self._watched[1] == direction:
+            return direction
+        fd = self._watched[0] if self._watched else handle.aio_get_fd()
+        wanted = select.EPOLLIN if direction & self._nbd.AIO_DIRECTION_READ else 0
+        wanted |= select.EPOLLOUT if direction & self._nbd.AIO_DIRECTION_WRITE else 0
+        try:
+            self._poll.modify(fd, wanted)
+        except FileNotFoundError:
+            self._poll.register(fd, wanted)
+        self._watched = (fd, direction)
+        return direction
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        """Raises libnbd's as ImgfsError or Broken."""
+        try:
+            yield
+        except self._nbd.Error as exc:
+            raise connection_error(self.where, exc) from exc
+
+    def _learn(self, extents: bool) -> Facts:
+        handle, nbd = self._handle, self._nbd
+        minimum = handle.get_block_size(nbd.SIZE_MINIMUM) or 1
+        most = min(handle.get_block_size(nbd.SIZE_MAXIMUM) or MOST_READ, MOST_READ)
+        preferred = handle.get_block_size(nbd.SIZE_PREFERRED) or minimum
+        if minimum & (minimum - 1) or minimum > MOST_MINIMUM or most < minimum:
+            said = f"block sizes of {minimum} to {most} bytes are none"
+            raise ProtocolViolation(f"{self.where}: {said}")
+        flags = (
+            handle.is_read_only(),
+            handle.is_rotational(),
+            handle.can_flush(),
+            handle.can_fua(),
+            handle.can_trim(),
+            handle.can_zero(),
+            handle.can_df(),
+        )
+        return Facts(
+            size=handle.get_size(),
+            flags=flags,
+            minimum=minimum,
+            preferred=min(preferred, most),
+            most=most - most % minimum,
+            multi_conn=handle.can_multi_conn(),
+            has_extents=extents and handle.can_meta_context(ALLOCATION),
+        )
