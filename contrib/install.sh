@@ -21,7 +21,7 @@ need_packages() {
 # need_venv EXTRA: .venv with imgfs built from this tree.
 need_venv() {
     need_packages python3-venv python3-dev gcc libc6-dev linux-libc-dev pkg-config libfuse3-dev \
-        fuse3
+        fuse3 python3-libnbd
     [ -x .venv/bin/python ] || /usr/bin/python3 -m venv --system-site-packages .venv
     .venv/bin/pip install -q --disable-pip-version-check -e ".$1"
 }

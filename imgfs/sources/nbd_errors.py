@@ -94,23 +94,22 @@ def option_error(name: str, number: int, *, tls: bool) -> Exception:
     return AccessDenied(f"{name}: {text}")
 
 
-#: Beginnings and parts of libnbd's texts for what another attempt will not change.
+#: Parts of libnbd's texts, and what they mean.  The first that fits counts.
 _TEXTS: tuple[tuple[str, type[ImgfsError], str], ...] = (
+    ("getaddrinfo:", SourceUnreachable, "host not found"),
+    ("disconnected unexpectedly", SourceUnreachable, "the connection was lost"),
+    ("gnutls_record_", SourceUnreachable, "the connection was lost"),
     ("gnutls_handshake:", AccessDenied, "TLS failed"),
-    ("gnutls_certificate_", AccessDenied, "the certificates cannot be used"),
-    ("gnutls_x509_", AccessDenied, "the server's certificate is refused"),
-    ("not found in PSK file", AccessDenied, "TLS failed"),
+    ("gnutls_", AccessDenied, "TLS cannot be used"),
+    ("not found in PSK file", AccessDenied, "TLS cannot be used"),
     ("open:", AccessDenied, "a file for TLS cannot be used"),
     ("expected NBD magic", ProtocolViolation, "is not an NBD server"),
-    ("handshake:", ProtocolViolation, "the server broke the NBD protocol"),
-    ("reply magic", ProtocolViolation, "the server broke the NBD protocol"),
-    ("structured reply", ProtocolViolation, "the server broke the NBD protocol"),
-    ("server reply", ProtocolViolation, "the server broke the NBD protocol"),
 )
 _ERRNOS: dict[int, type[ImgfsError]] = {
     errno.EACCES: AccessDenied,
     errno.EPERM: AccessDenied,
     errno.EPROTO: ProtocolViolation,
+    errno.EOVERFLOW: ProtocolViolation,
 }
 
 
@@ -124,13 +123,9 @@ def reason(exc: Any) -> str:
 def connection_error(where: str, exc: Any) -> Exception:
     """What an nbd.Error of a connection means: an ImgfsError for good, or Broken."""
     said = reason(exc)
-    for part, kind, text in _TEXTS:
-        if part in said:
-            return kind(f"{where}: {text} ({said})")
-    if exc.errnum in _ERRNOS:
-        return _ERRNOS[exc.errnum](f"{where}: {said}")
-    if said.startswith("getaddrinfo"):
-        return Broken(SourceUnreachable(f"{where}: host not found"))
-    if "disconnected" in said:
-        return Broken(SourceUnreachable(f"{where}: the connection was lost"))
-    return Broken(SourceUnreachable(f"{where}: {said}"))
+    # libnbd has an errno where a system call failed; else it is the server's doing.
+    kind = _ERRNOS.get(exc.errnum, SourceUnreachable if exc.errnum else ProtocolViolation)
+    text = "the server broke the NBD protocol" if kind is ProtocolViolation else ""
+    kind, text = next((row[1:] for row in _TEXTS if row[0] in said), (kind, text))
+    error = kind(f"{where}: {text} ({said})" if text else f"{where}: {said}")
+    return Broken(error) if isinstance(error, SourceUnreachable) else error

@@ -50,8 +50,8 @@ Ask = Callable[[int, int], Awaitable[list[int]]]
 def decode(where: str, entries: list[int], start: int, end: int, block: int) -> ExtentList:
     """What a reply says of `[start, end)`, from `start` as far as it goes, in whole blocks.
 
-    `end` is what was asked for; the last extent may go beyond it.  Raises ProtocolViolation for an
-    extent without length, and for a reply that does not get as far as one block.
+    `end` is what was asked for; the last extent may go beyond it.  A reply that does not get as far
+    as one block leaves that block data.  Raises ProtocolViolation for an extent without length.
     """
     lengths, flags = entries[0::2], bytes(flag & KNOWN for flag in entries[1::2])
     if not lengths or len(lengths) != len(flags) or min(lengths) == 0:
@@ -59,7 +59,7 @@ def decode(where: str, entries: list[int], start: int, end: int, block: int) -> 
     reached = start + sum(lengths)
     stop = end if reached >= end else reached - reached % block
     if stop <= start:
-        raise ProtocolViolation(f"{where}: the server sent a block status of less than a block")
+        return all_data(start, min(end, start + block))
     builder = ExtentListBuilder(start)
     ends = accumulate(lengths, initial=start)
     next(ends)

@@ -73,6 +73,9 @@ class Batch:
         self._all_issued = True
         if self.out:
             await self._event.wait()
+        if isinstance(self.error, ImgfsError):
+            # All that were in flight were given the same object.
+            raise type(self.error)(str(self.error)) from self.error
         if self.error is not None:
             raise self.error
 
@@ -168,7 +171,7 @@ class NbdLink:
             batch.done(error)
 
         try:
-            alive = [connection for connection in self._alive if connection.lost is None]
+            alive = self._usable()
             if not alive:
                 raise Broken(SourceUnreachable(f"{self._name}: the connection was lost"))
             return issue(min(alive, key=lambda connection: connection.in_flight), done)
@@ -176,6 +179,10 @@ class NbdLink:
             self._slots.release()
             batch.out -= 1
             raise
+
+    def _usable(self) -> list[Connection]:
+        # One that is lost stays in the list until its task has its turn.
+        return [connection for connection in self._alive if connection.lost is None]
 
     async def _run(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """`await work()` with a connection; again when that broke, until the timeout."""
@@ -195,6 +202,7 @@ class NbdLink:
             if now >= deadline:
                 raise type(failure)(str(failure))
             log.info("%s; trying again", failure)
+            await trio.lowlevel.checkpoint()
 
     async def _connected(self, deadline: float | None) -> None:
         """Return when there is a connection.  Raises Broken, and ImgfsError for good."""
@@ -202,7 +210,7 @@ class NbdLink:
             raise SourceChanged(str(self._changed))
         if self._closed:
             raise SourceUnreachable(f"{self._name}: was closed")
-        if self._alive:
+        if self._usable():
             return
         if self._attempt is None:
             self._attempt = Attempt()
@@ -250,7 +258,7 @@ class NbdLink:
             except (ImgfsError, Broken) as exc:
                 log.info("%s: no further connection: %s", self._name, exc)
                 return
-            if not self._alive or connection.facts != self.facts:
+            if not self._usable() or connection.facts != self.facts:
                 connection.end(SourceUnreachable(f"{self._name}: is not needed"))
                 return
             self._add(connection)

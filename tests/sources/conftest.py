@@ -74,6 +74,20 @@ def image(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.fixture
+def servers(tmp_path: Path) -> Iterator[Callable[..., Any]]:
+    """Makes a server of the given class in a directory of its own."""
+    made: list[Any] = []
+
+    def make(kind: type[Any], *words: object, **more: Any) -> Any:
+        made.append(kind(tmp_path / f"server{len(made)}", *words, **more))
+        return made[-1]
+
+    yield make
+    for server in made:
+        server.stop()
+
+
 def url_of(server: Sshd, path: Path) -> SshUrl:
     url = parse(server.url(path))
     assert isinstance(url, SshUrl)
