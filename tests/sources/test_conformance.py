@@ -1,0 +1,70 @@
+"""The contract of all sources, on each kind of them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+import pytest
+
+from imgfs.sources.base import Source
+from imgfs.sources.file import open_file
+from tests.conformance import CHECKS, TIMEOUT_S, Check, Kind, Served
+from tests.nbd_servers import Nbdkit, NbdServer, QemuNbd
+from tests.servers import Sshd
+
+from . import nbd
+from .conftest import opened, run
+
+
+@contextmanager
+def local_file(work: Path, image: Path) -> Iterator[Served]:
+    @asynccontextmanager
+    async def open_() -> AsyncIterator[Source]:
+        source = await open_file(str(image))
+        yield source
+        await source.aclose()
+
+    yield Served(open_)
+
+
+@contextmanager
+def ssh(work: Path, image: Path) -> Iterator[Served]:
+    server = Sshd(work)
+    try:
+        yield Served(lambda: opened(server, image, timeout_s=TIMEOUT_S), server.stop)
+    finally:
+        server.stop()
+
+
+@contextmanager
+def nbd_of(server: NbdServer, *, sector: int = 1, tells_holes: bool = True) -> Iterator[Served]:
+    def open_() -> object:
+        return nbd.opened(server.url(), timeout_s=TIMEOUT_S)
+
+    try:
+        yield Served(open_, server.stop, tells_holes, sector)  # type: ignore[arg-type]
+    finally:
+        server.stop()
+
+
+KINDS: dict[str, Kind] = {
+    "file": local_file,
+    "ssh": ssh,
+    "nbdkit": lambda work, image: nbd_of(Nbdkit(work, "file", image)),
+    "nbdkit over TCP": lambda work, image: nbd_of(Nbdkit(work, "file", image, tcp=True)),
+    "nbdkit, simple replies": lambda work, image: nbd_of(
+        Nbdkit(work, "--no-sr", "file", image), tells_holes=False
+    ),
+    "qemu-nbd": lambda work, image: nbd_of(QemuNbd(work, "-f", "raw", image), sector=512),
+}
+
+
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__.removeprefix("check_"))
+@pytest.mark.parametrize("kind", KINDS)
+def test_contract(kind: str, check: Check, image: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    with KINDS[kind](work, image) as served:
+        run(lambda: check(served, image))
