@@ -1,0 +1,177 @@
+"""One image copied out of a local nbdkit by imgfs, nbdfuse and nbdcopy, in turn, in one run.
+
+    .venv/bin/python -m tests.bench.nbd [--rounds 5] [--data 512] [--sparse 4096] [--tcp]
+
+Needs nbdkit, nbdfuse and nbdcopy (libnbd-bin).  Every copy starts cold: a new connection, a new
+mount with an empty cache, no target; only the source is in the server's page cache.  The mounts are
+copied by `cp`, and read by `dd` into /dev/null; nbdcopy copies to a file and to null:.  Prints
+medians of seconds of the copy, of MB/s of the image's data, of seconds with the mount, of allocated
+MiB of the copy, and imgfs's ratio to each peer.  Copies are compared with their source in the first
+round; nothing else is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from tests.images import fill, scatter
+from tests.nbd_servers import Nbdkit
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Job:
+    url: str
+    target: Path | None  #: None: read it, and keep nothing
+    work: Path
+
+
+Peer = Callable[[Job], contextlib.AbstractContextManager[list[object]]]
+
+
+def copy(job: Job, source: Path) -> list[object]:
+    if job.target is None:
+        return ["dd", f"if={source}", "of=/dev/null", "bs=1M", "status=none"]
+    return ["cp", source, job.target]
+
+
+@contextlib.contextmanager
+def imgfs(job: Job) -> Iterator[list[object]]:
+    point = job.work / "imgfs"
+    point.mkdir(exist_ok=True)
+    command = [sys.executable, "-m", "imgfs.cli.main"]
+    subprocess.run([*command, job.url, point], check=True, timeout=30)
+    try:
+        yield copy(job, point / "disk.raw")
+    finally:
+        subprocess.run([*command, "umount", point], check=True, timeout=60)
+
+
+@contextlib.contextmanager
+def nbdfuse(job: Job) -> Iterator[list[object]]:
+    path = job.work / "nbdfuse"
+    path.touch()
+    process = subprocess.Popen(["nbdfuse", "-r", path, job.url])
+    try:
+        deadline = time.monotonic() + 20
+        while not path.stat().st_size:
+            if time.monotonic() > deadline:
+                raise TimeoutError("nbdfuse")
+            time.sleep(0.002)
+        yield copy(job, path)
+    finally:
+        subprocess.run(["fusermount3", "-u", path], check=False)
+        process.wait(20)
+
+
+@contextlib.contextmanager
+def nbdcopy(job: Job) -> Iterator[list[object]]:
+    yield ["nbdcopy", job.url, job.target or "null:"]
+
+
+PEERS: dict[str, Peer] = {"imgfs": imgfs, "nbdfuse": nbdfuse, "nbdcopy": nbdcopy}
+
+
+@dataclass(frozen=True)
+class Sample:
+    copy_s: float
+    whole_s: float
+    allocated: int
+
+
+def run_one(peer: Peer, job: Job) -> Sample:
+    begun = time.perf_counter()
+    with peer(job) as command:
+        ready = time.perf_counter()
+        subprocess.run([str(word) for word in command], check=True, timeout=300)
+        end = time.perf_counter()
+    allocated = job.target.stat().st_blocks * 512 if job.target else 0
+    return Sample(end - ready, end - begun, allocated)
+
+
+def warm(path: Path) -> None:
+    with path.open("rb", buffering=0) as file:
+        while file.read(MIB):
+            pass
+
+
+Figures = dict[str, dict[str, list[Sample]]]
+
+
+def measure(work: Path, options: argparse.Namespace) -> Figures:
+    dense, sparse = work / "dense.img", work / "sparse.img"
+    fill(dense, options.data * MIB)
+    scatter(sparse, options.sparse * MIB, options.data * MIB)
+    figures: Figures = {}
+    target = work / "copy"
+    for source in (dense, sparse):
+        server = Nbdkit(work / f"server-{source.stem}", "file", source, tcp=options.tcp)
+        try:
+            for number in range(options.rounds):
+                for name, peer in PEERS.items():
+                    for what, to in (("read", None), ("copy", target)):
+                        if to is None and source is sparse:
+                            continue
+                        warm(source)
+                        sample = run_one(peer, Job(server.url(), to, work))
+                        figures.setdefault(f"{source.stem} {what}", {}).setdefault(name, []).append(
+                            sample
+                        )
+                        print(f"{source.stem} {what} {name}: {sample.copy_s:.2f}", file=sys.stderr)
+                    if number == 0:
+                        subprocess.run(["cmp", source, target], check=True)
+                    target.unlink()
+        finally:
+            server.stop()
+    return figures
+
+
+def report(what: str, data: int, by_name: dict[str, list[Sample]]) -> None:
+    def median(name: str, figure: Callable[[Sample], float]) -> float:
+        return statistics.median(figure(sample) for sample in by_name[name])
+
+    print(f"\n{what}: {data / MIB:,.0f} MiB of data")
+    print(f"{'':10} copy s    MB/s  all s  alloc MiB")
+    ours = median("imgfs", lambda s: s.copy_s)
+    for name in by_name:
+        seconds, whole = median(name, lambda s: s.copy_s), median(name, lambda s: s.whole_s)
+        allocated = median(name, lambda s: s.allocated) / MIB
+        print(f"{name:10} {seconds:6.2f} {data / seconds / 1e6:7.0f} {whole:6.2f}", end=" ")
+        print(f"{allocated:10.0f}   imgfs is {seconds / ours:.2f} times as fast")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--data", type=int, default=512, help="MiB of data in either image")
+    parser.add_argument("--sparse", type=int, default=4096, help="MiB that the sparse one spans")
+    parser.add_argument("--tcp", action="store_true", help="over loopback, not a unix socket")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
+        os.environ["XDG_CACHE_HOME"] = f"{work}/cache"
+        figures = measure(Path(work), options)
+    for what, by_name in figures.items():
+        report(what, options.data * MIB, by_name)
+    if options.json:
+        samples = {
+            what: {name: [asdict(s) for s in values] for name, values in by_name.items()}
+            for what, by_name in figures.items()
+        }
+        options.json.write_text(json.dumps(samples, indent=2))
+
+
+if __name__ == "__main__":
+    main()
