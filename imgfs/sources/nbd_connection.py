@@ -235,10 +235,10 @@ class Connection:
         Raises Broken when the connection is lost already; then `done` is not called.
         """
         request = Read(self, offset, len(view), done)
-        buffer = self._nbd.Buffer.from_buffer(view)
 
         def issue(handle: Any) -> None:
-            handle.aio_pread_structured(buffer, offset, request.chunk, request.completed)
+            # Not as an nbd.Buffer: libnbd 1.14 never lets go of what is in one.
+            handle.aio_pread_structured(view, offset, request.chunk, request.completed)
 
         self._issue(request, issue)
 
@@ -320,7 +320,7 @@ class Connection:
         # Option mode, because only there a refusal has a number.
         handle.set_opt_mode(True)
         handle.set_uri_allow_local_file(True)
-        handle.set_pread_initialize(False)  # buffers are zeroes already
+        handle.set_pread_initialize(False)  # `Read` proves that all of it was sent
         # The last bytes of an image may be no whole block; the server decides on those.
         handle.set_strict_mode(handle.get_strict_mode() & ~self._nbd.STRICT_ALIGN)
         if extents:

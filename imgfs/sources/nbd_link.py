@@ -27,6 +27,7 @@ from typing import TypeVar
 import trio
 
 from imgfs.errors import ImgfsError, SourceChanged, SourceTimeout, SourceUnreachable
+from imgfs.sources.nbd_buffers import buffer
 from imgfs.sources.nbd_connection import Connection, Done, Facts, Status
 from imgfs.sources.nbd_errors import Broken
 from imgfs.sources.nbd_settings import NbdSettings
@@ -147,7 +148,7 @@ class NbdLink:
         # Preferred is a wish: many servers have no better one than their page size.
         step = min(most, max(PIECE, self.facts.preferred))
         step -= step % block
-        view, batch, at = memoryview(bytearray(end - start)), Batch(), start
+        view, batch, at = buffer(end - start), Batch(), start
         while at < end and batch.error is None:
             stop = min(end, at + step - at % step)
             await self._issue(batch, partial(_read, view[at - start : stop - start], at))

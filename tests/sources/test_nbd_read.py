@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 
+from imgfs.sources import nbd_buffers
 from imgfs.sources.base import Identity
 from tests.nbd_servers import Nbdkit, NbdServer, QemuNbd
 
@@ -179,6 +180,48 @@ def test_cancelled_reads_return_at_once_and_disturb_nobody(servers: Maker, image
             assert sum(each.in_flight for each in source._link._alive) == 0
             assert source._link._slots.value == 64
             assert bytes(await source.read(0, source.size)) == data
+
+    run(main)
+
+
+def test_memory_does_not_grow(servers: Maker) -> None:
+    """libnbd's binding (1.14) keeps what is given to it as an nbd.Buffer, for good."""
+    server = servers(Nbdkit, "pattern", "1G")
+
+    def resident() -> int:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    async def main() -> None:
+        async with opened(server.url()) as source:
+
+            async def read(length: int, count: int) -> None:
+                for n in range(count):
+                    with trio.move_on_after(0.001 if n % 5 == 0 else 10):
+                        await source.read(n * length, length)
+
+            for lengths in ((4096, 65536, 300_000, 2 * MIB - 65536, 3 * MIB),) * 2:
+                before = resident()
+                async with trio.open_nursery() as nursery:
+                    for length in lengths:
+                        nursery.start_soon(read, length, 60)
+            assert resident() - before < 64 * MIB
+
+    run(main)
+
+
+def test_buffers_are_used_again_when_nobody_looks_at_them(servers: Maker) -> None:
+    server = servers(Nbdkit, "pattern", "64M")
+
+    async def main() -> None:
+        async with opened(server.url()) as source:
+            kept = [(at, await source.read(at, 2 * MIB)) for at in range(0, 40 * MIB, 2 * MIB)]
+            kept += [(at + 1, view[1:100]) for at, view in kept]  # type: ignore[index]
+            del kept[:10]
+            for at in range(0, 40 * MIB, 2 * MIB):
+                await source.read(at, 2 * MIB)
+            for at, view in kept:
+                assert bytes(view) == bytes(await source.read(at, len(view)))
+        assert len(nbd_buffers._buffers) == nbd_buffers.MOST
 
     run(main)
 
