@@ -6,6 +6,8 @@ and trio), nbd_extents (block status), nbd_command (starting a server).
 
 from __future__ import annotations
 
+import hashlib
+import os
 import time
 from pathlib import Path
 
@@ -37,10 +39,14 @@ class NbdSource(Source):
         link: NbdLink,
         settings: NbdSettings,
         command: Command | None = None,
+        marks: str = "",
     ) -> None:
-        """For `open_nbd` and `open_command` only; the link is open."""
+        """For `open_nbd` and `open_command` only; the link is open.
+
+        `marks` tells it from other sources with the same URL.
+        """
         facts, pin = link.facts, settings.pin
-        identity = None if pin is None else Identity("pin", f"{facts.size}:{pin}")
+        identity = None if pin is None else Identity("pin", f"{facts.size}:{marks}{pin}")
         super().__init__(name, url, SourceStat(facts.size, time.time_ns(), 0o400, identity))
         self._link = link
         self._command = command
@@ -104,7 +110,10 @@ async def open_command(
         except ImgfsError as exc:
             await server.explain(exc)
             raise
-        return NbdSource(command.basename, command.name, link, settings, server)
+        # The URL has no arguments, but what is kept of one command must not be another's.
+        told = os.fsencode(f"{directory}\0{command.text}")
+        marks = hashlib.sha256(told).hexdigest()[:16] + ":"
+        return NbdSource(command.basename, command.name, link, settings, server, marks)
     except BaseException:
         link.end()
         await server.aclose()

@@ -127,6 +127,19 @@ def test_arguments_are_no_shell_words_and_not_in_messages(image: Path) -> None:
     run(main)
 
 
+def test_pins_of_two_commands_differ(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with (
+            started(tmp_path, "nbdkit", "-r", "memory", "1M", pin="v1") as one,
+            started(tmp_path, "nbdkit", "-r", "pattern", "1M", pin="v1") as other,
+            started(tmp_path, "nbdkit", "-r", "memory", "1M", pin="v1") as again,
+        ):
+            assert one.url == other.url
+            assert one.stat.identity == again.stat.identity != other.stat.identity
+
+    run(main)
+
+
 @pytest.mark.parametrize("pin", [None, "v1"])
 def test_killed_server_is_started_again(image: Path, pin: str | None) -> None:
     async def main() -> None:
