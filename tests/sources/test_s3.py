@@ -277,13 +277,13 @@ def test_local_files_pay_for_none_of_it(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(b"x")
     program = (
         "import sys, trio\n"
-        "from imgfs.app import Sources\n"
+        "from imgfs.app import open_source\n"
         "from imgfs.config import Options\n"
         "async def main():\n"
-        "    source = await Sources(Options()).open(sys.argv[1])\n"
-        "    await source.aclose()\n"
+        "    async with open_source(sys.argv[1], Options()):\n"
+        "        pass\n"
         "trio.run(main)\n"
-        "print(*({'obstore', 'asyncio', 'asyncssh', 'uvloop'} & set(sys.modules)))\n"
+        "print(*({'obstore', 'asyncio', 'asyncssh', 'uvloop', 'nbd'} & set(sys.modules)))\n"
     )
     command = [sys.executable, "-c", program, str(tmp_path / "disk")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
