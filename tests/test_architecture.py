@@ -21,6 +21,7 @@ LONGEST = 500
 LAYERS = ["fuse", "tree", "views", "cache", "sources"]
 # These may import nothing of the layers.
 PURE = ["formats", "guest", "extents", "errors", "units", "url", "image", "mapjson"]
+PURE += ["status", "metrics", "rates", "tomllines", "configschema"]
 WIRING = ["app", "cli"]
 
 
@@ -99,7 +100,7 @@ def python(code: str) -> str:
     return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout
 
 
-HEAVY = "('asyncssh', 'obstore', 'uvloop', 'cryptography', 'asyncio', 'pyfuse3')"
+HEAVY = "('asyncssh', 'obstore', 'uvloop', 'cryptography', 'asyncio', 'pyfuse3', 'msgspec', 'rich')"
 
 
 def test_the_command_line_imports_little() -> None:
@@ -118,14 +119,15 @@ def test_a_local_mount_does_not_load_ssh_or_http(
     assert "uvloop" not in mapped
     assert "_rust" not in mapped  # asyncssh's cryptography
     assert "_obstore" not in mapped
+    assert "msgspec" not in mapped
 
 
 def test_help() -> None:
     command = [sys.executable, "-m", "imgfs.cli.main"]
-    for words in (["--help"], ["-h"], ["mount", "--help"], ["map", "--help"]):
+    for words in (["--help"], ["-h"], ["mount", "--help"], ["map", "--help"], ["top", "--help"]):
         done = subprocess.run([*command, *words], capture_output=True, text=True, timeout=30)
         assert (done.returncode, done.stderr) == (0, "")
         assert "Usage:" in done.stdout
     listed = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=30)
-    for name in ("mount", "umount", "info", "map"):
+    for name in ("mount", "umount", "info", "map", "top"):
         assert f"\n  {name} " in listed.stdout
