@@ -52,7 +52,7 @@ sleep 1
 
 say "imgfs ssh://127.0.0.1:$port$work/disk.img $work/mnt"
 "$imgfs" "ssh://$(id -un)@127.0.0.1:$port$work/disk.img" "$work/mnt" \
-    -o "known_hosts=$work/known,identity=$work/user"
+    -o "known_hosts=$work/known,key=$work/user"
 show ls -lsR "$work/mnt"
 show "$imgfs" info "$work/mnt/disk.raw"
 show "$imgfs" map "$work/mnt/disk.raw"

@@ -7,15 +7,17 @@ import json
 import logging
 import os
 import resource
-from collections.abc import AsyncIterator, Callable, Iterable
+import shlex
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import trio
 
-from imgfs.cache.cached import CachedImage, open_cached
+from imgfs.cache.cached import CachedImage, Policy, open_cached
 from imgfs.cache.directory import default_limit, make_root, sweep
 from imgfs.cache.space import CacheSpace
 from imgfs.config import Options
@@ -23,15 +25,17 @@ from imgfs.errors import CacheError, UsageError, sole
 from imgfs.sources.base import Source
 from imgfs.sources.file import open_file
 from imgfs.sources.listing import Listed, Listing, LocalListing
+from imgfs.status import CacheStatus, FastPathStatus, MountStatus
 from imgfs.stop import Stop
 from imgfs.tree.image import ImageNodes
-from imgfs.tree.images import ListedImages
+from imgfs.tree.images import ImagesNodes, ListedImages
 from imgfs.tree.names import image_name
 from imgfs.tree.nodes import Tree
 from imgfs.url import ObjectUrl, parse
 from imgfs.url_nbd import NbdCommand, NbdUrl
 
 if TYPE_CHECKING:
+    from imgfs import configfile
     from imgfs.sources.bridge import Bridge
     from imgfs.sources.ssh import SshHosts
 
@@ -54,23 +58,29 @@ class Sources:
         self._bridge: Bridge | None = None
         self._hosts: SshHosts | None = None
 
-    async def open(self, text: str) -> Source:
-        """An open source.  Raises UsageError and what opening raises."""
+    async def open(
+        self, text: str, options: Options | None = None, directory: Path | None = None
+    ) -> Source:
+        """An open source; with options of its own, and where a command of it is to run.
+
+        Raises UsageError and what opening raises.
+        """
+        options = options or self._options
         where = parse(text)
         if isinstance(where, str):
-            return await open_file(where, extents=self._options.extents)
+            return await open_file(where, extents=options.extents)
         if isinstance(where, ObjectUrl):
             from imgfs.sources.objects import open_object
 
-            return await open_object(where, self._options.objects(), self._asyncio())
+            return await open_object(where, options.objects(), self._asyncio())
         if isinstance(where, NbdUrl | NbdCommand):
             from imgfs.sources.nbd import open_command, open_nbd
 
-            settings = self._options.nbd()
+            settings = options.nbd()
             if isinstance(where, NbdUrl):
                 return await open_nbd(where, settings, self._nursery)
-            return await open_command(where, self._directory, settings, self._nursery)
-        return await self._ssh().open(where, self._options.ssh())
+            return await open_command(where, directory or self._directory, settings, self._nursery)
+        return await self._ssh().open(where, options.ssh())
 
     async def listing(self, text: str) -> Listing | None:
         """The directory that this names, or None when it names an image.  Raises UsageError."""
@@ -138,11 +148,14 @@ class Caches:
         self._making = trio.Lock()
 
     async def hold(
-        self, source: Source, task_status: trio.TaskStatus[CachedImage] = trio.TASK_STATUS_IGNORED
+        self,
+        source: Source,
+        policy: Policy,
+        task_status: trio.TaskStatus[CachedImage] = trio.TASK_STATUS_IGNORED,
     ) -> None:
         """Keep a cache for the source until that is another.  Raises nothing."""
         space = await self._made()
-        async with open_cached(source, space, self._root) as image:
+        async with open_cached(source, space, self._root, policy) as image:
             task_status.started(image)
             await image.became_stale.wait()
 
@@ -161,7 +174,7 @@ class Caches:
                 await self._space.count_idle()
             return self._space
 
-    def status(self) -> dict[str, int]:
+    def status(self) -> CacheStatus:
         """Bytes."""
         space = self._space or CacheSpace(0)
         return {"limit": space.limit, "used": space.used}
@@ -170,53 +183,106 @@ class Caches:
 class Mount:
     """The tree of a mount, and the images in it."""
 
-    def __init__(self, text: str, sources: Sources, caches: Caches, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, text: str, options: Options, sources: Sources, nursery: trio.Nursery
+    ) -> None:
+        self._options = options
         self._sources = sources
-        self._caches = caches
+        self._caches = Caches(options)
         self._nursery = nursery
         self.tree = Tree()
         self._root = self.tree.add(None, b"", children={})
         about = self.tree.add(self._root, b".imgfs", children={})
         self.tree.add(about, b"status.json", make=self._status)
+        self.tree.add(about, b"metrics", make=self._metrics)
         # Absolute, because the process leaves its directory.
         where = parse(text)
         self._text = _absolute(where) if isinstance(where, str) else text
         self.url = self._text if isinstance(where, str) else where.text  #: shown to people
-        if isinstance(where, NbdCommand):
-            self.url = where.name  # its arguments may hold secrets
-        self._image: ImageNodes | None = None
-        self._listed: ListedImages | None = None
+        self._images: Iterable[ImageNodes] = ()
+        #: reads a TOML file again; None where there is none
+        self.reload: Callable[[], Awaitable[None]] | None = None
 
     async def open(self, *, lazy: bool) -> None:
         """Show what there is.  Unless lazy, what a person named is open then, or listed.
 
         Raises UsageError and what opening raises.
         """
+        where = parse(self._text)
+        if isinstance(where, str) and where.endswith(".toml"):
+            await self._open_file()
+            return
         listing = await self._sources.listing(self._text)
         if listing is not None:
             self.url = listing.url
-            self._listed = ListedImages(self.tree, self._root, listing, self._make_image)
+            listed = ListedImages(self.tree, self._root, listing, self._listed_image, _forget_name)
+            self._images = listed
             if not lazy:
-                await self._listed.refresh()
+                await listed.refresh()
             return
-        where = parse(self._text)
-        file_name = Path(where).name if isinstance(where, str) else where.basename
-        file = Listed(file_name, self._text, 0)
-        self._image = self._make_image(image_name(file_name), file, self.url)
-        self._image.add_to(self.tree, self._root)
+        name = Path(where).name if isinstance(where, str) else where.basename
+        image = self._make_image(image_name(name), name, self.url, self._text, self._options)
+        self._images = [image]
+        image.add_to(self.tree, self._root)
         if not lazy:
-            await self._image.opened()
+            await image.opened()
 
-    def _make_image(self, name: str, file: Listed, shown: str | None = None) -> ImageNodes:
+    async def _open_file(self) -> None:
+        # msgspec is for whom there is such a file.
+        from imgfs import configfile
+
+        async def reload() -> None:
+            config = await trio.to_thread.run_sync(configfile.load, self._text)
+            for line in config.warnings:
+                log.warning("%s", line)
+            images.set(config.images)
+
+        def make(name: str, image: configfile.ImageSettings) -> ImageNodes:
+            return self._configured_image(name, image, Path(self._text).parent)
+
+        images = ImagesNodes(self.tree, self._root, make, _forget_name)
+        self._images = images
+        await reload()
+        self.reload = reload
+
+    def _configured_image(
+        self, name: str, image: configfile.ImageSettings, directory: Path
+    ) -> ImageNodes:
+        options = image.over(self._options)
+        text = image.source or f"nbd+command:{shlex.join(image.command or ())}"
+        where = parse(text)
+        if isinstance(where, ObjectUrl):
+            settings = image.objects(os.environ, options.timeout)
+            options = replace(options, object_settings=settings)
+        ahead = image.readahead if (image.readahead or 0) >= 0 else None
+        file_name = Path(where).name if isinstance(where, str) else where.basename
+        shown = where if isinstance(where, str) else where.text
+        policy = Policy(image.cache_size, ahead, options.hard)
+        return self._make_image(name, file_name, shown, text, options, policy, directory)
+
+    def _listed_image(self, name: str, file: Listed) -> ImageNodes:
+        return self._make_image(name, file.name, file.url, file.url, self._options)
+
+    def _make_image(
+        self,
+        name: str,
+        file_name: str,
+        shown: str,
+        text: str,
+        options: Options,
+        policy: Policy | None = None,
+        directory: Path | None = None,
+    ) -> ImageNodes:
+        policy = policy or Policy(hard=options.hard)
+
         async def open_source() -> Source:
-            return await self._sources.open(file.url)
+            return await self._sources.open(text, options, directory)
 
         async def open_cache(source: Source) -> CachedImage:
-            cached: CachedImage = await self._nursery.start(self._caches.hold, source)
+            cached: CachedImage = await self._nursery.start(self._caches.hold, source, policy)
             return cached
 
-        url = shown or file.url
-        return ImageNodes(name, file.name, url, open_source, open_cache, self._invalidate)
+        return ImageNodes(name, file_name, shown, open_source, open_cache, self._invalidate)
 
     def _invalidate(self, inode: int) -> None:
         import pyfuse3
@@ -230,31 +296,55 @@ class Mount:
 
         self._nursery.start_soon(drop)
 
-    def _images(self) -> Iterable[ImageNodes]:
-        if self._listed is not None:
-            return self._listed
-        return [self._image] if self._image is not None else []
-
     async def watch(self) -> None:
         """While a view is being read, check every 5 s that its source is the same."""
         while True:
             await trio.sleep(CHECK_S)
             async with trio.open_nursery() as nursery:  # a dead source delays no other's check
-                for image in self._images():
+                for image in self._images:
                     if image.is_read():
                         nursery.start_soon(image.check)
 
+    async def reload_when(self, asked: trio.MemoryReceiveChannel[None]) -> None:
+        """Read the TOML file again each time; one with a mistake changes nothing."""
+        async for _ in asked:
+            assert self.reload is not None
+            try:
+                await self.reload()
+                log.info("%s: was read again", self.url)
+            except UsageError as exc:
+                log.error("%s; the mount stays as it is", exc)
+
     async def aclose(self) -> None:
-        for image in self._images():
+        for image in self._images:
             await image.aclose()
 
-    async def _status(self) -> bytes:
+    def _told(self) -> MountStatus:
         from imgfs.fuse.boundary import native
 
-        images = {image.name: image.status() for image in self._images()}
-        status = {"pid": os.getpid(), "source": self.url, "images": images}
-        status |= {"cache": self._caches.status(), "fast_path": dict(native.status())}
-        return (json.dumps(status, indent=2) + "\n").encode()
+        return {
+            "pid": os.getpid(),
+            "source": self.url,
+            "images": {image.name: image.status() for image in self._images},
+            "cache": self._caches.status(),
+            "fast_path": cast(FastPathStatus, native.status()),
+        }
+
+    async def _status(self) -> bytes:
+        return (json.dumps(self._told(), indent=2) + "\n").encode()
+
+    async def _metrics(self) -> bytes:
+        from imgfs.metrics import render
+
+        return render(self._told()).encode()
+
+
+def _forget_name(parent: int, name: bytes) -> None:
+    import pyfuse3
+
+    # In a thread of its own; before the mount there is nobody to tell.
+    with contextlib.suppress(OSError, RuntimeError):
+        pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
 
 
 def _absolute(path: str) -> str:
@@ -276,10 +366,14 @@ async def run_mount(
     was_ready = False
     async with trio.open_nursery() as nursery:
         sources = Sources(options, nursery)
-        mount = Mount(text, sources, Caches(options), nursery)
+        mount = Mount(text, options, sources, nursery)
         try:
             _refuse_inside(text, mountpoint)
             await stop.unless(partial(mount.open, lazy=options.lazy))
+            if mount.reload is not None:
+                asking, asked = trio.open_memory_channel[None](1)
+                stop.on_hangup = partial(_ask, asking)
+                nursery.start_soon(mount.reload_when, asked)
             answered = trio.Event()
 
             async def background() -> None:
@@ -302,6 +396,11 @@ async def run_mount(
                 await sources.aclose()
     if not was_ready:
         raise stop.error()
+
+
+def _ask(channel: trio.MemorySendChannel[None]) -> None:
+    with contextlib.suppress(trio.WouldBlock):  # it has been asked for already
+        channel.send_nowait(None)
 
 
 def _allow_many_files() -> None:

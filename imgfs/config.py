@@ -18,7 +18,7 @@ _IGNORED = frozenset(
     {"rw", "dev", "nodev", "suid", "nosuid", "exec", "noexec", "_netdev", "nofail"}
 )
 _IGNORED |= {"auto", "noauto", "user", "users", "nouser", "defaults", "async", "noatime"}
-_FLAGS = {"ro": "read_only", "allow_other": "allow_other", "lazy": "lazy"}
+_FLAGS = {"ro": "read_only", "allow_other": "allow_other", "lazy": "lazy", "hard": "hard"}
 # What people try for S3 and http; everybody can see a command line.
 _SECRETS = re.compile(r".*(access_key|secret|token|passw|authorization|credential).*", re.I)
 
@@ -36,11 +36,15 @@ class Options:
     cache_size: int | None = None  #: bytes; None: 10 GiB or a tenth of the free disk
     timeout: int = 30  #: seconds until an absent server is an error
     known_hosts: str | None = None
-    identity: str | None = None
+    key: str | None = None  #: private key file of ssh
     config: str | None = None  #: ssh's
     helpers: tuple[str, ...] = HELPERS
     lazy: bool = False  #: connect at first use
-    pin: str | None = None  #: of a source without an identity: it is the same while this is
+    hard: bool = False  #: wait for an absent server for ever
+    #: of a source that has none: it is the same image for as long as this is the same text
+    identity: str | None = None
+    #: of http and S3, where a file says more than the environment
+    object_settings: ObjectSettings | None = field(default=None, repr=False)
     #: how to ask the person, while the mount is not ready
     prompt: Prompt | None = field(default=None, compare=False, repr=False)
 
@@ -49,7 +53,7 @@ class Options:
         return SshSettings(
             timeout_s=self.timeout,
             known_hosts=self.known_hosts,
-            identity=self.identity,
+            identity=self.key,
             config=self.config,
             extents=self.extents,
             helpers=self.helpers,
@@ -61,11 +65,11 @@ class Options:
 
         Raises UsageError when that contradicts itself.
         """
-        return from_environment(os.environ, timeout_s=self.timeout)
+        return self.object_settings or from_environment(os.environ, timeout_s=self.timeout)
 
     def nbd(self) -> NbdSettings:
         """The part that is about NBD."""
-        return NbdSettings(timeout_s=self.timeout, extents=self.extents, pin=self.pin)
+        return NbdSettings(timeout_s=self.timeout, extents=self.extents, pin=self.identity)
 
 
 def _number(name: str, value: str) -> int:
@@ -89,6 +93,9 @@ def parse_options(texts: tuple[str, ...]) -> Options:
         name, _, value = item.partition("=")
         if name in _IGNORED or name.startswith("x-"):
             continue
+        if item == "soft":
+            values["hard"] = False
+            continue
         if item in _FLAGS:
             values[_FLAGS[item]] = True
         elif name == "extents" and value in ("on", "off"):
@@ -97,9 +104,9 @@ def parse_options(texts: tuple[str, ...]) -> Options:
             values[name] = parse_size(value)
         elif name == "helpers":
             values[name] = _helpers(value)
-        elif name in ("known_hosts", "identity", "config") and value:
+        elif name in ("known_hosts", "key", "config") and value:
             values[name] = str(Path(value).absolute())
-        elif name == "pin" and value:
+        elif name == "identity" and value:
             values[name] = value
         elif name in ("uid", "gid", "threads", "timeout"):
             values[name] = _number(name, value)

@@ -89,7 +89,7 @@ class ImageSettings:
     #: the person's word that the image is the same for as long as this is
     identity: str | None = None
     known_hosts: str | None = None  #: absolute path
-    key: str | None = None  #: ssh's private key file, an absolute path; `-o identity=`
+    key: str | None = None  #: ssh's private key file, an absolute path
     config: str | None = None  #: of ssh, an absolute path
     helpers: tuple[str, ...] | None = None
     s3: S3Settings = S3Settings()
@@ -101,9 +101,11 @@ class ImageSettings:
             "extents": self.extents,
             "timeout": self.timeout,
             "known_hosts": self.known_hosts,
-            "identity": self.key,
+            "key": self.key,
             "config": self.config,
             "helpers": self.helpers,
+            "hard": self.hard,
+            "identity": self.identity,
         }
         return replace(options, **_without_none(said))
 

@@ -37,6 +37,8 @@ class Stop:
         self.asked = trio.Event()
         self.at_once = trio.Event()
         self.why = ""
+        #: what SIGHUP means instead of a stop, where there is something to read again
+        self.on_hangup: Callable[[], None] | None = None
 
     def ask(self, why: str) -> None:
         if self.asked.is_set():
@@ -71,6 +73,9 @@ class Stop:
             let_through()
             task_status.started()
             async for number in signals:
+                if number == signal.SIGHUP and self.on_hangup is not None:
+                    self.on_hangup()
+                    continue
                 self.ask(f"stopped by {signal.Signals(number).name}")
 
     async def follow(self, parent: int) -> None:

@@ -118,4 +118,4 @@ class Sshd:
 
     @property
     def options(self) -> str:
-        return f"known_hosts={self.directory / 'known'},identity={self.directory / 'user'}"
+        return f"known_hosts={self.directory / 'known'},key={self.directory / 'user'}"

@@ -44,6 +44,7 @@ log = logging.getLogger(__name__)
 FILL_BLOCKS = 31  # just under 2 MiB: eight of OpenSSH's reads of 255 KiB
 SHARE = 8  # a window, or the blocks of one fill, are at most this part of the limit
 TRIES = 4
+HARD_PAUSE_S = 1.0
 RECORD_S = 5.0  # what was cached so long before a crash is not lost
 
 Part: TypeAlias = tuple[int, Buffer]  #: an offset in bytes, and the source's bytes from there
@@ -58,8 +59,10 @@ class CachedImage(Image):
         store: _map.Store,
         account: Account | None,
         zeroes: list[Run],
-        limit: int,
+        most_fill: int,
+        window: int,
         nursery: trio.Nursery,
+        hard: bool,
     ) -> None:
         """For `open_cached` only."""
         super().__init__(source.name, source.size)
@@ -73,8 +76,9 @@ class CachedImage(Image):
         self._account = account
         self._zeroes = zeroes
         self._nursery = nursery
-        self._window = limit // SHARE
-        self._fills = Fills(nursery, max(1, min(FILL_BLOCKS, self._window // BLOCK)), self._run)
+        self._window = window
+        self._hard = hard
+        self._fills = Fills(nursery, max(1, min(FILL_BLOCKS, most_fill // BLOCK)), self._run)
         self._ahead: Readahead | None = None
         self._unrecorded = trio.Event()
         self._preparing = trio.Lock()
@@ -233,7 +237,7 @@ class CachedImage(Image):
     async def _get(self, fill: Fill, runs: list[Run]) -> None:
         """Sets the fill's parts, or its error."""
         try:
-            fill.parts = [part for run in runs for part in await self._fetch(*run)]
+            fill.parts = [part for run in runs for part in await self._fetch_for_sure(run)]
         except ImgfsError as exc:
             fill.error = exc
             if isinstance(exc, SourceChanged):
@@ -243,6 +247,17 @@ class CachedImage(Image):
             fill.error = ImgfsError(f"{self.name}: {exc!r}")
         finally:
             fill.fetched.set()
+
+    async def _fetch_for_sure(self, run: Run) -> list[Part]:
+        """Of a hard image: again and again while the source is away."""
+        while True:
+            try:
+                return await self._fetch(*run)
+            except ImgfsError as exc:
+                if not (self._hard and exc.temporary) or self.stale is not None:
+                    raise
+                log.warning("%s; trying again", exc)
+                await trio.sleep(HARD_PAUSE_S)
 
     async def _fetch(self, first: int, count: int) -> list[Part]:
         start, end = first * BLOCK, min((first + count) * BLOCK, self.size)
@@ -278,6 +293,15 @@ class CachedImage(Image):
         for a, b in written.zeroes:
             self.map.set_zero(a, b)
         return True
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What may be said of the cache of one image; sizes in bytes."""
+
+    limit: int | None = None  #: within the limit of all
+    readahead: int | None = None  #: most bytes ahead of a stream; 0: none; None: as it pays
+    hard: bool = False  #: wait for a source that is away for ever
 
 
 @dataclass(slots=True)
@@ -323,7 +347,7 @@ def _content(block: int, size: int, parts: list[Part]) -> Buffer:
 
 @asynccontextmanager
 async def open_cached(
-    source: Source, space: CacheSpace, root: Path | None
+    source: Source, space: CacheSpace, root: Path | None, policy: Policy | None = None
 ) -> AsyncIterator[CachedImage]:
     """The source through a cache in a directory of its own below `root`.
 
@@ -331,6 +355,8 @@ async def open_cached(
     end of the block the fetches are cancelled, and what is cached is recorded for a later mount or,
     if it is of no use to one, given back.
     """
+    policy = policy or Policy()
+    share = min(space.limit, space.limit if policy.limit is None else policy.limit) // SHARE
     directory: CacheDirectory | None = None
     if root is not None:
         try:
@@ -344,11 +370,20 @@ async def open_cached(
     finally:
         if directory is None:
             os.close(fd)
-    account, found = await _accounted(directory, space, store)
+    account, found = await _accounted(directory, space, store, policy.limit)
     image = None
     try:
         async with trio.open_nursery() as nursery:
-            image = CachedImage(source, store, account, found.zeroes, space.limit, nursery)
+            image = CachedImage(
+                source,
+                store,
+                account,
+                found.zeroes,
+                share,
+                share if policy.readahead is None else min(share, policy.readahead),
+                nursery,
+                policy.hard,
+            )
             yield image
             nursery.cancel_scope.cancel()
     finally:
@@ -368,7 +403,7 @@ async def open_cached(
 
 
 async def _accounted(
-    directory: CacheDirectory | None, space: CacheSpace, store: _map.Store
+    directory: CacheDirectory | None, space: CacheSpace, store: _map.Store, limit: int | None
 ) -> tuple[Account | None, Found]:
     if directory is None:
         return None, Found()
@@ -381,6 +416,6 @@ async def _accounted(
         except OSError as exc:
             log.warning("%s: its cache cannot be read: %s", directory.path, exc.strerror)
             kept = None
-    account = Account(space, store, kept, found.unverified)
+    account = Account(space, store, kept, found.unverified, limit=limit)
     await space.trim()
     return account, found

@@ -131,6 +131,8 @@ class Account:
     kept: Kept | None = None
     unverified: int = 0
     checks: dict[int, int] = field(default_factory=dict)
+    limit: int | None = None  #: bytes; most of this store, within the limit of all
+    _reserved: int = 0
 
     def __post_init__(self) -> None:
         self._block = self.store.block_size
@@ -139,16 +141,49 @@ class Account:
 
     async def reserve(self, count: int) -> bool:
         """Room for `count` blocks, by evicting others where needed; False: there is none."""
-        return await self.space.reserve(count * self._block)
+        if not await self._reserve_of_own(count):
+            return False
+        if not await self.space.reserve(count * self._block):
+            self._reserved -= count
+            return False
+        return True
+
+    async def _reserve_of_own(self, count: int) -> bool:
+        """Count them for this store's own limit."""
+        space = self.space
+        if self.limit is not None:
+            most = self.limit // self._block
+            async with space.lock:
+                while (over := self.counted + count - most) > 0:
+                    blocks = max(over, most // EVICT_SHARE)
+                    gone = await trio.to_thread.run_sync(self._evict_own, blocks)
+                    if not gone:
+                        return False
+                    space.used -= gone
+                self._reserved += count
+        else:
+            self._reserved += count
+        return True
+
+    def _evict_own(self, blocks: int) -> int:
+        if self.unverified:
+            return self.evict_unverified(blocks * self._block)
+        return self.take_away(self.store.oldest(blocks))
+
+    @property
+    def counted(self) -> int:
+        """Blocks that count for this store's own limit."""
+        return self.store.present + self.unverified + self._reserved
 
     def keep(self, runs: list[Run], reserved: int) -> None:
         """Of `reserved` blocks these were written: they are present now, the rest is released."""
-        for first, count in runs:
-            reserved -= self.store.set_present(first, count)
-        self.release(reserved)
+        new = sum(self.store.set_present(first, count) for first, count in runs)
+        self._reserved -= new
+        self.release(reserved - new)
 
     def release(self, reserved: int) -> None:
         """Nothing was written into them."""
+        self._reserved -= reserved
         self.space.used -= reserved * self._block
 
     async def give_back(self, first: int, count: int) -> None:
@@ -170,7 +205,7 @@ class Account:
                 log.warning("the cache held %d bad blocks; they are fetched again", run[1])
                 self.unverified -= run[1]
                 if await trio.to_thread.run_sync(self._forget, run):
-                    self.release(run[1])
+                    self.space.used -= run[1] * self._block
 
     async def record(self) -> None:
         """Make entries of all that is present, once it is durable.  Raises OSError."""

@@ -6,7 +6,7 @@ import contextlib
 import os
 import stat
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import trio
@@ -20,7 +20,7 @@ class Listed:
 
     name: str
     url: str  #: as `open_source` takes it
-    mtime_ns: int
+    mtime_ns: int = field(compare=False)
 
 
 class Listing(ABC):

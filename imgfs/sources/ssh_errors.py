@@ -48,7 +48,7 @@ FILE_ERRORS: tuple[tuple[type[Exception], type[ImgfsError], str], ...] = (
 )
 
 REFUSED = "the server refused the login; load the key into the agent, "
-REFUSED += "or name it with -o identity="
+REFUSED += "or name it with -o key="
 
 #: What ends a login for good: trying again would give the same answer.
 LOGIN_ERRORS: tuple[tuple[type[Exception], type[ImgfsError], str], ...] = (

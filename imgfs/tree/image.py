@@ -13,6 +13,7 @@ from imgfs.cache.cached import CachedImage
 from imgfs.errors import ImgfsError, SourceUnreachable
 from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource
+from imgfs.status import ImageStatus, State
 from imgfs.tree.names import encode
 from imgfs.tree.nodes import Node, Tree
 from imgfs.views.raw import RawView
@@ -138,18 +139,18 @@ class ImageNodes:
         extents = await view.extents(0, view.size)
         return "".join(mapjson.lines(extents)).encode()
 
-    def status(self) -> dict[str, object]:
+    def status(self) -> ImageStatus:
         """For status.json; sizes are bytes."""
         view = self._view
         if view is None:
-            state = "failed" if self._failed else "not opened yet"
-            return {"source": self.url, "state": state, "last_error": self._failed}
-        source = view.source
+            unopened: State = "failed" if self._failed else "not opened yet"
+            return {"source": self.url, "state": unopened, "last_error": self._failed}
+        source, identity = view.source, view.source.stat.identity
         unreachable = isinstance(source.counters.failure, SourceUnreachable)
         return {
             "source": self.url,
             "state": "stale" if view.stale else "unreachable" if unreachable else "open",
-            "identity": source.stat.identity and source.stat.identity.token,
+            "identity": None if identity is None else identity.token,
             "size": view.size,
             "stored": view.stored_bytes,
             "bytes_native": view.map.bytes_served,

@@ -6,7 +6,8 @@ Nothing is opened, and no image has nodes of its own, before somebody looks into
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Generic, TypeVar
 
 import trio
 
@@ -20,18 +21,29 @@ log = logging.getLogger(__name__)
 
 FRESH_S = 1.0  # so long a listing is not asked about again
 
-#: An image's directory name and its file, as an image that is not open.
-MakeImage = Callable[[str, Listed], ImageNodes]
+#: What is known of an image before it is opened; two that are equal are the same image.
+Spec = TypeVar("Spec")
 
 
-class ImagesNodes:
-    """A directory of image directories, which can be given another set of images at any time."""
+class ImagesNodes(Generic[Spec]):
+    """A directory of image directories, which can be given another set of images at any time.
 
-    def __init__(self, tree: Tree, root: Node, make_image: MakeImage) -> None:
+    `make_image` gets the name of an image's directory, and gives an image that is not open.
+    `forget_name(parent's inode, name)` lets the kernel know that the name means something else now.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        root: Node,
+        make_image: Callable[[str, Spec], ImageNodes],
+        forget_name: Callable[[int, bytes], None],
+    ) -> None:
         self.tree = tree
+        self._forget_name = forget_name
         self.root = root
         self._make_image = make_image
-        self._images: dict[str, tuple[Listed, ImageNodes]] = {}
+        self._images: dict[str, tuple[Spec, ImageNodes]] = {}
         #: Images that are gone, but may still be read by who has them open.
         self._gone: list[ImageNodes] = []
 
@@ -41,27 +53,22 @@ class ImagesNodes:
             yield image
         yield from self._gone
 
-    def set(self, wanted: dict[str, Listed]) -> None:
+    def set(self, wanted: Mapping[str, Spec]) -> None:
         """From now on these, by the names of their directories.  What stays is not disturbed."""
-        for name in [n for n, (file, _) in self._images.items() if _other(wanted.get(n), file)]:
+        for name in [n for n, (spec, _) in self._images.items() if wanted.get(n) != spec]:
             _, image = self._images.pop(name)
             self._gone.append(image)
             self.tree.remove(self.root, encode(name))
-        for name, file in wanted.items():
+            self._forget_name(self.root.inode, encode(name))
+        for name, spec in wanted.items():
             if name not in self._images:
-                image = self._make_image(name, file)
-                self._images[name] = (file, image)
-                self._add_directory(name, file, image)
+                image = self._make_image(name, spec)
+                self._images[name] = (spec, image)
+                self._add_directory(name, spec, image)
 
-    def image_of(self, file_name: str) -> ImageNodes | None:
-        """The image whose file has this name."""
-        for file, image in self._images.values():
-            if file.name == file_name:
-                return image
-        return None
-
-    def _add_directory(self, name: str, file: Listed, image: ImageNodes) -> None:
-        node = self.tree.add(self.root, encode(name), children={}, mtime_ns=file.mtime_ns)
+    def _add_directory(self, name: str, spec: Spec, image: ImageNodes) -> None:
+        mtime_ns = spec.mtime_ns if isinstance(spec, Listed) else None
+        node = self.tree.add(self.root, encode(name), children={}, mtime_ns=mtime_ns)
 
         async def look_into() -> None:
             if not node.children:
@@ -70,15 +77,18 @@ class ImagesNodes:
         node.refresh = look_into
 
 
-def _other(new: Listed | None, old: Listed) -> bool:
-    return new is None or (new.name, new.url) != (old.name, old.url)
-
-
-class ListedImages(ImagesNodes):
+class ListedImages(ImagesNodes[Listed]):
     """The images of a listing, and `originals/`, its files as they are; both follow it."""
 
-    def __init__(self, tree: Tree, root: Node, listing: Listing, make_image: MakeImage) -> None:
-        super().__init__(tree, root, make_image)
+    def __init__(
+        self,
+        tree: Tree,
+        root: Node,
+        listing: Listing,
+        make_image: Callable[[str, Listed], ImageNodes],
+        forget_name: Callable[[int, bytes], None],
+    ) -> None:
+        super().__init__(tree, root, make_image, forget_name)
         self.listing = listing
         self._files: dict[str, Listed] = {}
         self._plain: dict[str, ImageNodes] = {}
@@ -124,7 +134,7 @@ class ListedImages(ImagesNodes):
             self.tree.remove(self._originals, name)
         for name in _missing(wanted, children):
             file = wanted[name]
-            image = self.image_of(file.name)
+            image = next((i for f, i in self._images.values() if f.name == file.name), None)
             if image is None:
                 image = self._plain.get(file.name) or self._make_image(file.name, file)
                 self._plain[file.name] = image

@@ -114,7 +114,7 @@ def ssh_tar(job: Job) -> Iterator[list[object]]:
 @contextlib.contextmanager
 def nbdkit_ssh(job: Job) -> Iterator[list[object]]:
     login = [f"host={job.host}", f"config={job.config}", f"port={job.port}", "user=root"]
-    login += [f"identity={job.sshd.directory / 'user'}"]
+    login += [f"key={job.sshd.directory / 'user'}"]
     login += [f"known-hosts={job.sshd.directory / 'known'}"]
     copy = ["--run", f"nbdcopy $uri {job.target}"]
     yield ["nbdkit", "-r", "-U", "-", "ssh", *login, job.source, *copy]

@@ -128,7 +128,7 @@ def test_refusals_are_one_line(servers: Maker, sparse: Path, tmp_path: Path) -> 
     cases = [
         (server.url(b"b"), "", "no such export"),
         (f"nbd+unix:///?socket={tmp_path}/none", "", "No such file"),
-        (server.url(b"a"), "pin=", "unknown option"),
+        (server.url(b"a"), "identity=", "unknown option"),
         ("nbd+command:nbdkit file no-such.img", "", "no-such.img"),
         ("nbd://me:secret@kool/", "", "password"),
     ]
@@ -162,7 +162,7 @@ def test_server_dies_and_comes_back(mount: Mounter, servers: Maker, sparse: Path
 
 def test_with_a_pin_open_files_go_on(mount: Mounter, servers: Maker, sparse: Path) -> None:
     server = servers(Nbdkit, "file", sparse)
-    m = mount(server.url(), "-o", "timeout=5,pin=v1")
+    m = mount(server.url(), "-o", "timeout=5,identity=v1")
     raw = m.point / "disk.raw"
     assert "v1" in str(m.status())
     fd = os.open(raw, os.O_RDONLY | os.O_DIRECT)

@@ -87,7 +87,7 @@ def point(tmp_path: Path) -> Iterator[Path]:
 
 
 def options(sshd: Sshd) -> str:
-    return f"known_hosts={sshd.directory / 'known'},identity={sshd.directory / 'locked'}"
+    return f"known_hosts={sshd.directory / 'known'},key={sshd.directory / 'locked'}"
 
 
 def tells_the_secret(pid: int) -> bool:
@@ -198,7 +198,7 @@ def test_unknown_host_key_is_refused_unasked(
     point: Path, sshd: Sshd, sparse: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "none").touch()
-    words = f"known_hosts={tmp_path / 'none'},identity={sshd.directory / 'locked'}"
+    words = f"known_hosts={tmp_path / 'none'},key={sshd.directory / 'locked'}"
     t = Terminal(sshd.url(sparse), point, "-o", words)
     assert t.status() == 1
     assert "host key is not trusted" in t.seen

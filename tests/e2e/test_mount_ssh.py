@@ -68,10 +68,10 @@ def test_refusals_are_one_line(sshd: Sshd, sparse: Path, tmp_path: Path) -> None
     key = f"[127.0.0.1]:{sshd.port} {' '.join(Path(f'{other}.pub').read_text().split()[:2])}\n"
     (tmp_path / "wrong").write_text(key)
     known = f"known_hosts={sshd.directory / 'known'}"
-    identity = f"identity={sshd.directory / 'user'}"
+    identity = f"key={sshd.directory / 'user'}"
     cases = [
         (sshd.url(sparse), f"known_hosts={tmp_path / 'wrong'},{identity}", "host key"),
-        (sshd.url(sparse), f"{known},identity={other}", "refused the login"),
+        (sshd.url(sparse), f"{known},key={other}", "refused the login"),
         (sshd.url(tmp_path / "missing"), sshd.options, "no such file"),
         (sshd.url(tmp_path), sshd.options, "is a directory"),
         ("ssh://root@127.0.0.1:1/x", sshd.options, "refused"),

@@ -132,7 +132,7 @@ def test_killed_while_reading_without_a_pin(servers: Maker, image: Path) -> None
         async with opened(server.url(), timeout_s=10) as source:
 
             async def read() -> None:
-                with pytest.raises(SourceChanged, match="pin="):
+                with pytest.raises(SourceChanged, match="identity="):
                     await source.read(0, 4 * MIB)
 
             async with trio.open_nursery() as nursery:
