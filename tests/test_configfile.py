@@ -139,16 +139,14 @@ def test_everything(read: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 def test_what_is_not_said_is_none_and_leaves_options_alone(read: Loader) -> None:
     found = read('images.a.source = "/x"').images["a"]
     assert found == ImageSettings(source="/x")
-    options = Options(timeout=7, extents=False, known_hosts="/known", identity="/id", threads=3)
+    options = Options(timeout=7, extents=False, known_hosts="/known", key="/id", threads=3)
     assert found.over(options) == options
 
 
 def test_what_is_said_is_over_options(read: Loader) -> None:
     found = read('images.a = {source="/x", timeout=9, extents=false, key="/k", helpers=[]}')
-    options = Options(timeout=7, known_hosts="/known", identity="/id", uid=5)
-    expected = Options(
-        timeout=9, extents=False, known_hosts="/known", identity="/k", uid=5, helpers=()
-    )
+    options = Options(timeout=7, known_hosts="/known", key="/id", uid=5)
+    expected = Options(timeout=9, extents=False, known_hosts="/known", key="/k", uid=5, helpers=())
     assert found.images["a"].over(options) == expected
 
 

@@ -6,7 +6,7 @@
        |            +-- at once when a reader wants it, else when one of AHEAD places is free
        +----> dropped (its stream is gone)
 
-An error is remembered for a second: the kernel asks twice, and who has waited for the timeout
+An error is remembered for a moment: the kernel asks twice, and who has waited for the timeout
 once must not wait for it again.
 
 A block is in at most one fill.  A fill belongs to the cache: a reader that goes away
@@ -25,7 +25,7 @@ from imgfs.errors import ImgfsError
 from imgfs.image import Buffer
 
 AHEAD = 8  # fills that run for readahead
-FAILED_S = 1.0  # how long an error is remembered
+FAILED_S = 0.25  # how long an error is remembered
 
 
 @dataclass(slots=True, eq=False)

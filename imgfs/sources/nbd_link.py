@@ -293,7 +293,7 @@ class NbdLink:
         elif connection.facts != self.facts:
             why = "has other properties than before"
         elif self._settings.pin is None:
-            why = "was disconnected, and without -o identity= nothing tells whether it is the same image"
+            why = "was disconnected, and without -o identity= nothing tells whether it is the same"
         if why:
             self._changed = SourceChanged(f"{self._name}: {why}; open it again")
             connection.end(SourceUnreachable(str(self._changed)))

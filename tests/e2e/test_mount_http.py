@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.cache.fills import FAILED_S
 from tests.webservers import Nginx, Weed, make_certificate
 
 from .conftest import MIB, Mount, imgfs
@@ -151,6 +152,7 @@ def test_server_dies_and_comes_back(mount: Mounter, nginx: Nginx, disk: Path) ->
         os.pread(fd, 4096, 5 * MIB)
     assert time.monotonic() - begun < 10
     nginx.start()
+    time.sleep(FAILED_S)  # so long is the error remembered
     assert raw.read_bytes() == disk.read_bytes()
     os.close(fd)
 
