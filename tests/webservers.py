@@ -18,6 +18,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+import obstore
+import obstore.store
+
 from tests.servers import free_port
 
 NGINX = """
@@ -195,6 +198,32 @@ class Weed:
     def stop(self) -> None:
         self._process.kill()
         self._process.wait()
+
+
+class Bucket:
+    """Writing to the server, with the library as other people use it."""
+
+    def __init__(self, weed: Weed) -> None:
+        self.store = obstore.store.S3Store(
+            weed.bucket,
+            endpoint=weed.endpoint,
+            access_key_id=weed.key,
+            secret_access_key=weed.secret,
+            region="us-east-1",
+            client_options={"allow_http": True},
+        )
+
+    def put(self, key: str, data: bytes) -> None:
+        """For ten seconds after its start SeaweedFS may have no volume to put it on."""
+        deadline = time.monotonic() + 30
+        while True:
+            try:
+                obstore.put(self.store, key, data)
+                return
+            except obstore.exceptions.BaseError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
 
 
 Answer = Callable[["Liar"], None]

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from imgfs.sources.base import Source
 from imgfs.sources.file import open_file
+from imgfs.sources.objects_settings import from_environment
 from tests.conformance import CHECKS, TIMEOUT_S, Check, Kind, Served
 from tests.nbd_servers import Nbdkit, NbdServer, QemuNbd
 from tests.servers import Sshd
+from tests.webservers import Bucket, Nginx, Weed
 
-from . import nbd
+from . import nbd, web
 from .conftest import opened, run
 
 
@@ -49,9 +52,42 @@ def nbd_of(server: NbdServer, *, sector: int = 1, tells_holes: bool = True) -> I
         server.stop()
 
 
+@contextmanager
+def http(work: Path, image: Path) -> Iterator[Served]:
+    server = Nginx(work, image.parent)
+    try:
+        url = server.url(image.name)
+        yield Served(lambda: web.opened(url, timeout_s=TIMEOUT_S), server.stop, tells_holes=False)
+    finally:
+        server.stop()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _shared() -> Iterator[None]:
+    yield
+    while SHARED:
+        SHARED.pop().stop()
+
+
+SHARED: list[Weed] = []  # it takes ten seconds until it takes an object
+
+
+@contextmanager
+def s3(work: Path, image: Path) -> Iterator[Served]:
+    if not SHARED:
+        SHARED.append(Weed(work))
+    (server,) = SHARED
+    Bucket(server).put(image.name, image.read_bytes())
+    settings = from_environment(server.environment, timeout_s=TIMEOUT_S)
+    url = f"s3://{server.bucket}/{image.name}"
+    yield Served(lambda: web.opened(url, **asdict(settings)), tells_holes=False)
+
+
 KINDS: dict[str, Kind] = {
     "file": local_file,
     "ssh": ssh,
+    "http": http,
+    "s3": s3,
     "nbdkit": lambda work, image: nbd_of(Nbdkit(work, "file", image)),
     "nbdkit over TCP": lambda work, image: nbd_of(Nbdkit(work, "file", image, tcp=True)),
     "nbdkit, simple replies": lambda work, image: nbd_of(

@@ -28,7 +28,7 @@ from imgfs.sources.objects import ObjectSource
 from imgfs.sources.objects_list import PAGE, Entry, list_objects
 from imgfs.sources.objects_settings import ObjectSettings, from_environment
 from tests.servers import free_port
-from tests.webservers import Weed
+from tests.webservers import Bucket, Weed
 
 from .conftest import MIB, run
 from .web import url_of, use
@@ -45,32 +45,6 @@ def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
 def _plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
-
-
-class Bucket:
-    """Writing to the server, with the library as other people use it."""
-
-    def __init__(self, weed: Weed) -> None:
-        self.store = obstore.store.S3Store(
-            weed.bucket,
-            endpoint=weed.endpoint,
-            access_key_id=weed.key,
-            secret_access_key=weed.secret,
-            region="us-east-1",
-            client_options={"allow_http": True},
-        )
-
-    def put(self, key: str, data: bytes) -> None:
-        """For ten seconds after its start SeaweedFS may have no volume to put it on."""
-        deadline = time.monotonic() + 30
-        while True:
-            try:
-                obstore.put(self.store, key, data)
-                return
-            except obstore.exceptions.BaseError:
-                if time.monotonic() > deadline:
-                    raise
-                time.sleep(0.2)
 
 
 @pytest.fixture(scope="module")
