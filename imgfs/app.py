@@ -257,7 +257,7 @@ class Mount:
         ahead = image.readahead if (image.readahead or 0) >= 0 else None
         file_name = Path(where).name if isinstance(where, str) else where.basename
         shown = where if isinstance(where, str) else where.text
-        policy = Policy(image.cache_size, ahead, options.hard)
+        policy = Policy(image.cache_size, ahead, options.hard, options.prefetch)
         return self._make_image(name, file_name, shown, text, options, policy, directory)
 
     def _listed_image(self, name: str, file: Listed) -> ImageNodes:
@@ -273,7 +273,7 @@ class Mount:
         policy: Policy | None = None,
         directory: Path | None = None,
     ) -> ImageNodes:
-        policy = policy or Policy(hard=options.hard)
+        policy = policy or Policy(hard=options.hard, prefetch=options.prefetch)
 
         async def open_source() -> Source:
             return await self._sources.open(text, options, directory)

@@ -41,6 +41,8 @@ class Options:
     helpers: tuple[str, ...] = HELPERS
     lazy: bool = False  #: connect at first use
     hard: bool = False  #: wait for an absent server for ever
+    #: fetch whole images, so many bytes a second (0: as fast as it goes); None: only what is read
+    prefetch: int | None = None
     #: of a source that has none: it is the same image for as long as this is the same text
     identity: str | None = None
     #: of http and S3, where a file says more than the environment
@@ -102,6 +104,8 @@ def parse_options(texts: tuple[str, ...]) -> Options:
             values["extents"] = value == "on"
         elif name == "cache_size":
             values[name] = parse_size(value)
+        elif name == "prefetch":
+            values[name] = parse_size(value) if value else 0
         elif name == "helpers":
             values[name] = _helpers(value)
         elif name in ("known_hosts", "key", "config") and value:

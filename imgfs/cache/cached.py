@@ -32,6 +32,7 @@ from imgfs._native import _map
 from imgfs.cache.directory import BLOCK, CacheDirectory, open_directory
 from imgfs.cache.fills import Fill, Fills, joined
 from imgfs.cache.kept import ZERO, Found, Kept, Run, check_of
+from imgfs.cache.prefetch import prefetch
 from imgfs.cache.readahead import Readahead
 from imgfs.cache.space import Account, CacheSpace
 from imgfs.errors import CacheError, ImgfsError, SourceChanged
@@ -50,6 +51,16 @@ RECORD_S = 5.0  # what was cached so long before a crash is not lost
 Part: TypeAlias = tuple[int, Buffer]  #: an offset in bytes, and the source's bytes from there
 
 
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What may be said of the cache of one image; sizes in bytes."""
+
+    limit: int | None = None  #: within the limit of all
+    readahead: int | None = None  #: most bytes ahead of a stream; 0: none; None: as it pays
+    hard: bool = False  #: wait for a source that is away for ever
+    prefetch: int | None = None  #: fetch all of it, so many bytes a second (0: any); None: do not
+
+
 class CachedImage(Image):
     """A source through the cache.  What must not be interleaved has no await in it."""
 
@@ -62,7 +73,7 @@ class CachedImage(Image):
         most_fill: int,
         window: int,
         nursery: trio.Nursery,
-        hard: bool,
+        policy: Policy,
     ) -> None:
         """For `open_cached` only."""
         super().__init__(source.name, source.size)
@@ -77,7 +88,7 @@ class CachedImage(Image):
         self._zeroes = zeroes
         self._nursery = nursery
         self._window = window
-        self._hard = hard
+        self._policy = policy
         self._fills = Fills(nursery, max(1, min(FILL_BLOCKS, most_fill // BLOCK)), self._run)
         self._ahead: Readahead | None = None
         self._unrecorded = trio.Event()
@@ -100,6 +111,10 @@ class CachedImage(Image):
             )
             self._nursery.start_soon(self._watch, self._ahead)
             self._nursery.start_soon(self._record_now_and_then)
+            if self._policy.prefetch is not None:
+                self._nursery.start_soon(
+                    prefetch, extents, self._fetch_ahead, self._has_room, self._policy.prefetch
+                )
 
     async def _learn_extents(self) -> ExtentList:
         kept = self._account.kept if self._account is not None else None
@@ -187,6 +202,10 @@ class CachedImage(Image):
     def _fetch_ahead(self, start: int, end: int) -> list[Fill]:
         return [fill for run in self._absent(start, end) for fill in self._fills.ahead(*run)]
 
+    def _has_room(self, length: int) -> bool:
+        account = self._account
+        return account is not None and account.has_room(length) and self.stale is None
+
     async def _watch(self, ahead: Readahead) -> None:
         """The map tells where the readers are that the fast path serves."""
         while self.stale is None:
@@ -254,7 +273,7 @@ class CachedImage(Image):
             try:
                 return await self._fetch(*run)
             except ImgfsError as exc:
-                if not (self._hard and exc.temporary) or self.stale is not None:
+                if not (self._policy.hard and exc.temporary) or self.stale is not None:
                     raise
                 log.warning("%s; trying again", exc)
                 await trio.sleep(HARD_PAUSE_S)
@@ -293,15 +312,6 @@ class CachedImage(Image):
         for a, b in written.zeroes:
             self.map.set_zero(a, b)
         return True
-
-
-@dataclass(frozen=True, slots=True)
-class Policy:
-    """What may be said of the cache of one image; sizes in bytes."""
-
-    limit: int | None = None  #: within the limit of all
-    readahead: int | None = None  #: most bytes ahead of a stream; 0: none; None: as it pays
-    hard: bool = False  #: wait for a source that is away for ever
 
 
 @dataclass(slots=True)
@@ -382,7 +392,7 @@ async def open_cached(
                 share,
                 share if policy.readahead is None else min(share, policy.readahead),
                 nursery,
-                policy.hard,
+                policy,
             )
             yield image
             nursery.cancel_scope.cancel()

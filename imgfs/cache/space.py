@@ -170,6 +170,11 @@ class Account:
             return self.evict_unverified(blocks * self._block)
         return self.take_away(self.store.oldest(blocks))
 
+    def has_room(self, length: int) -> bool:
+        """Can so many bytes be kept without evicting any?"""
+        own = self.limit is None or self.counted * self._block + length <= self.limit
+        return own and self.space.used + length <= self.space.limit
+
     @property
     def counted(self) -> int:
         """Blocks that count for this store's own limit."""
