@@ -31,7 +31,7 @@ from imgfs.tree.image import ImageNodes
 from imgfs.tree.images import ImagesNodes, ListedImages
 from imgfs.tree.names import image_name
 from imgfs.tree.nodes import Tree
-from imgfs.url import ObjectUrl, parse
+from imgfs.url import ObjectUrl, SshUrl, parse
 from imgfs.url_nbd import NbdCommand, NbdUrl
 
 if TYPE_CHECKING:
@@ -198,7 +198,7 @@ class Mount:
         # Absolute, because the process leaves its directory.
         where = parse(text)
         self._text = _absolute(where) if isinstance(where, str) else text
-        self.url = self._text if isinstance(where, str) else where.text  #: shown to people
+        self.url = self._text if isinstance(where, str) else _shown(where)  #: to people
         self._images: Iterable[ImageNodes] = ()
         #: reads a TOML file again; None where there is none
         self.reload: Callable[[], Awaitable[None]] | None = None
@@ -256,7 +256,7 @@ class Mount:
             options = replace(options, object_settings=settings)
         ahead = image.readahead if (image.readahead or 0) >= 0 else None
         file_name = Path(where).name if isinstance(where, str) else where.basename
-        shown = where if isinstance(where, str) else where.text
+        shown = where if isinstance(where, str) else _shown(where)
         policy = Policy(image.cache_size, ahead, options.hard, options.prefetch)
         return self._make_image(name, file_name, shown, text, options, policy, directory)
 
@@ -345,6 +345,11 @@ def _forget_name(parent: int, name: bytes) -> None:
     # In a thread of its own; before the mount there is nobody to tell.
     with contextlib.suppress(OSError, RuntimeError):
         pyfuse3.invalidate_entry_async(parent, name, ignore_enoent=True)
+
+
+def _shown(where: SshUrl | ObjectUrl | NbdUrl | NbdCommand) -> str:
+    """A command's arguments are nobody else's business."""
+    return where.name if isinstance(where, NbdCommand) else where.text
 
 
 def _absolute(path: str) -> str:

@@ -21,7 +21,7 @@ from urllib.parse import quote
 import obstore
 import obstore.store
 
-from tests.servers import free_port
+from tests.servers import free_port, free_ports
 
 NGINX = """
 {user}
@@ -157,7 +157,8 @@ class Weed:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.port = free_port()
+        ports_free = free_ports(8)
+        self.port = ports_free.pop()
         binary = shutil.which("weed", path=str(Path(sys.executable).parent)) or "weed"
         config = directory / "s3.json"
         config.write_text(
@@ -167,8 +168,11 @@ class Weed:
         # Each port P has one for gRPC, by default at P + 10000.
         ports: list[str] = []
         for service in ("master", "volume", "filer"):
-            ports += [f"-{service}.port={free_port()}", f"-{service}.port.grpc={free_port()}"]
-        ports += [f"-s3.port={self.port}", f"-s3.port.grpc={free_port()}"]
+            ports += [
+                f"-{service}.port={ports_free.pop()}",
+                f"-{service}.port.grpc={ports_free.pop()}",
+            ]
+        ports += [f"-s3.port={self.port}", f"-s3.port.grpc={ports_free.pop()}"]
         local = ("-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-s3.config={config}", "-s3")
         small = ("-master.volumeSizeLimitMB=64", "-volume.max=8", "-filer.encryptVolumeData=false")
         with (directory / "log").open("wb") as log:

@@ -73,7 +73,7 @@ def test_known_hosts_missing(sshd: Sshd, image: Path, tmp_path: Path) -> None:
 
 def test_login_refused(sshd: Sshd, image: Path, tmp_path: Path) -> None:
     key = make_key(tmp_path / "other")
-    assert "identity=" in refused(sshd, image, LoginRefused, identity=str(key))
+    assert "key=" in refused(sshd, image, LoginRefused, identity=str(key))
 
 
 def test_key_is_missing_or_encrypted(sshd: Sshd, image: Path, tmp_path: Path) -> None:
