@@ -8,7 +8,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -22,16 +22,6 @@ Mounter = Callable[..., Mount]
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))
 SIZE, LIMIT = (4096 * MIB, 256 * MIB) if LONG else (160 * MIB, 16 * MIB)
 MOST_MEMORY = 150 * MIB
-
-
-@pytest.fixture
-def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    directory = tmp_path / "sshd"
-    directory.mkdir()
-    server = Sshd(directory)
-    yield server
-    server.stop()
 
 
 def allocated(directory: Path) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,16 +14,6 @@ from tests.servers import Sshd
 from .conftest import Mount, imgfs
 
 Mounter = Callable[..., Mount]
-
-
-@pytest.fixture
-def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    directory = tmp_path / "sshd"
-    directory.mkdir()
-    server = Sshd(directory)
-    yield server
-    server.stop()
 
 
 def logins(sshd: Sshd) -> int:

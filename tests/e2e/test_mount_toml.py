@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -129,8 +130,6 @@ def test_a_mistake_is_refused(work: Path) -> None:
 
 def test_a_hard_image_waits(mount: Mounter, sshd: Sshd, sparse: Path, work: Path) -> None:
     """Past its timeout, and reads on when the server is back."""
-    import subprocess
-
     m = mount(sshd.url(sparse), "-o", f"{sshd.options},timeout=2,hard")
     raw = m.point / "disk.raw"
     with raw.open("rb"):

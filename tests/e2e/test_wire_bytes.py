@@ -24,16 +24,6 @@ WIRE = DATA * 105 // 100 + HANDSHAKE
 
 
 @pytest.fixture
-def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    directory = tmp_path / "sshd"
-    directory.mkdir()
-    server = Sshd(directory)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def proxy(sshd: Sshd) -> Iterator[CountingProxy]:
     between = CountingProxy(sshd.port)
     sshd.trust(between.port)
