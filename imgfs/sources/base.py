@@ -42,6 +42,11 @@ class Source(Image):
         self.url = url  #: shown to people; holds no secret
         self.stat = stat
 
+    @property
+    def round_trip_s(self) -> float:
+        """Seconds that the smallest request takes, as far as is known; else 0."""
+        return 0.0
+
     @abstractmethod
     async def check_identity(self) -> None:
         """Ask, by path, whether the source is still the one that was opened.

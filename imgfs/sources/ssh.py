@@ -36,6 +36,10 @@ class SshSource(Source):
         self._asking = trio.Lock()
         self._known: ExtentList | None = None
 
+    @property
+    def round_trip_s(self) -> float:
+        return self._file.round_trip_s
+
     async def check_identity(self) -> None:
         await self._bridge.call(self._file.check)
 

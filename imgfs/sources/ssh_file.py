@@ -31,6 +31,7 @@ from imgfs.extents import ExtentList, from_data_ranges
 from imgfs.sources.base import Identity, SourceStat
 from imgfs.sources.ssh_errors import Broken, file_errors
 from imgfs.sources.ssh_helper import Token
+from imgfs.sources.ssh_lanes import Lane, emptiest
 from imgfs.sources.ssh_link import Session, SshLink, in_background
 from imgfs.url import SshUrl
 
@@ -77,9 +78,15 @@ class SshFile:
         self._opening = asyncio.Lock()
         self._session: Session | None = None
         self._file: Any = None
+        self._files: dict[Lane, Any] = {}  # the handle in each of the session's lanes
         self._state: State | None = None
         self._users = 0
         self.size = 0
+
+    @property
+    def round_trip_s(self) -> float:
+        """0 while there is no connection."""
+        return self._session.lanes.trip_s if self._session is not None else 0.0
 
     async def open(self) -> SourceStat:
         """Raises SourceNotFound, NotAnImage, AccessDenied and what connecting raises."""
@@ -107,8 +114,9 @@ class SshFile:
 
         async def work(session: Session) -> bytes:
             with self._used():
-                file = await self._opened(session)
-                return await Batch(self, session, file).run(offset, length)
+                await self._opened(session)
+                lane = emptiest(self._files)
+                return await Batch(self, session, lane, self._files[lane]).run(offset, length)
 
         return await self._link.run(work)
 
@@ -135,11 +143,13 @@ class SshFile:
         return self._users == 0 and not self._opening.locked()
 
     def let_go(self) -> None:
-        """Give the handle back for now; the next read opens the file again, and compares."""
-        file, session = self._file, self._session
+        """Give the handles back for now; the next read opens the file again, and compares."""
+        files, session = self._files, self._session
         self._file = self._session = None
-        if file is not None and session is not None and session.alive:
-            in_background(self._link.request(file.close))
+        self._files = {}
+        if session is not None and session.alive:
+            for file in files.values():
+                in_background(self._link.request(file.close))
 
     @contextlib.contextmanager
     def _used(self) -> Iterator[None]:
@@ -149,10 +159,10 @@ class SshFile:
         finally:
             self._users -= 1
 
-    async def attributes(self, session: Session) -> State:
+    async def attributes(self, lane: Lane) -> State:
         """As SFTP has them, by path."""
         with file_errors(self.name):
-            attrs = await self._link.request(lambda: session.sftp.stat(self._path))
+            attrs = await self._link.request(lambda: lane.sftp.stat(self._path))
         return _state(attrs, None)
 
     def unchanged(self, found: State) -> None:
@@ -187,19 +197,48 @@ class SshFile:
                 self._compare(state)
                 self._file = file
             self._session = session
+            self._files = {session.lanes.first: self._file}
             self._link.handles.used(self)
+            in_background(self._spread(session))
             return self._file
+
+    async def _spread(self, session: Session) -> None:
+        """Open the file in the session's other lanes, too.
+
+        What is there at the end is in the state that was opened, and so it was in between: who
+        puts a file away and back changes its ctime.
+        """
+        lanes = await session.lanes.widen()
+        files: dict[Lane, Any] = {}
+
+        async def one(lane: Lane) -> None:
+            files[lane] = await self._link.request(partial(self._open_in, lane))
+            self._compare(_state(await self._link.request(files[lane].stat), None))
+
+        try:
+            if lanes:
+                await asyncio.gather(*map(one, lanes))
+                self._compare(await self._look(session))
+            if self._session is session:
+                self._files |= files
+                files = {}
+        finally:
+            for file in files.values():
+                in_background(self._link.request(file.close))
+
+    async def _open_in(self, lane: Lane) -> Any:
+        return await lane.sftp.open(self._path, "rb", block_size=0)
 
     async def _open_one(self, session: Session) -> tuple[Any, State]:
         """A handle and the state of what it leads to, both of one file in one state."""
         for _ in range(TRIES):
             before = await self._look(session)
             with file_errors(self.name):
-                file = await self._link.request(
-                    lambda: session.sftp.open(self._path, "rb", block_size=0)
+                file = await self._link.request(partial(self._open_in, session.lanes.first))
+                attrs, after = await asyncio.gather(
+                    self._link.request(file.stat), self._look(session)
                 )
-                opened = _state(await self._link.request(file.stat), None)
-            after = await self._look(session)
+            opened = _state(attrs, None)
             if not (before.differs(after) or before.differs(opened)):
                 return file, after
             in_background(self._link.request(file.close))
@@ -207,7 +246,9 @@ class SshFile:
 
     async def _look(self, session: Session) -> State:
         """What is under the path now."""
-        found = await self.attributes(session)
+        found, token = await asyncio.gather(
+            self.attributes(session.lanes.first), session.helpers.identity(self._path)
+        )
         kind = stat.S_IFMT(found.mode)
         if kind == stat.S_IFDIR:
             raise NotAnImage(
@@ -215,7 +256,6 @@ class SshFile:
             )
         if kind not in (0, stat.S_IFREG, stat.S_IFBLK):
             raise NotAnImage(f"{self.name}: is neither a file nor a block device")
-        token = await session.helpers.identity(self._path)
         if not session.alive:
             raise Broken(session.lost or _lost(self.name))
         if kind == stat.S_IFBLK and (token is None or not token.exact):
@@ -295,9 +335,10 @@ class Batch:
     and their answers dropped; those still waiting for a slot are never sent.
     """
 
-    def __init__(self, owner: SshFile, session: Session, file: Any) -> None:
+    def __init__(self, owner: SshFile, session: Session, lane: Lane, file: Any) -> None:
         self._owner = owner
         self._session = session
+        self._lane = lane
         self._link = owner._link
         self._file = file
         self._wanted = True
@@ -319,19 +360,20 @@ class Batch:
             found, answered_then = behind.result()
             if answered_then < self._answered:
                 # Something was read after the look: asked for again, or out of order.
-                found = await self._owner.attributes(self._session)
+                found = await self._owner.attributes(self._lane)
         self._owner.unchanged(found)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _look(self) -> tuple[State, int]:
-        found = await self._owner.attributes(self._session)
+        found = await self._owner.attributes(self._lane)
         return found, self._answered
 
     async def _piece(self, offset: int, length: int) -> bytes:
         data = b""
         while len(data) < length:
             at, left = offset + len(data), length - len(data)
-            more = await self._link.request(partial(self._ask, at, left))
+            with self._lane.asking(left):
+                more = await self._link.request(partial(self._ask, at, left))
             if len(more) > left:
                 raise ProtocolViolation(f"{self._owner.name}: the server sent more than was asked")
             data = data + more if data else more
@@ -348,5 +390,5 @@ class Batch:
         return more
 
     async def _session_attributes(self) -> State:
-        attrs = await self._session.sftp.stat(self._owner._path)
+        attrs = await self._lane.sftp.stat(self._owner._path)
         return _state(attrs, None)

@@ -215,6 +215,11 @@ class Helpers:
         self._asking = asyncio.Lock()
         self._mapping = asyncio.Semaphore(MAPS_AT_ONCE)
 
+    async def warm_up(self) -> None:
+        """Start the process that tells identities, so that the first need not wait for it."""
+        async with self._asking:
+            self._kept = self._kept or await self._start()
+
     async def identity(self, path: bytes) -> Token | None:
         """The file's state, or None where nobody can tell.  Raises SourceNotFound."""
         async with self._asking:

@@ -1,6 +1,6 @@
 """The connection to one host, on the asyncio side of the bridge; shared by all that read there.
 
-A *session* is one connection with its SFTP channel and its helper.  A link has at most one that
+A *session* is one connection with its SFTP channels and its helper.  A link has at most one that
 is in use, and makes another when that broke:
 
     none ----> connecting ----> in use ----> lost
@@ -10,7 +10,8 @@ is in use, and makes another when that broke:
 Invariants.  There is one attempt at a time, whoever waits for it (`session`), and waiters that go
 away do not end it.  A session that anybody found broken is given to nobody any more.
 A request that was sent holds its slot until it is answered, even if nobody wants the answer any
-more, so the server never has more than `depth` of them.
+more, so the server never has more than `depth` of them.  That is only the bound: how many it has
+is for the readers to say, and the cache follows what the line holds (cache/window.py).
 
 The watchdog.  Requests are answered in order, so a slow server is one that answers some
 of them and a dead one answers none.  While requests are out and none is answered for
@@ -31,6 +32,7 @@ from imgfs.errors import ImgfsError, LoginRefused, SourceTimeout, SourceUnreacha
 from imgfs.sources.ssh_errors import Broken, file_errors, login_errors
 from imgfs.sources.ssh_handles import Handles
 from imgfs.sources.ssh_helper import Helpers
+from imgfs.sources.ssh_lanes import Lanes
 from imgfs.sources.ssh_login import Answers, options
 from imgfs.sources.ssh_settings import SshSettings
 from imgfs.url import SshUrl
@@ -52,11 +54,11 @@ class Session:
         self,
         connection: asyncssh.SSHClientConnection,
         sftp: asyncssh.SFTPClient,
-        settings: SshSettings,
-        where: str,
+        helpers: Helpers,
     ) -> None:
         self.sftp = sftp
-        self.helpers = Helpers(connection, settings, where)
+        self.lanes = Lanes(connection, sftp)
+        self.helpers = helpers
         self.read_size = min(sftp.limits.max_read_len or SAFE_READ, MOST_READ)
         self.lost: SourceUnreachable | None = None
         self._connection = connection
@@ -135,11 +137,15 @@ class SshLink:
             self._out += 1
             if self._watchdog is None:
                 self._watch()
+            session, sent = self._session, self._loop.time()
             try:
-                return await make()
+                answer = await make()
             finally:
                 self._out -= 1
                 self._quiet_since = self._loop.time()
+            if session is not None:
+                session.lanes.answered(self._quiet_since - sent)
+            return answer
 
     async def close(self) -> None:
         """End the connection in good order, as far as the server lets us."""
@@ -200,6 +206,8 @@ class SshLink:
         connection: asyncssh.SSHClientConnection | None = None
         try:
             connection = await self._log_in()
+            helpers = Helpers(connection, self.settings, self.where)
+            in_background(helpers.warm_up())
             with login_errors(self.where):
                 async with asyncio.timeout(self.settings.timeout_s):
                     sftp = await connection.start_sftp_client(path_encoding=None)
@@ -209,7 +217,7 @@ class SshLink:
             if isinstance(exc, ImgfsError) and self._answers is not None:
                 self._answers.forget()
             raise
-        return Session(connection, sftp, self.settings, self.where)
+        return Session(connection, sftp, helpers)
 
     async def _log_in(self) -> asyncssh.SSHClientConnection:
         """Without a question if that will do: the agent may have the key that a file has locked."""

@@ -22,5 +22,5 @@ class SshSettings:
     config: str | None = None  #: instead of ~/.ssh/config
     extents: bool = True  #: ask the server for extents and exact identity
     helpers: tuple[str, ...] = HELPERS
-    depth: int = 64  #: requests in flight on one connection
+    depth: int = 512  #: requests in flight on one connection, at most
     prompt: Prompt | None = field(default=None, compare=False, repr=False)
