@@ -35,6 +35,7 @@ from imgfs.cache.kept import ZERO, Found, Kept, Run, check_of
 from imgfs.cache.prefetch import prefetch
 from imgfs.cache.readahead import Readahead
 from imgfs.cache.space import Account, CacheSpace
+from imgfs.cache.window import Window
 from imgfs.errors import CacheError, ImgfsError, SourceChanged
 from imgfs.extents import ExtentList, all_data
 from imgfs.image import Buffer, Image
@@ -89,7 +90,8 @@ class CachedImage(Image):
         self._nursery = nursery
         self._window = window
         self._policy = policy
-        self._fills = Fills(nursery, max(1, min(FILL_BLOCKS, most_fill // BLOCK)), self._run)
+        most_blocks = max(1, min(FILL_BLOCKS, most_fill // BLOCK))
+        self._fills = Fills(nursery, most_blocks, self._run, Window())
         self._ahead: Readahead | None = None
         self._unrecorded = trio.Event()
         self._preparing = trio.Lock()
@@ -107,7 +109,13 @@ class CachedImage(Image):
                     self.map.set_zero(start, min(start + count * BLOCK, self.size))
             self.source_extents = extents
             self._ahead = Readahead(
-                self.map, extents, self._window, self._fetch_ahead, self._fills.drop
+                self.map,
+                extents,
+                self._window,
+                self._fetch_ahead,
+                self._fills.drop,
+                self._fills.window,
+                self.source.round_trip_s,
             )
             self._nursery.start_soon(self._watch, self._ahead)
             self._nursery.start_soon(self._record_now_and_then)
@@ -237,7 +245,7 @@ class CachedImage(Image):
         count = sum(run[1] for run in runs)
         if not runs:
             fill.kept = True
-            fill.fetched.set()
+            self._fills.came(fill)
         elif account is None or not await account.reserve(count):
             if fill.is_awaited:
                 await self._get(fill, runs)
@@ -265,7 +273,7 @@ class CachedImage(Image):
             log.exception("%s: a fetch failed: this is a bug in imgfs", self.name)
             fill.error = ImgfsError(f"{self.name}: {exc!r}")
         finally:
-            fill.fetched.set()
+            self._fills.came(fill)
 
     async def _fetch_for_sure(self, run: Run) -> list[Part]:
         """Of a hard image: again and again while the source is away."""

@@ -3,7 +3,7 @@
     queued ----> running ----> fetched ----> ended
        |            ^             |
        |            |             +-- its bytes can be read from `parts` until it ends
-       |            +-- at once when a reader wants it, else when one of AHEAD places is free
+       |            +-- at once when a reader wants it, else when the window has room (window.py)
        +----> dropped (its stream is gone)
 
 An error is remembered for a moment: the kernel asks twice, and who has waited for the timeout
@@ -21,10 +21,12 @@ from dataclasses import dataclass, field
 
 import trio
 
+from imgfs.cache.directory import BLOCK
+from imgfs.cache.window import MIB, Flight, Window
 from imgfs.errors import ImgfsError
 from imgfs.image import Buffer
 
-AHEAD = 8  # fills that run for readahead
+WRITING = 8 * MIB  # fetched ahead, and not written yet
 FAILED_S = 0.25  # how long an error is remembered
 
 
@@ -40,7 +42,7 @@ class Fill:
     parts: list[tuple[int, Buffer]] | None = None
     error: ImgfsError | None = None
     running: bool = False
-
+    flight: Flight | None = None  #: while its bytes are on their way
     kept: bool = False  #: whether its blocks became present (or are known to be zero)
 
     @property
@@ -71,17 +73,26 @@ def joined(fills: list[Fill], start: int, end: int) -> Buffer | None:
 
 
 class Fills:
-    """All fills of one image; `run(fill)` fetches one and raises nothing but Cancelled."""
+    """All fills of one image.
+
+    `run(fill)` fetches one, calls `came` as soon as its bytes are there, and raises nothing but
+    Cancelled.
+    """
 
     def __init__(
-        self, nursery: trio.Nursery, most_blocks: int, run: Callable[[Fill], Awaitable[None]]
+        self,
+        nursery: trio.Nursery,
+        most_blocks: int,
+        run: Callable[[Fill], Awaitable[None]],
+        window: Window,
     ) -> None:
+        self.window = window
         self._nursery = nursery
         self._most = most_blocks
         self._run = run
         self._of_block: dict[int, Fill] = {}
         self._queue: deque[Fill] = deque()
-        self._running_ahead = 0
+        self._writing = 0  # bytes of fills ahead that were fetched
         self._failed: deque[tuple[float, Fill]] = deque(maxlen=64)
 
     def wanted(self, first: int, count: int) -> list[Fill]:
@@ -100,6 +111,16 @@ class Fills:
         self._queue.extend(new)
         self._start_ahead()
         return new
+
+    def came(self, fill: Fill) -> None:
+        """Its bytes are there, or it failed: readers go on, and the line has room."""
+        if fill.flight is not None:
+            got = sum(len(data) for _, data in fill.parts or ())
+            self.window.ended(fill.flight, trio.current_time(), got)
+            self._writing += fill.flight.length if fill.ahead else 0
+            fill.flight = None
+            fill.fetched.set()
+            self._start_ahead()
 
     def drop(self, fills: list[Fill]) -> None:
         """Nobody waits for these any more; those that still queue are forgotten."""
@@ -127,19 +148,20 @@ class Fills:
         return fills, new
 
     def _start_ahead(self) -> None:
-        while self._queue and self._running_ahead < AHEAD:
+        while self._queue and self.window.has_room and self._writing < WRITING:
             self._start(self._queue.popleft())
 
     def _start(self, fill: Fill) -> None:
         fill.running = True
-        self._running_ahead += fill.ahead
+        fill.flight = self.window.started(trio.current_time(), fill.count * BLOCK)
         self._nursery.start_soon(self._serve, fill)
 
     async def _serve(self, fill: Fill) -> None:
         try:
             await self._run(fill)
         finally:
-            self._running_ahead -= fill.ahead
+            self.came(fill)
+            self._writing -= fill.count * BLOCK if fill.ahead else 0
             fill.running = False
             if fill.error_is_for_all:
                 self._failed.append((trio.current_time(), fill))

@@ -4,13 +4,17 @@
         |  the next miss begins where it ended (holes between do not count)
         v
     stream      blocks are fetched up to `next`; the second half of the last window is watched
-        |  that half is read: the next window, twice as large, is fetched
+        |  that half is read: the next window, larger, is fetched
         v
     dropped     when more than WATCHES streams are followed, the one that moved least recently
 
 Hits are answered natively and are not seen here; the map tells of the first read in a watched
 range.  Random reads never begin where another ended, so they only come and go as candidates.
 A window is counted in bytes of data: what is zero costs nothing to read.
+
+Where a round trip is long, small windows gain nothing: while the answer is on its way as much
+again could be.  So the first is what comes in meanwhile, and they grow faster.  The largest is some
+times what the line holds (window.py), because at least half a window is ahead of the reader.
 """
 
 from __future__ import annotations
@@ -22,10 +26,15 @@ from itertools import count
 
 from imgfs._native import _map
 from imgfs.cache.fills import Fill
+from imgfs.cache.window import Window
 from imgfs.extents import ExtentList
 
 FIRST_WINDOW = 1 << 20
-MOST_WINDOW = 32 << 20
+MOST_FIRST_WINDOW = 8 << 20
+FIRST_RATE = 40e6  # bytes a second that a line is taken for
+LONG_TRIP_S = 0.05
+MOST_WINDOW = 32 << 20  # or, if that is more,
+LINES = 2.5  # times what may be on its way at once
 SLACK = 64 << 10  # what a sequential reader may leave out
 CANDIDATES = 64
 
@@ -37,13 +46,17 @@ class Stream:
     slot: int
     low: int  # reads from here to `next` are its
     next: int
-    window: int = FIRST_WINDOW // 2
+    window: int = 0
     moved: int = 0
     fills: list[Fill] = field(default_factory=list)
 
 
 class Readahead:
-    """`fetch(start, end)` starts fetching a range of data; `drop(fills)` forgets what it queued."""
+    """`fetch(start, end)` starts fetching a range of data; `drop(fills)` forgets what it queued.
+
+    `most_window` is bytes; `line` is what they are fetched over, and `round_trip_s` its length as
+    far as it is known already, else 0.
+    """
 
     def __init__(
         self,
@@ -52,10 +65,15 @@ class Readahead:
         most_window: int,
         fetch: Callable[[int, int], list[Fill]],
         drop: Callable[[list[Fill]], None],
+        line: Window,
+        round_trip_s: float = 0.0,
     ) -> None:
         self._map = map
         self._extents = extents
-        self._most = min(MOST_WINDOW, most_window)
+        self._most = most_window
+        self._line = line
+        self._first = max(FIRST_WINDOW, min(MOST_FIRST_WINDOW, int(round_trip_s * FIRST_RATE)))
+        self._growth = 4 if round_trip_s > LONG_TRIP_S else 2
         self._fetch = fetch
         self._drop = drop
         self._streams: dict[int, Stream] = {}
@@ -109,7 +127,8 @@ class Readahead:
     def _advance(self, stream: Stream, read_to: int) -> None:
         """Fetch the next window, and watch its second half."""
         stream.moved = next(self._clock)
-        stream.window = min(stream.window * 2, self._most)
+        most = min(self._most, max(MOST_WINDOW, int(LINES * self._line.limit)))
+        stream.window = min(stream.window * self._growth or self._first, most)
         stream.low = (stream.low + stream.next) // 2
         stream.next = max(stream.next, read_to)
         stream.fills = [fill for fill in stream.fills if not fill.ended.is_set()]
