@@ -64,6 +64,8 @@ class Sshd:
             "UsePAM": "no",
             "PidFile": "none",
             "Subsystem": "sftp /usr/lib/openssh/sftp-server",
+            # A person's start-up files may do anything, and leave a lock when they are killed.
+            "SetEnv": f"HOME={self.directory}",
             **self.config,
         }
         words = [w for name, value in settings.items() for w in ("-o", f"{name}={value}")]
