@@ -238,10 +238,9 @@ def test_server_killed_in_the_middle_of_a_read(mount: Mounter, sshd: Sshd, big: 
 
 SIGNALLED = """
 import os, signal, sys
-signal.signal(signal.SIGUSR1, lambda *_: None)
-signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
 signal.signal(signal.SIGALRM, lambda *_: None)
 signal.siginterrupt(signal.SIGALRM, True)
+signal.setitimer(signal.ITIMER_REAL, 0.02, 0.02)
 import ctypes
 libc = ctypes.CDLL(None, use_errno=True)
 for i in range(int(sys.argv[2])):
