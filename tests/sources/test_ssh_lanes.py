@@ -84,7 +84,7 @@ def test_a_long_line_has_lanes_with_windows_to_fill_it(
 ) -> None:
     async def body(source: SshSource) -> None:
         lanes = await widened(source, LANES)
-        assert TRIP_S <= source.round_trip_s < 3 * TRIP_S
+        assert 0.99 * TRIP_S <= source.round_trip_s < 3 * TRIP_S
         expected = channel_window(source.round_trip_s, LANES)
         assert [lane._channel.get_recv_window() for lane in lanes] == [expected] * LANES
         # All are read through, and give the same file.
