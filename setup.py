@@ -1,4 +1,4 @@
-"""Builds the two native modules; everything else is in pyproject.toml."""
+"""Builds the native modules; everything else is in pyproject.toml."""
 
 import shlex
 import subprocess
@@ -37,6 +37,7 @@ setup(
             [],
             ["-lpthread"],
         ),
+        native("_tables", ["tables"], [], []),
         native(
             "_fuse",
             ["fusemodule", "interpose", "queue", "requests"],

@@ -21,7 +21,7 @@ LONGEST = 500
 LAYERS = ["fuse", "tree", "views", "cache", "sources"]
 # These may import nothing of the layers.
 PURE = ["formats", "guest", "extents", "errors", "units", "url", "image", "mapjson"]
-PURE += ["status", "metrics", "rates", "tomllines", "configschema"]
+PURE += ["pieces", "steps", "status", "metrics", "rates", "tomllines", "configschema"]
 WIRING = ["app", "cli"]
 
 

@@ -1,0 +1,94 @@
+"""What every format is the other way round: the file that would hold a given disk.
+
+A layout is a function of the disk's extents and of what identifies it, so that every mount gives
+the same bytes.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+
+from imgfs.extents import ExtentList
+from imgfs.pieces import PieceList
+
+
+@dataclass(frozen=True, slots=True)
+class About:
+    """What a generated file says of itself beside its content."""
+
+    name: str  #: the file's own
+    identity: str  #: of the disk; its ids derive from it
+    mtime_s: int  #: of the disk, in seconds since 1970
+
+    def unique(self, what: str, length: int = 16) -> bytes:
+        """Bytes that are the same for the same disk, and for nothing else; at most 32."""
+        return sha256(f"{what}\0{self.identity}".encode("utf-8", "surrogateescape")).digest()[
+            :length
+        ]
+
+
+class Layout(ABC):
+    """A file of `size` bytes that holds a disk."""
+
+    size: int
+
+    @abstractmethod
+    def map(self, offset: int, length: int) -> PieceList:
+        """Exactly `[offset, offset + length)` of the file: ZERO, LITERAL, or DATA, whose file 0 is
+        the disk as raw bytes."""
+
+
+class Clusters:
+    """Which clusters of a disk hold data, in order: rank and select over packed runs."""
+
+    def __init__(self, extents: ExtentList, cluster_size: int) -> None:
+        """`extents` are of the whole disk; a cluster with any data in it counts."""
+        self.cluster_size = cluster_size
+        self.total = -(-extents.end // cluster_size)  #: clusters of the disk
+        self._firsts: array[int] = array("Q")
+        self._ends: array[int] = array("Q")
+        self._before: array[int] = array("Q")  # how many are in the runs before
+        count = 0
+        for start, end in extents.data_ranges():
+            first, last = start // cluster_size, -(-end // cluster_size)
+            if self._ends and first <= self._ends[-1]:
+                count += max(0, last - self._ends[-1])
+                self._ends[-1] = max(last, self._ends[-1])
+            else:
+                self._firsts.append(first)
+                self._ends.append(last)
+                self._before.append(count)
+                count += last - first
+        self.count = count  #: how many hold data
+
+    def rank(self, cluster: int) -> int:
+        """How many hold data before this one."""
+        index = bisect_right(self._firsts, cluster) - 1
+        if index < 0:
+            return 0
+        return self._before[index] + min(cluster, self._ends[index]) - self._firsts[index]
+
+    def runs(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """(first, end, rank of first) of the runs that hold data, cut to `[first, end)`."""
+        index = max(0, bisect_right(self._firsts, first) - 1)
+        while index < len(self._firsts) and self._firsts[index] < end:
+            a, b = max(first, self._firsts[index]), min(end, self._ends[index])
+            if a < b:
+                yield a, b, self._before[index] + a - self._firsts[index]
+            index += 1
+
+    def runs_by_rank(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
+        """As `runs`, for those whose ranks are in `[first, end)`."""
+        index = max(0, bisect_right(self._before, first) - 1)
+        while index < len(self._firsts) and self._before[index] < end:
+            before, start = self._before[index], self._firsts[index]
+            a = start + max(0, first - before)
+            b = min(self._ends[index], start + end - before)
+            if a < b:
+                yield a, b, before + a - start
+            index += 1

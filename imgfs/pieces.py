@@ -1,0 +1,196 @@
+"""Where the bytes of a range come from: ordered pieces, each of one kind.
+
+A format says so of the disk that it holds, a layout of the file that it would be.  Ranges are
+half-open, `[start, end)`, in bytes.
+
+A `PieceList` is packed (nineteen bytes a piece) because tables have millions of entries.  It
+is made only by `PieceListBuilder`, which proves that it is ascending, contiguous and
+covering, and joins what continues its neighbour.
+"""
+
+from __future__ import annotations
+
+import enum
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple, TypeAlias
+
+
+class Kind(enum.IntEnum):
+    BELOW = 0  #: not said here: the backing file's bytes, or zeroes where there is none
+    ZERO = 1  #: zeroes, whatever is below
+    DATA = 2  #: bytes of a file, from `offset` on
+    CODED = 3  #: compressed: `detail` is a `Coded`
+    LITERAL = 4  #: `detail` is the bytes themselves
+
+
+class Codec(enum.Enum):
+    DEFLATE = "deflate"  #: RFC 1951, without a header
+    ZLIB = "zlib"  #: RFC 1950
+    ZSTD = "zstd"  #: RFC 8878
+
+
+@dataclass(frozen=True, slots=True)
+class Coded:
+    """A unit that can only be decoded as a whole; it begins at the piece's `offset` in its file.
+
+    It is over in at most `length` bytes there, and makes `unit` bytes, of which the piece is those
+    from `skip` on.
+    """
+
+    codec: Codec
+    length: int
+    unit: int
+    skip: int = 0
+
+
+Detail: TypeAlias = Coded | bytes | None
+
+
+class Piece(NamedTuple):
+    start: int
+    end: int
+    kind: Kind
+    file: int = 0  #: DATA and CODED: which of the files, as `imgfs.steps` counts them
+    offset: int = 0  #: DATA and CODED: of the first byte there
+    detail: Detail = None
+
+    def clip(self, start: int, end: int) -> Piece:
+        """The part of it in `[start, end)`, which must lie inside."""
+        cut = start - self.start
+        offset, detail = self.offset, self.detail
+        if self.kind == Kind.DATA:
+            offset += cut
+        elif isinstance(detail, Coded):
+            detail = Coded(detail.codec, detail.length, detail.unit, detail.skip + cut)
+        elif isinstance(detail, bytes):
+            detail = detail[cut : end - self.start]
+        return Piece(start, end, self.kind, self.file, offset, detail)
+
+
+class PieceList:
+    """Contiguous pieces from `start` to `end`; immutable."""
+
+    __slots__ = ("_details", "_ends", "_files", "_kinds", "_offsets", "start")
+
+    def __init__(
+        self,
+        start: int,
+        ends: array[int],
+        kinds: bytes,
+        files: array[int],
+        offsets: array[int],
+        details: dict[int, Detail],
+    ) -> None:
+        """For `PieceListBuilder` only."""
+        self.start = start
+        self._ends = ends
+        self._kinds = kinds
+        self._files = files
+        self._offsets = offsets
+        self._details = details
+
+    @property
+    def end(self) -> int:
+        return self._ends[-1] if self._ends else self.start
+
+    def __len__(self) -> int:
+        return len(self._ends)
+
+    def __iter__(self) -> Iterator[Piece]:
+        start, details = self.start, self._details
+        packed = zip(self._ends, self._kinds, self._files, self._offsets, strict=True)
+        for index, (end, kind, file, offset) in enumerate(packed):
+            yield Piece(start, end, Kind(kind), file, offset, details.get(index))
+            start = end
+
+    def between(self, start: int, end: int) -> Iterator[Piece]:
+        """The pieces of `[start, end)`, which must lie within this list, cut to it."""
+        if not self.start <= start <= end <= self.end:
+            raise ValueError(f"[{start}, {end}) is not inside [{self.start}, {self.end})")
+        index = bisect_right(self._ends, start)
+        while start < end:
+            first = self._ends[index - 1] if index else self.start
+            piece = Piece(
+                first,
+                self._ends[index],
+                Kind(self._kinds[index]),
+                self._files[index],
+                self._offsets[index],
+                self._details.get(index),
+            )
+            yield piece.clip(start, min(end, piece.end))
+            start = piece.end
+            index += 1
+
+
+class PieceListBuilder:
+    """Builds a `PieceList` by appending; refuses gaps, overlaps and no progress."""
+
+    def __init__(self, start: int = 0) -> None:
+        self._start = start
+        self._end = start
+        self._ends: array[int] = array("Q")
+        self._kinds = bytearray()
+        self._files: array[int] = array("H")
+        self._offsets: array[int] = array("Q")
+        self._details: dict[int, Detail] = {}
+
+    @property
+    def end(self) -> int:
+        """Up to where the list reaches so far."""
+        return self._end
+
+    def below(self, end: int) -> None:
+        self._append(end, Kind.BELOW)
+
+    def zero(self, end: int) -> None:
+        self._append(end, Kind.ZERO)
+
+    def data(self, end: int, offset: int, file: int = 0) -> None:
+        """From the present end up to `end`: the file's bytes from `offset` on."""
+        self._append(end, Kind.DATA, file, offset)
+
+    def coded(self, end: int, offset: int, coded: Coded, file: int = 0) -> None:
+        self._append(end, Kind.CODED, file, offset, coded)
+
+    def literal(self, content: bytes) -> None:
+        self._append(self._end + len(content), Kind.LITERAL, detail=content)
+
+    def piece(self, piece: Piece) -> None:
+        """Append it as it is; it must begin at the present end."""
+        if piece.start != self._end:
+            raise ValueError(f"piece begins at {piece.start}, not at {self._end}")
+        self._append(piece.end, piece.kind, piece.file, piece.offset, piece.detail)
+
+    def _append(
+        self, end: int, kind: Kind, file: int = 0, offset: int = 0, detail: Detail = None
+    ) -> None:
+        if end <= self._end:
+            raise ValueError(f"piece ends at {end}, not past {self._end}")
+        if self._kinds and self._kinds[-1] == kind and self._continues(kind, file, offset):
+            self._ends[-1] = end
+        else:
+            if detail is not None:
+                self._details[len(self._ends)] = detail
+            self._ends.append(end)
+            self._kinds.append(kind)
+            self._files.append(file)
+            self._offsets.append(offset)
+        self._end = end
+
+    def _continues(self, kind: Kind, file: int, offset: int) -> bool:
+        if kind == Kind.DATA:
+            before = self._ends[-2] if len(self._ends) > 1 else self._start
+            length = self._end - before
+            return self._files[-1] == file and self._offsets[-1] + length == offset
+        return kind in (Kind.BELOW, Kind.ZERO)
+
+    def finish(self, end: int) -> PieceList:
+        """The list, which must reach exactly `end` (ValueError otherwise)."""
+        if end != self._end:
+            raise ValueError(f"pieces reach {self._end}, not {end}")
+        kinds = bytes(self._kinds)
+        return PieceList(self._start, self._ends, kinds, self._files, self._offsets, self._details)

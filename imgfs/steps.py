@@ -1,0 +1,65 @@
+"""Code that needs bytes but does no input: it says which, and is given them.
+
+A `Steps[T]` is a generator that ends with a T.  In between it yields what it needs, a batch of
+reads that may be done at once or a file to open, and is sent the answers; an answer that cannot be
+had is raised inside of it.  Only the functions here yield; all others use `yield from`:
+
+    def open_disk(size: int) -> Steps[Disk]:
+        header = yield from read(0, 104)
+
+File 0 is what it is about; `open_file` gives the numbers of others.  One driver does all
+the reading (`imgfs.views.drive`); tests drive the same code over bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+T = TypeVar("T")
+
+MOST_BYTES = 64 << 20  # of all reads of one batch
+
+
+class Read(NamedTuple):
+    """A range of a file, in bytes."""
+
+    offset: int
+    length: int
+    file: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class OpenFile:
+    """A file that another one names.  Whether the name may be followed is the driver's to say."""
+
+    name: str
+
+
+class Opened(NamedTuple):
+    file: int
+    size: int  #: bytes
+
+
+Steps: TypeAlias = Generator[Sequence[Read] | OpenFile, Any, T]
+
+
+def read(offset: int, length: int, file: int = 0) -> Steps[bytes]:
+    """The bytes of the range; fewer where the file ends before it does."""
+    found: list[bytes] = yield [Read(offset, length, file)]
+    return found[0]
+
+
+def read_all(reads: Sequence[Read]) -> Steps[list[bytes]]:
+    """As `read`, several at once; together they may ask for `MOST_BYTES`."""
+    if not reads:
+        return []
+    found: list[bytes] = yield reads
+    return found
+
+
+def open_file(name: str) -> Steps[Opened]:
+    """Raises what opening it raises, and UsageError where the name may not be followed."""
+    opened: Opened = yield OpenFile(name)
+    return opened

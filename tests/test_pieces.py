@@ -1,0 +1,88 @@
+"""Lists of pieces, against one piece a byte."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from imgfs.pieces import Codec, Coded, Kind, Piece, PieceList, PieceListBuilder
+
+CODED = Coded(Codec.ZLIB, 77, 64)
+
+
+@st.composite
+def lists(draw: st.DrawFn) -> PieceList:
+    builder = PieceListBuilder(draw(st.integers(0, 5)))
+    start = builder.end
+    for kind in draw(st.lists(st.sampled_from(Kind), max_size=12)):
+        length = draw(st.integers(1, 6))
+        end = builder.end + length
+        if kind == Kind.BELOW:
+            builder.below(end)
+        elif kind == Kind.ZERO:
+            builder.zero(end)
+        elif kind == Kind.DATA:
+            builder.data(end, draw(st.integers(0, 20)), draw(st.integers(0, 1)))
+        elif kind == Kind.CODED:
+            builder.coded(end, draw(st.integers(0, 20)), CODED)
+        else:
+            builder.literal(draw(st.binary(min_size=length, max_size=length)))
+    assert start <= builder.end
+    return builder.finish(builder.end)
+
+
+def single(piece: Piece, at: int) -> tuple[object, ...]:
+    one = piece.clip(at, at + 1)
+    return (one.kind, one.file, one.offset, one.detail)
+
+
+@given(lists(), st.data())
+def test_a_part_says_what_the_whole_says(pieces: PieceList, data: st.DataObject) -> None:
+    whole = {at: single(piece, at) for piece in pieces for at in range(piece.start, piece.end)}
+    assert sorted(whole) == list(range(pieces.start, pieces.end))
+    start = data.draw(st.integers(pieces.start, pieces.end))
+    end = data.draw(st.integers(start, pieces.end))
+    part = {
+        at: single(piece, at)
+        for piece in pieces.between(start, end)
+        for at in range(piece.start, piece.end)
+    }
+    assert part == {at: whole[at] for at in range(start, end)}
+
+
+def test_neighbours_are_joined() -> None:
+    builder = PieceListBuilder()
+    builder.zero(5)
+    builder.zero(6)
+    builder.data(10, 100)
+    builder.data(12, 104)
+    builder.data(14, 106, file=1)
+    builder.below(20)
+    builder.below(30)
+    assert list(builder.finish(30)) == [
+        Piece(0, 6, Kind.ZERO),
+        Piece(6, 12, Kind.DATA, 0, 100),
+        Piece(12, 14, Kind.DATA, 1, 106),
+        Piece(14, 30, Kind.BELOW),
+    ]
+
+
+def test_no_progress_is_refused() -> None:
+    builder = PieceListBuilder(4)
+    with pytest.raises(ValueError, match="not past 4"):
+        builder.zero(4)
+    with pytest.raises(ValueError, match="not past 4"):
+        builder.literal(b"")
+    builder.zero(8)
+    with pytest.raises(ValueError, match="begins at 9"):
+        builder.piece(Piece(9, 10, Kind.ZERO))
+    with pytest.raises(ValueError, match="reach 8, not 9"):
+        builder.finish(9)
+
+
+def test_a_range_outside() -> None:
+    builder = PieceListBuilder()
+    builder.zero(8)
+    with pytest.raises(ValueError, match="not inside"):
+        list(builder.finish(8).between(0, 9))
