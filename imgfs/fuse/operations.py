@@ -16,7 +16,7 @@ from imgfs.config import Options, owner
 from imgfs.errors import SourceChanged
 from imgfs.fuse.boundary import guard, guarded, native
 from imgfs.tree.nodes import ROOT, Node, Tree
-from imgfs.views.raw import RawView
+from imgfs.views.view import View
 
 _WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 _BLOCK = 512  # what st_blocks counts in
@@ -68,10 +68,9 @@ class Operations(pyfuse3.Operations):
             mtime_ns = self._start_ns if node.mtime_ns is None else node.mtime_ns
         elif node.view is not None:
             await node.view.prepare()
-            source = node.view.source.stat
-            mtime_ns = source.mtime_ns
+            mtime_ns = node.view.mtime_ns
             # What the owner may not do at the source he may not do here.
-            entry.st_mode = stat.S_IFREG | (source.mode & 0o400)
+            entry.st_mode = stat.S_IFREG | (node.view.mode & 0o400)
             entry.st_size = node.view.size
             entry.st_blocks = -(-node.view.stored_bytes // _BLOCK)
             entry.st_blksize = 128 << 10
@@ -155,7 +154,7 @@ class Operations(pyfuse3.Operations):
         # pyfuse3 takes any buffer, and a copy would cost more than the rest of this.
         return cast(bytes, await view.read(offset, size)) if size else b""
 
-    def _view(self, inode: int) -> RawView:
+    def _view(self, inode: int) -> View:
         view = self._node(inode).view
         if view is None:
             raise pyfuse3.FUSEError(errno.EISDIR)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Awaitable, Callable
-from functools import partial
 
 import trio
 
@@ -102,7 +101,7 @@ class ImageNodes:
         if not isinstance(source, FileSource):
             self._cache = await self._open_cache(source)
         view = self._view = RawView(source, self._cache)
-        view.on_stale = partial(self._drop_kernel_cache, view)
+        view.when_stale(lambda _: self._drop_kernel_cache(view))
         for place in self._nodes:
             self._show(*place)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
-from imgfs.views.raw import RawView
+from imgfs.views.view import View
 
 ROOT = 1
 
@@ -21,7 +21,7 @@ class Node:
 
     inode: int
     children: dict[bytes, Node] | None = None
-    view: RawView | None = None
+    view: View | None = None
     make: Callable[[], Awaitable[bytes]] | None = None
     prepare: Callable[[], Awaitable[object]] | None = None
     refresh: Callable[[], Awaitable[None]] | None = None

@@ -1,0 +1,92 @@
+"""What every view is: a file of a mount, in one state of what it is made from."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import abstractmethod
+from collections.abc import Callable
+
+import trio
+
+from imgfs._native import _map
+from imgfs.errors import SourceChanged, SourceUnreachable
+from imgfs.image import Image
+
+PATIENCE_S = 2.0  # how long opening waits for the source to say that it is the same
+SILENT_S = 5.0  # how long it is not asked again after it did not
+
+
+class View(Image):
+    """`size` bytes, of which `map` says where they are; the fast path answers from it.
+
+    `mtime_ns` and `mode` (permission bits) are the source's.  When the source turns out to be
+    another the view is stale for good.
+    """
+
+    map: _map.SegmentMap
+
+    def __init__(self, name: str, size: int, mtime_ns: int, mode: int) -> None:
+        super().__init__(name, size)
+        self.mtime_ns = mtime_ns
+        self.mode = mode
+        self.stored_bytes = size  #: those that are not holes; known once it is prepared
+        self.stale: SourceChanged | None = None
+        self._hooks: list[Callable[[SourceChanged], None]] = []
+        self._seen = 0
+        self._silent_until = -1.0
+
+    @abstractmethod
+    async def prepare(self) -> None:
+        """Learn what is data and what is a hole, once.  Raises what the source raises."""
+
+    async def resolve(self, offset: int, length: int) -> None:
+        """See to it that `map` says of the range whose bytes it is, without fetching them."""
+        await self.prepare()
+
+    @abstractmethod
+    async def _check(self) -> None:
+        """Raises SourceChanged when the source is another, SourceUnreachable when it is away."""
+
+    async def check(self) -> None:
+        """Raises SourceChanged, from now on at every read, when the source is another."""
+        if self.stale is None:
+            try:
+                await self._check()
+            except SourceChanged as exc:
+                self.mark_stale(exc)
+        self.refuse_stale()
+
+    def refuse_stale(self) -> None:
+        """Raises SourceChanged when the view is stale."""
+        if self.stale is not None:
+            raise SourceChanged(str(self.stale))
+
+    def when_stale(self, hook: Callable[[SourceChanged], None]) -> None:
+        """`hook` is called once, when the source turns out to be another."""
+        self._hooks.append(hook)
+
+    def mark_stale(self, why: SourceChanged) -> None:
+        """From now on no byte is given any more."""
+        if self.stale is None:
+            self.stale = why
+            self.map.set_ask(0, self.map.size)
+            for hook in self._hooks:
+                hook(why)
+
+    async def check_for_open(self) -> None:
+        """As `check`, but a source that does not answer soon is not a changed one.
+
+        What is cached of it stays good; who reads the rest waits for it there.
+        """
+        if self.stale is None and trio.current_time() < self._silent_until:
+            return
+        with trio.move_on_after(PATIENCE_S), contextlib.suppress(SourceUnreachable):
+            await self.check()
+            return
+        self._silent_until = trio.current_time() + SILENT_S
+
+    def was_read(self) -> bool:
+        """Has anything been read since this was asked last?"""
+        seen = self.map.bytes_served + self.counters.bytes_read
+        changed, self._seen = seen != self._seen, seen
+        return changed
