@@ -33,7 +33,7 @@ setup(
     ext_modules=[
         native(
             "_map",
-            ["mapmodule", "storeobject", "segmap", "segread", "store", "scan"],
+            ["mapmodule", "storeobject", "segmap", "segread", "segcopy", "store", "scan"],
             [],
             ["-lpthread"],
         ),

@@ -90,6 +90,9 @@ class SegmentMap:
     def set_literal(self, start: int, data: bytes, *, hole: bool = False) -> None: ...
     def set_ask(self, start: int, end: int, kind: int = ...) -> None:
         """kind: DATA, HOLE or UNKNOWN.  Retracts whatever was published."""
+    def copy(self, start: int, other: SegmentMap, other_start: int, length: int) -> None:
+        """From `start` on, say what the other map says now of `length` bytes from `other_start` on:
+        ASK too, where it says that."""
     def segments(self, offset: int, length: int) -> list[tuple[int, int, int, int]]:
         """(start, end, ASK|ZERO|LITERAL|STORE, DATA|HOLE|UNKNOWN) clipped to the range."""
     def watch(self, slot: int, start: int, end: int) -> None:
@@ -99,6 +102,8 @@ class SegmentMap:
         """An eventfd, the map's own: readable when `take_seen` has something."""
     def take_seen(self) -> list[int]:
         """The slots whose ranges were read since this was asked last."""
+    def extents(self, offset: int, length: int) -> tuple[array[int], bytes]:
+        """The range as an ExtentList's (ends, flags): what lseek calls a hole, and the rest."""
     def data_bytes(self) -> int:
         """How many bytes lseek calls data or does not know."""
     def read(self, offset: int, length: int) -> bytes | None:

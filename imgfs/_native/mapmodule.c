@@ -13,6 +13,26 @@ typedef struct {
 
 static PyTypeObject MapType;
 
+static PyObject *scan_result(const struct scan *found)
+{
+	PyObject *module = PyImport_ImportModule("array"), *array = NULL, *done, *result = NULL;
+	const char *ends = found->n ? (const char *)found->ends : "";
+	const char *flags = found->n ? (const char *)found->flags : "";
+
+	if (module)
+		array = PyObject_CallMethod(module, "array", "s", "Q");
+	if (array) {
+		done = PyObject_CallMethod(array, "frombytes", "y#", ends,
+					   (Py_ssize_t)(found->n * sizeof(uint64_t)));
+		if (done)
+			result = Py_BuildValue("Oy#", array, flags, (Py_ssize_t)found->n);
+		Py_XDECREF(done);
+	}
+	Py_XDECREF(array);
+	Py_XDECREF(module);
+	return result;
+}
+
 static PyObject *map_new(PyTypeObject *type, PyObject *args, PyObject *kw)
 {
 	static char *names[] = { "size", NULL };
@@ -123,6 +143,20 @@ static PyObject *map_set_literal(MapObject *self, PyObject *args, PyObject *kw)
 	return none_or(err);
 }
 
+static PyObject *map_copy(MapObject *self, PyObject *args)
+{
+	unsigned long long start, from_start, length;
+	MapObject *from;
+	int err;
+
+	if (!PyArg_ParseTuple(args, "KO!KK", &start, &MapType, &from, &from_start, &length))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	err = segmap_copy(self->map, start, from->map, from_start, length);
+	Py_END_ALLOW_THREADS
+	return none_or(err);
+}
+
 #define BATCH 128
 
 static PyObject *map_segments(MapObject *self, PyObject *args)
@@ -155,6 +189,25 @@ static PyObject *map_segments(MapObject *self, PyObject *args)
 		offset = views[n - 1].end;
 	}
 	return list;
+}
+
+static PyObject *map_extents(MapObject *self, PyObject *args)
+{
+	struct scan found = { NULL, NULL, 0, 0 };
+	unsigned long long offset, length;
+	PyObject *result;
+	int err = -EINVAL;
+
+	if (!PyArg_ParseTuple(args, "KK", &offset, &length))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	if (length <= self->map->size && offset <= self->map->size - length)
+		err = segmap_extents(self->map, offset, offset + length, &found);
+	Py_END_ALLOW_THREADS
+	result = err ? none_or(err) : scan_result(&found);
+	free(found.ends);
+	free(found.flags);
+	return result;
 }
 
 static PyObject *map_read(MapObject *self, PyObject *args)
@@ -260,7 +313,9 @@ static PyMethodDef map_methods[] = {
 	{ "set_ask", KEYWORDS(map_set_ask) },
 	{ "set_store", KEYWORDS(map_set_store) },
 	{ "set_literal", KEYWORDS(map_set_literal) },
+	{ "copy", (PyCFunction)map_copy, METH_VARARGS, NULL },
 	{ "segments", (PyCFunction)map_segments, METH_VARARGS, NULL },
+	{ "extents", (PyCFunction)map_extents, METH_VARARGS, NULL },
 	{ "data_bytes", (PyCFunction)map_data_bytes, METH_NOARGS, NULL },
 	{ "watch", (PyCFunction)map_watch, METH_VARARGS, NULL },
 	{ "watch_fd", (PyCFunction)map_watch_fd, METH_NOARGS, NULL },
@@ -292,25 +347,6 @@ static PyTypeObject MapType = {
 };
 
 /* ---- module ---- */
-
-static PyObject *scan_result(const struct scan *found)
-{
-	PyObject *module = PyImport_ImportModule("array"), *array = NULL, *done, *result = NULL;
-
-	if (module)
-		array = PyObject_CallMethod(module, "array", "s", "Q");
-	if (array) {
-		done = PyObject_CallMethod(array, "frombytes", "y#", (const char *)found->ends,
-					   (Py_ssize_t)(found->n * sizeof(uint64_t)));
-		if (done)
-			result = Py_BuildValue("Oy#", array, (const char *)found->flags,
-					       (Py_ssize_t)found->n);
-		Py_XDECREF(done);
-	}
-	Py_XDECREF(array);
-	Py_XDECREF(module);
-	return result;
-}
 
 static PyObject *scan_file_(PyObject *self, PyObject *args)
 {

@@ -5,7 +5,7 @@
 #include <stdlib.h>
 #include <unistd.h>
 
-static int add(struct scan *out, uint64_t end, uint8_t flags)
+int scan_add(struct scan *out, uint64_t end, uint8_t flags)
 {
 	if (out->n && out->flags[out->n - 1] == flags) {
 		out->ends[out->n - 1] = end;
@@ -39,17 +39,17 @@ int scan_file(int fd, uint64_t size, struct scan *out)
 		off_t data = lseek(fd, (off_t)at, SEEK_DATA), hole;
 
 		if (data < 0 && errno == ENXIO)
-			return add(out, size, SCAN_HOLE);
+			return scan_add(out, size, SCAN_HOLE);
 		if (data < 0 && (errno == EINVAL || errno == EOPNOTSUPP))
-			return add(out, size, SCAN_DATA);
+			return scan_add(out, size, SCAN_DATA);
 		if (data < 0)
 			return -errno;
 		if ((uint64_t)data >= size)
-			return add(out, size, SCAN_HOLE);
+			return scan_add(out, size, SCAN_HOLE);
 		if ((uint64_t)data < at)
 			return -EIO;
 		if ((uint64_t)data > at)
-			err = add(out, (uint64_t)data, SCAN_HOLE);
+			err = scan_add(out, (uint64_t)data, SCAN_HOLE);
 		hole = lseek(fd, data, SEEK_HOLE);
 		if (hole < 0)
 			return -errno;
@@ -57,7 +57,7 @@ int scan_file(int fd, uint64_t size, struct scan *out)
 			return -EIO;   /* no progress: the file is being cut under us */
 		at = (uint64_t)hole < size ? (uint64_t)hole : size;
 		if (!err)
-			err = add(out, at, SCAN_DATA);
+			err = scan_add(out, at, SCAN_DATA);
 	}
 	return err;
 }

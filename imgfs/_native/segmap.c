@@ -12,10 +12,16 @@ static void seg_hold(struct seg *s)
 		atomic_fetch_add(&s->literal->refs, 1);
 }
 
+void literal_unref(struct literal *literal)
+{
+	if (atomic_fetch_sub(&literal->refs, 1) == 1)
+		free(literal);
+}
+
 static void seg_drop(struct seg *s)
 {
-	if (s->kind == SEG_LITERAL && atomic_fetch_sub(&s->literal->refs, 1) == 1)
-		free(s->literal);
+	if (s->kind == SEG_LITERAL)
+		literal_unref(s->literal);
 }
 
 static int chunks_reserve(struct segmap *map, size_t n)

@@ -8,6 +8,7 @@
 #ifndef IMGFS_SEGMAP_H
 #define IMGFS_SEGMAP_H
 
+#include "scan.h"
 #include "store.h"
 
 enum seg_kind { SEG_ASK, SEG_ZERO, SEG_LITERAL, SEG_STORE };
@@ -82,6 +83,11 @@ int segmap_set_literal(struct segmap *map, uint64_t start, const void *bytes, ui
 int segmap_load(struct segmap *map, const uint64_t *ends, const uint8_t *flags, size_t n,
 		struct store *st);
 
+/* What `from` says now of [from_start, from_start + length), at `start` of this map.  Where it says
+ * ASK so does this one.  The maps differ. */
+int segmap_copy(struct segmap *to, uint64_t start, struct segmap *from, uint64_t from_start,
+		uint64_t length);
+
 /* How segmap_read may wait for disks. */
 enum seg_wait { SEG_WAIT, SEG_NOWAIT };
 
@@ -106,6 +112,9 @@ unsigned segmap_take_seen(struct segmap *map);
 /* Up to `max` segments from `offset` on; returns how many. */
 size_t segmap_segments(struct segmap *map, uint64_t offset, uint64_t end, struct seg_view *out,
 		       size_t max);
+/* [offset, end) as lseek sees it: holes, and the rest.  0 or -errno; the arrays are the caller's to
+ * free either way. */
+int segmap_extents(struct segmap *map, uint64_t offset, uint64_t end, struct scan *out);
 size_t segmap_count(struct segmap *map);
 uint64_t segmap_data_bytes(struct segmap *map);
 

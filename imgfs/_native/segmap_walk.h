@@ -1,8 +1,10 @@
-/* Walking a segment map's chunks: for segmap.c and segread.c, under the map's lock. */
+/* Walking a segment map's chunks: for segmap.c, segread.c and segcopy.c, under the map's lock. */
 #ifndef IMGFS_SEGMAP_WALK_H
 #define IMGFS_SEGMAP_WALK_H
 
 #include "segmap.h"
+
+void literal_unref(struct literal *literal);
 
 /* A place between or at segments: chunk and index in it. */
 struct pos {

@@ -216,6 +216,29 @@ size_t segmap_segments(struct segmap *map, uint64_t offset, uint64_t end, struct
 	return n;
 }
 
+int segmap_extents(struct segmap *map, uint64_t offset, uint64_t end, struct scan *out)
+{
+	struct pos p;
+	int err = 0;
+
+	if (offset > end || end > map->size)
+		return -EINVAL;
+	if (offset == end)
+		return 0;
+	pthread_rwlock_rdlock(&map->lock);
+	p = locate(map, offset);
+	do {
+		uint64_t to = seg_end(map, p);
+
+		if (at(map, p)->start >= end)
+			break;
+		err = scan_add(out, to < end ? to : end,
+			       at(map, p)->seek == SEEK_IS_HOLE ? SCAN_HOLE : SCAN_DATA);
+	} while (!err && step(map, &p));
+	pthread_rwlock_unlock(&map->lock);
+	return err;
+}
+
 size_t segmap_count(struct segmap *map)
 {
 	size_t n;

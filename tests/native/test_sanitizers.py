@@ -10,7 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 NATIVE = HERE.parents[1] / "imgfs" / "_native"
-CORE = ["store.c", "segmap.c", "segread.c", "scan.c"]
+CORE = ["store.c", "segmap.c", "segread.c", "segcopy.c", "scan.c"]
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 

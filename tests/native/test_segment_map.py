@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 from array import array
 from pathlib import Path
@@ -104,7 +105,49 @@ def test_map_equals_model(
     if start < SIZE:
         assert native_seek(m, start, os.SEEK_DATA) == model.seek(start, _map.DATA)
         assert native_seek(m, start, os.SEEK_HOLE) == model.seek(start, _map.HOLE)
+    ends, flags = m.extents(start, end - start)
+    found = [
+        flag for a, b, flag in zip([start, *ends], ends, flags, strict=False) for _ in range(a, b)
+    ]
+    assert found == [3 * (cell[1] == _map.HOLE) for cell in model.cells[start:end]]
+    assert all(a != b for a, b in itertools.pairwise(flags))
     assert m.data_bytes() == sum(cell[1] != _map.HOLE for cell in model.cells)
+
+
+@settings(max_examples=COUNT, deadline=None)
+@given(there=steps, here=steps, source=ranges, data=st.data())
+def test_copied_segments(
+    content: tuple[bytes, Path],
+    there: list[tuple[str, tuple[int, int]]],
+    here: list[tuple[str, tuple[int, int]]],
+    source: tuple[int, int],
+    data: st.DataObject,
+) -> None:
+    with content[1].open("rb") as file:
+        store = _map.Store(file.fileno(), SIZE, whole=True)
+    maps, models = [_map.SegmentMap(SIZE) for _ in "ab"], [Model(content[0]) for _ in "ab"]
+    for m, model, todo in zip(maps, models, (there, here), strict=True):
+        for what, (start, end) in todo:
+            apply(m, store, what, start, end)
+            model.apply(what, start, end)
+    at = data.draw(st.integers(0, SIZE - (source[1] - source[0])))
+    maps[1].copy(at, maps[0], source[0], source[1] - source[0])
+    models[1].cells[at : at + source[1] - source[0]] = models[0].cells[slice(*source)]
+    del maps[0]
+    found = [cell for a, b, *cell in maps[0].segments(0, SIZE) for _ in range(a, b)]
+    assert found == [list(cell[:2]) for cell in models[1].cells]
+    for i, cell in enumerate(models[1].cells):
+        got = maps[0].read(i, 1)
+        assert (got and got[0]) == cell[2]
+
+
+def test_copies_outside_of_a_map() -> None:
+    m, other = _map.SegmentMap(100), _map.SegmentMap(50)
+    for start, other_start, length in ((60, 0, 50), (0, 10, 41), (101, 0, 0), (0, 51, 0)):
+        with pytest.raises(ValueError, match="range"):
+            m.copy(start, other, other_start, length)
+    with pytest.raises(ValueError, match="range"):
+        m.copy(0, m, 50, 10)
 
 
 def test_many_segments_split_chunks() -> None:

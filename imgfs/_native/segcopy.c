@@ -1,0 +1,97 @@
+/* Copying segments from one map to another, so that what is over an image can be read natively
+ * wherever the image itself can. */
+#define _GNU_SOURCE
+#include "segmap_walk.h"
+
+#include <errno.h>
+#include <stdlib.h>
+
+/* Small enough for a stack; between two batches both maps may change, as between two copies. */
+#define COPY_BATCH 256
+
+struct copied {
+	uint64_t end;
+	struct seg seg;
+	struct store *st;      /* SEG_STORE: a reference */
+};
+
+/* Up to COPY_BATCH segments of [offset, end), with references to what they name. */
+static size_t take(struct segmap *map, uint64_t offset, uint64_t end, struct copied *out)
+{
+	size_t n = 0;
+	struct pos p;
+
+	pthread_rwlock_rdlock(&map->lock);
+	if (offset < end && end <= map->size) {
+		p = locate(map, offset);
+		do {
+			struct copied *c = &out[n];
+			uint64_t to = seg_end(map, p);
+
+			c->seg = *at(map, p);
+			if (c->seg.start >= end)
+				break;
+			c->end = to < end ? to : end;
+			c->st = NULL;
+			if (c->seg.start < offset) {
+				if (c->seg.kind == SEG_STORE)
+					c->seg.offset += offset - c->seg.start;
+				c->seg.start = offset;
+			}
+			if (c->seg.kind == SEG_STORE)
+				c->st = store_ref(map->stores[c->seg.store]);
+			if (c->seg.kind == SEG_LITERAL)
+				atomic_fetch_add(&c->seg.literal->refs, 1);
+			n++;
+		} while (n < COPY_BATCH && step(map, &p));
+	}
+	pthread_rwlock_unlock(&map->lock);
+	return n;
+}
+
+static int put_copy(struct segmap *to, uint64_t start, const struct copied *c)
+{
+	const struct seg *s = &c->seg;
+	uint64_t length = c->end - s->start;
+
+	switch (s->kind) {
+	case SEG_STORE:
+		return segmap_set_store(to, start, start + length, c->st, s->offset, s->seek);
+	case SEG_LITERAL:
+		return segmap_set_literal(to, start,
+					  s->literal->bytes + (s->start - s->literal->base), length,
+					  s->seek);
+	default:
+		return segmap_set(to, start, start + length, s->kind, s->seek);
+	}
+}
+
+int segmap_copy(struct segmap *to, uint64_t start, struct segmap *from, uint64_t from_start,
+		uint64_t length)
+{
+	uint64_t offset = from_start, end = from_start + length;
+	struct copied batch[COPY_BATCH];
+	int err = 0;
+
+	if (length > from->size || from_start > from->size - length || length > to->size ||
+	    start > to->size - length || to == from)
+		return -EINVAL;
+	while (offset < end && !err) {
+		size_t n = take(from, offset, end, batch), i;
+
+		if (n == 0)
+			return -EINVAL;
+		for (i = 0; i < n; i++) {
+			struct copied *c = &batch[i];
+
+			if (!err)
+				err = put_copy(to, start + (c->seg.start - from_start), c);
+			offset = c->end;
+			if (c->st)
+				store_unref(c->st);
+			if (c->seg.kind == SEG_LITERAL)
+				literal_unref(c->seg.literal);
+		}
+	}
+	return err;
+}

@@ -1,0 +1,65 @@
+"""Runs sans-IO code (imgfs.steps) over images: the one driver that does all the reading."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
+
+import trio
+
+from imgfs.image import Buffer, Image
+from imgfs.steps import MOST_BYTES, Opened, OpenFile, Read, Steps
+
+T = TypeVar("T")
+I = TypeVar("I", bound=Image)  # noqa: E741
+
+OpenBeside = Callable[[str], Awaitable[I]]
+
+
+async def drive(steps: Steps[T], files: list[I], open_beside: OpenBeside[I] | None = None) -> T:
+    """Run it to its end over `files`, of which the first is what it is about.
+
+    A file that it names is opened by `open_beside` and appended.  What cannot be read or opened is
+    raised inside of it.  Raises what it raises.
+    """
+    answer: object = None
+    failure: Exception | None = None
+    while True:
+        try:
+            need = steps.send(answer) if failure is None else steps.throw(failure)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        answer = failure = None
+        try:
+            if isinstance(need, OpenFile):
+                assert open_beside is not None, f"{need.name}: nothing can be opened here"
+                files.append(await open_beside(need.name))
+                answer = Opened(len(files) - 1, files[-1].size)
+            else:
+                answer = await _read_all(need, files)
+        except Exception as exc:
+            failure = exc
+
+
+async def _read_all(reads: Sequence[Read], files: Sequence[Image]) -> list[Buffer]:
+    assert reads, "an empty batch is no progress"
+    assert sum(read.length for read in reads) <= MOST_BYTES
+    found: list[Buffer] = [b""] * len(reads)
+    failures: list[Exception] = []
+
+    async def one(index: int, read: Read) -> None:
+        file = files[read.file]
+        offset = min(read.offset, file.size)
+        try:
+            found[index] = await file.read(offset, min(read.length, file.size - offset))
+        except Exception as exc:
+            failures.append(exc)
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        for index, read in enumerate(reads):
+            nursery.start_soon(one, index, read)
+    if failures:
+        raise failures[0]
+    return found
