@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import TypeVar
 
 import trio
@@ -46,20 +47,31 @@ async def _read_all(reads: Sequence[Read], files: Sequence[Image]) -> list[Buffe
     assert reads, "an empty batch is no progress"
     assert sum(read.length for read in reads) <= MOST_BYTES
     found: list[Buffer] = [b""] * len(reads)
-    failures: list[Exception] = []
 
     async def one(index: int, read: Read) -> None:
         file = files[read.file]
         offset = min(read.offset, file.size)
+        found[index] = await file.read(offset, min(read.length, file.size - offset))
+
+    await all_of([partial(one, index, read) for index, read in enumerate(reads)])
+    return found
+
+
+async def all_of(jobs: Sequence[Callable[[], Awaitable[None]]]) -> None:
+    """Run them at once.  Raises the first failure; the others are cancelled by that."""
+    if len(jobs) == 1:
+        return await jobs[0]()
+    failures: list[Exception] = []
+
+    async def one(job: Callable[[], Awaitable[None]]) -> None:
         try:
-            found[index] = await file.read(offset, min(read.length, file.size - offset))
+            await job()
         except Exception as exc:
             failures.append(exc)
             nursery.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
-        for index, read in enumerate(reads):
-            nursery.start_soon(one, index, read)
+        for job in jobs:
+            nursery.start_soon(one, job)
     if failures:
         raise failures[0]
-    return found

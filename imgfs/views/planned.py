@@ -1,0 +1,195 @@
+"""A view put together from pieces of other views, zeroes, and bytes of its own.
+
+    unknown ----> planned: the pieces of the range are published in `map`
+                     |  zero, literal, and what the views below have locally: answered natively
+                     |  the rest, when it is read: fetched through the views below, and published
+                     |  again, since they know more by then
+
+What is not planned yet is (ASK, UNKNOWN) in the map; compressed data, which only Python can give,
+is (ASK, DATA).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from imgfs._native import _map
+from imgfs.errors import SourceChanged
+from imgfs.extents import ExtentList
+from imgfs.formats.codecs import decode
+from imgfs.image import Buffer
+from imgfs.pieces import Coded, Kind, Piece, PieceList
+from imgfs.views.drive import all_of
+from imgfs.views.view import View
+
+MOST_PIECES = 1 << 16  # that are remembered, of all plans together
+MOST_UNITS = 32 << 20  # bytes of decompressed units that are remembered
+
+
+class PlannedView(View):
+    """`files` are the views that the plan's pieces of data are in."""
+
+    def __init__(self, name: str, size: int, below: View, files: list[View]) -> None:
+        super().__init__(name, size, below.mtime_ns, below.mode)
+        self.files = files
+        self.map = _map.SegmentMap(size)
+        self._plans: OrderedDict[tuple[int, int], PieceList] = OrderedDict()
+        self._units: OrderedDict[tuple[int, int], bytes] = OrderedDict()
+        self._decoding: dict[tuple[int, int], trio.Event] = {}
+        self._preparing = trio.Lock()
+        self._is_prepared = False
+        for file in files:
+            file.when_stale(self.mark_stale)
+
+    @abstractmethod
+    async def _plan(self, offset: int, length: int) -> PieceList:
+        """Pieces from `offset` or before it on, at least one byte further; never BELOW."""
+
+    async def prepare(self) -> None:
+        async with self._preparing:
+            if not self._is_prepared:
+                await self.resolve(0, self.size)
+                self.stored_bytes = await trio.to_thread.run_sync(self.map.data_bytes)
+                self._is_prepared = True
+
+    async def resolve(self, offset: int, length: int) -> None:
+        end = offset + length
+        at = offset
+        while at < end:
+            self.refuse_stale()
+            at = await trio.to_thread.run_sync(self._next_unknown, at, end)
+            if at < end:
+                pieces = await self._planned(at, end)
+                await self._publish(pieces)
+                at = pieces.end
+
+    def _next_unknown(self, start: int, end: int) -> int:
+        step = 1 << 30  # of a list of segments
+        while start < end:
+            for a, _, _, seek in self.map.segments(start, min(step, end - start)):
+                if seek == _map.UNKNOWN:
+                    return a
+            start = min(end, start + step)
+        return end
+
+    async def _planned(self, offset: int, end: int) -> PieceList:
+        for key, pieces in self._plans.items():
+            if key[0] <= offset < key[1]:
+                self._plans.move_to_end(key)
+                return pieces
+        pieces = await self._plan(offset, end - offset)
+        if not pieces.start <= offset < pieces.end <= self.size:
+            raise AssertionError(f"{self.name}: a plan of [{pieces.start}, {pieces.end})")
+        self._plans[pieces.start, pieces.end] = pieces
+        while len(self._plans) > 1 and sum(map(len, self._plans.values())) > MOST_PIECES:
+            self._plans.popitem(last=False)
+        return pieces
+
+    async def _publish(self, pieces: PieceList) -> None:
+        """Say in the map where the bytes are."""
+        for piece in pieces:
+            if piece.kind == Kind.DATA:
+                await self.files[piece.file].resolve(piece.offset, piece.end - piece.start)
+        if self.stale is None:
+            await trio.to_thread.run_sync(self._publish_now, pieces)
+        self.refuse_stale()
+
+    def _publish_now(self, pieces: PieceList) -> None:
+        for piece in pieces:
+            self._publish_piece(piece)
+
+    def _publish_piece(self, piece: Piece) -> None:
+        if piece.kind == Kind.ZERO:
+            self.map.set_zero(piece.start, piece.end)
+        elif piece.kind == Kind.DATA:
+            length = piece.end - piece.start
+            self.map.copy(piece.start, self.files[piece.file].map, piece.offset, length)
+        elif piece.kind == Kind.LITERAL:
+            assert isinstance(piece.detail, bytes)
+            self.map.set_literal(piece.start, piece.detail)
+        else:
+            self.map.set_ask(piece.start, piece.end, _map.DATA)
+
+    async def _extents(self, offset: int, length: int) -> ExtentList:
+        await self.resolve(offset, length)
+        ends, flags = await trio.to_thread.run_sync(self.map.extents, offset, length)
+        return ExtentList(offset, ends, flags)
+
+    async def _read(self, offset: int, length: int) -> Buffer:
+        self.refuse_stale()
+        try:
+            await self.resolve(offset, length)
+            local = await trio.to_thread.run_sync(
+                self.map.read, offset, length, abandon_on_cancel=True
+            )
+            return await self._fetch(offset, length) if local is None else local
+        except SourceChanged as exc:
+            self.mark_stale(exc)
+            raise
+
+    async def _fetch(self, offset: int, length: int) -> Buffer:
+        pieces: list[Piece] = []
+        at, end = offset, offset + length
+        while at < end:
+            planned = await self._planned(at, end)
+            pieces += planned.between(at, min(end, planned.end))
+            at = min(end, planned.end)
+        if len(pieces) == 1:
+            return await self._bytes_of(pieces[0])
+        found = bytearray(length)
+        jobs: list[Callable[[], Awaitable[None]]] = []
+        for piece in pieces:
+            if piece.kind != Kind.ZERO:
+
+                async def put(piece: Piece = piece) -> None:
+                    content = await self._bytes_of(piece)
+                    found[piece.start - offset : piece.end - offset] = content
+
+                jobs.append(put)
+        await all_of(jobs)
+        return found
+
+    async def _bytes_of(self, piece: Piece) -> Buffer:
+        length = piece.end - piece.start
+        if piece.kind == Kind.ZERO:
+            return bytes(length)
+        if piece.kind == Kind.LITERAL:
+            assert isinstance(piece.detail, bytes)
+            return piece.detail
+        if piece.kind == Kind.DATA:
+            content = await self.files[piece.file].read(piece.offset, length)
+            if self.stale is None:
+                self._publish_piece(piece)
+            return content
+        assert isinstance(piece.detail, Coded)
+        unit = await self._unit(piece.file, piece.offset, piece.detail)
+        return unit[piece.detail.skip : piece.detail.skip + length]
+
+    async def _unit(self, file: int, offset: int, coded: Coded) -> bytes:
+        """Decompressed, once for all who want it now."""
+        key = (file, offset)
+        while key in self._decoding:
+            await self._decoding[key].wait()
+        if key in self._units:
+            self._units.move_to_end(key)
+            return self._units[key]
+        done = self._decoding[key] = trio.Event()
+        try:
+            below = self.files[file]
+            length = min(coded.length, below.size - offset)
+            data = await below.read(offset, length)
+            where = f"{self.name}: compressed data at {offset} of {below.name}"
+            unit = await trio.to_thread.run_sync(
+                decode, coded.codec, memoryview(data), coded.unit, where
+            )
+        finally:
+            del self._decoding[key]
+            done.set()
+        self._units[key] = unit
+        while len(self._units) > 1 and sum(map(len, self._units.values())) > MOST_UNITS:
+            self._units.popitem(last=False)
+        return unit
