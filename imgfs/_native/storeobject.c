@@ -326,6 +326,9 @@ static PyObject *store_punch(StoreObject *self, PyObject *args)
 		return NULL;
 	if (length == 0)
 		Py_RETURN_NONE;
+	/* File systems give whole pages back: also of the one in which the file ends. */
+	if (offset + length == self->st->size)
+		length += -self->st->size & ((UINT64_C(1) << self->st->block_shift) - 1);
 	Py_BEGIN_ALLOW_THREADS
 	if (fallocate(self->st->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
 		      (off_t)length))

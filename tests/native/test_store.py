@@ -50,6 +50,18 @@ def test_short_file_is_an_error_not_zeroes(tmp_path: Path) -> None:
         m.read(50, 100)
 
 
+@pytest.mark.parametrize("size", [5 * 65536, 5 * 65536 - 1, 4 * 65536 + 5000, 1])
+def test_punched_to_the_end_takes_no_room(tmp_path: Path, size: int) -> None:
+    path = tmp_path / "s"
+    path.write_bytes(b"a" * size)
+    with path.open("r+b") as file:
+        os.fsync(file.fileno())
+        store = _map.Store(file.fileno(), size)
+    assert path.stat().st_blocks
+    store.punch(0, size)
+    assert (path.stat().st_blocks, path.read_bytes()) == (0, bytes(size))
+
+
 def test_readers_never_see_an_evicted_block(tmp_path: Path) -> None:
     """A reader gets the block's own bytes or nothing, while blocks are filled and punched."""
     blocks = 64
