@@ -27,6 +27,7 @@ class Counters:
     """What has crossed into a layer since it was made."""
 
     reads: int = 0
+    misses: int = 0  #: those reads that waited for the source; a layer that keeps bytes counts them
     bytes_read: int = 0
     errors: int = 0
     in_flight: int = 0

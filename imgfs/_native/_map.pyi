@@ -75,8 +75,14 @@ class SegmentMap:
     @property
     def size(self) -> int: ...
     @property
+    def reads(self) -> int:
+        """Requests answered from this map by the native fast path so far; `read` does not count."""
+    @property
+    def reads_waited(self) -> int:
+        """Those of them that waited for blocks on their way."""
+    @property
     def bytes_served(self) -> int:
-        """Bytes answered from this map by the native fast path so far."""
+        """The bytes of those requests."""
     def __len__(self) -> int:
         """How many segments there are."""
     def load(self, ends: array[int], flags: bytes, store: Store | None) -> None:

@@ -300,9 +300,18 @@ static Py_ssize_t map_len(MapObject *self)
 
 static PyObject *map_get(MapObject *self, void *what)
 {
-	if (*(const char *)what == 's')
-		return PyLong_FromUnsignedLongLong(self->map->size);
-	return PyLong_FromUnsignedLongLong(atomic_load(&self->map->bytes_served));
+	struct segmap *map = self->map;
+
+	switch (*(const char *)what) {
+	case 's':
+		return PyLong_FromUnsignedLongLong(map->size);
+	case 'r':
+		return PyLong_FromUnsignedLongLong(atomic_load(&map->reads));
+	case 'w':
+		return PyLong_FromUnsignedLongLong(atomic_load(&map->reads_waited));
+	default:
+		return PyLong_FromUnsignedLongLong(atomic_load(&map->bytes_served));
+	}
 }
 
 #define KEYWORDS(f) (PyCFunction)(void (*)(void))(f), METH_VARARGS | METH_KEYWORDS, NULL
@@ -327,7 +336,9 @@ static PyMethodDef map_methods[] = {
 
 static PyGetSetDef map_getset[] = {
 	{ "size", (getter)map_get, NULL, NULL, "s" },
-	{ "bytes_served", (getter)map_get, NULL, NULL, "r" },
+	{ "reads", (getter)map_get, NULL, NULL, "r" },
+	{ "reads_waited", (getter)map_get, NULL, NULL, "w" },
+	{ "bytes_served", (getter)map_get, NULL, NULL, "b" },
 	{ NULL, NULL, NULL, NULL, NULL },
 };
 

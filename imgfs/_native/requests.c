@@ -143,8 +143,18 @@ int reply_error(uint64_t unique, int error)
 
 enum outcome { ASK_PYTHON, ANSWERED, COMING };
 
+static void count_read(struct segmap *map, uint64_t size, bool waited)
+{
+	atomic_fetch_add_explicit(&map->reads, 1, memory_order_relaxed);
+	if (waited)
+		atomic_fetch_add_explicit(&map->reads_waited, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&map->bytes_served, size, memory_order_relaxed);
+	atomic_fetch_add_explicit(&stats.reads, 1, memory_order_relaxed);
+	atomic_fetch_add_explicit(&stats.bytes, size, memory_order_relaxed);
+}
+
 static enum outcome try_read(const struct fuse_in_header *in, const struct fuse_read_in *arg,
-		     struct segmap *map, char *out)
+		     struct segmap *map, char *out, bool waited)
 {
 	uint64_t size = arg->size;
 	uint64_t end = map->size;
@@ -165,9 +175,8 @@ static enum outcome try_read(const struct fuse_in_header *in, const struct fuse_
 	}
 	if (result != 1)   /* Python finds out what is wrong, and says so */
 		return result == SEG_COMING ? COMING : ASK_PYTHON;
+	count_read(map, size, waited);   /* before whoever reads can look at the counters */
 	reply(in->unique, 0, out, size);
-	atomic_fetch_add_explicit(&stats.reads, 1, memory_order_relaxed);
-	atomic_fetch_add_explicit(&stats.bytes, size, memory_order_relaxed);
 	return ANSWERED;
 }
 
@@ -191,7 +200,7 @@ static enum outcome try_seek(const struct fuse_in_header *in, const struct fuse_
 	return ANSWERED;
 }
 
-static enum outcome try_fast(const char *buf, size_t size, char *out)
+static enum outcome try_fast(const char *buf, size_t size, char *out, bool waited)
 {
 	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
 	const void *arg = in + 1;
@@ -201,7 +210,7 @@ static enum outcome try_fast(const char *buf, size_t size, char *out)
 	if (in->opcode == FUSE_READ && size >= sizeof(*in) + sizeof(struct fuse_read_in)) {
 		map = map_of(in->nodeid);
 		if (map) {
-			done = try_read(in, arg, map, out);
+			done = try_read(in, arg, map, out, waited);
 			maps->unref(map);
 		}
 	} else if (in->opcode == FUSE_LSEEK && size >= sizeof(*in) + sizeof(struct fuse_lseek_in)) {
@@ -224,8 +233,8 @@ static void interrupt(const struct fuse_in_header *in, size_t size)
 	queue_interrupt(arg->unique, in->unique);
 }
 
-/* Answer a request, or see that somebody will. */
-static void settle(const char *buf, size_t size, char *out)
+/* Answer a request, or see that somebody will.  `waited`: it was parked before. */
+static void settle(const char *buf, size_t size, char *out, bool waited)
 {
 	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
 	enum outcome outcome;
@@ -234,7 +243,7 @@ static void settle(const char *buf, size_t size, char *out)
 	do {
 		unsigned settled = queue_settled();
 
-		outcome = try_fast(buf, size, out);
+		outcome = try_fast(buf, size, out, waited);
 		if (outcome == ANSWERED)
 			return;
 		err = outcome == COMING ? queue_park(buf, size, settled) : queue_push(buf, size);
@@ -253,7 +262,7 @@ static void handle(const char *buf, size_t size, char *out)
 	if (in->opcode == FUSE_INTERRUPT)
 		interrupt(in, size);
 	else
-		settle(buf, size, out);
+		settle(buf, size, out, false);
 }
 
 static void *serve_parked(void *arg)
@@ -267,7 +276,7 @@ static void *serve_parked(void *arg)
 	while (out && (rq = queue_unpark())) {
 		for (; rq; rq = next) {
 			next = rq->next;
-			settle(rq->mem, rq->size, out);
+			settle(rq->mem, rq->size, out, true);
 			request_free(rq);
 		}
 	}

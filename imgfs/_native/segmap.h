@@ -57,7 +57,8 @@ struct segmap {
 	struct store **stores; /* every store ever named; released with the map */
 	unsigned n_stores;
 	atomic_uint refs;
-	atomic_uint_fast64_t bytes_served;
+	/* Of the requests answered from here; the waited ones were parked for blocks first. */
+	atomic_uint_fast64_t reads, reads_waited, bytes_served;
 	struct watch watches[MAX_WATCHES];
 	atomic_uint watching;  /* a bit for each slot in use */
 	atomic_uint seen;      /* a bit for each slot whose range was read */

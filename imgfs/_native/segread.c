@@ -118,7 +118,7 @@ static void watches_tell(struct segmap *map, uint64_t start, uint64_t end)
 int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 		enum seg_wait wait)
 {
-	uint64_t total = length, start = offset;
+	uint64_t start = offset;
 
 	if (offset > map->size || length > map->size - offset)
 		return -EINVAL;
@@ -148,7 +148,6 @@ int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 		length -= (uint64_t)done;
 		buf += done;
 	}
-	atomic_fetch_add_explicit(&map->bytes_served, total, memory_order_relaxed);
 	if (atomic_load_explicit(&map->watching, memory_order_relaxed))
 		watches_tell(map, start, offset);
 	return 1;

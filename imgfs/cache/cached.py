@@ -143,6 +143,11 @@ class CachedImage(Image):
         unverified = self._account.unverified if self._account is not None else 0
         return (self.store.present + unverified) * BLOCK
 
+    @property
+    def window(self) -> int:
+        """How many bytes readahead is ahead of the fastest stream; 0: nothing is read ahead."""
+        return 0 if self._ahead is None else self._ahead.window
+
     def mark_stale(self, why: SourceChanged) -> None:
         """The source is not what it was: forget every byte, and read none any more."""
         if self.stale is None:
@@ -162,6 +167,7 @@ class CachedImage(Image):
             assert self._ahead is not None
         end = offset + length
         self._ahead.missed(offset, end)
+        waited = False
         for _ in range(TRIES):
             if self.stale is not None:
                 raise SourceChanged(str(self.stale))
@@ -169,21 +175,28 @@ class CachedImage(Image):
             if not fills:
                 local = await self._local(offset, length)
                 if local is not None:
+                    self.counters.misses += waited
                     return local
                 continue  # evicted meanwhile
             for fill in fills:
+                was_here = fill.fetched.is_set()
                 await fill.fetched.wait()
+                # What an earlier mount has left is only verified.
+                waited = waited or not (was_here or fill.parts is None)
                 if fill.error is not None and fill.error_is_for_all:
                     raise type(fill.error)(str(fill.error)) from fill.error
             found = joined(fills, offset, end)
             if found is not None:
+                self.counters.misses += waited
                 return found
             for fill in fills:
                 await fill.ended.wait()
             if any(fill.parts is not None and not fill.kept for fill in fills):
                 break
         # The cache cannot hold it for as long as it takes to read it.
-        return await self.source.read(offset, length)
+        data = await self.source.read(offset, length)
+        self.counters.misses += 1
+        return data
 
     async def _local(self, offset: int, length: int) -> Buffer | None:
         try:
@@ -192,7 +205,7 @@ class CachedImage(Image):
             )
         except OSError as exc:
             log.warning("%s: the cache failed at %d: %s", self.name, offset, exc.strerror)
-            return await self.source.read(offset, length)
+            return None
 
     def _absent(self, start: int, end: int) -> list[tuple[int, int]]:
         """Runs (first, count) of absent blocks that hold data of `[start, end)`."""

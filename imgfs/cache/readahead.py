@@ -102,6 +102,11 @@ class Readahead:
             if stream is not None:
                 self._advance(stream, stream.next)
 
+    @property
+    def window(self) -> int:
+        """The largest window of any stream, in bytes: how far ahead of the fastest one it is."""
+        return max((stream.window for stream in self._streams.values()), default=0)
+
     def stop(self) -> None:
         """Follow nobody any more."""
         for stream in self._streams.values():
@@ -142,6 +147,8 @@ class Readahead:
                 middle = max(start, end - (stream.window // 2 - left))
             if left <= 0:
                 break
+        if left:
+            stream.window = 0  # there is no more to be ahead of
         if middle is not None:
             self._map.watch(stream.slot, middle, stream.next)
 

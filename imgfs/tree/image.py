@@ -146,6 +146,8 @@ class ImageNodes:
             return {"source": self.url, "state": unopened, "last_error": self._failed}
         source, identity = view.source, view.source.stat.identity
         unreachable = isinstance(source.counters.failure, SourceUnreachable)
+        misses = view.misses  # before `reads`: none may be missing there
+        reads = view.reads
         return {
             "source": self.url,
             "state": "stale" if view.stale else "unreachable" if unreachable else "open",
@@ -155,8 +157,12 @@ class ImageNodes:
             "bytes_native": view.map.bytes_served,
             "bytes_python": view.counters.bytes_read,
             "bytes_fetched": source.counters.bytes_read,
+            "reads": reads,
+            "hits": reads - misses,
+            "misses": misses,
             "in_flight": view.counters.in_flight,
             "fetching": source.counters.in_flight,
+            "window": self._cache.window if self._cache is not None else 0,
             "cached": self._cache.cached_bytes if self._cache is not None else 0,
             "errors": view.counters.errors,
             "last_error": view.counters.last_error or source.counters.last_error,

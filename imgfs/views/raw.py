@@ -50,6 +50,11 @@ class RawView(View):
         if self._cache is not None:
             self._cache.mark_stale(why)
 
+    @property
+    def misses(self) -> int:
+        layer = self if self._cache is None else self._cache
+        return self.map.reads_waited + layer.counters.misses
+
     async def _read(self, offset: int, length: int) -> Buffer:
         self.refuse_stale()
         try:
@@ -66,7 +71,9 @@ class RawView(View):
         if local is not None:
             return local
         await self.check()
-        return await self.source.read(offset, length)
+        data = await self.source.read(offset, length)
+        self.counters.misses += 1
+        return data
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
         return await self.source.extents(offset, length)

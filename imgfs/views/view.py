@@ -85,6 +85,16 @@ class View(Image):
             return
         self._silent_until = trio.current_time() + SILENT_S
 
+    @property
+    def reads(self) -> int:
+        """Requests answered, natively and by Python."""
+        return self.map.reads + self.counters.reads
+
+    @property
+    def misses(self) -> int:
+        """Those of them that had to wait for the source."""
+        return self.map.reads_waited + self.counters.misses
+
     def was_read(self) -> bool:
         """Has anything been read since this was asked last?"""
         seen = self.map.bytes_served + self.counters.bytes_read

@@ -50,6 +50,40 @@ def allocated(root: Path) -> int:
     return sum(path.stat().st_blocks * 512 for path in root.glob("*/blocks"))
 
 
+def test_only_who_waited_for_the_source_missed(tmp_path: Path) -> None:
+    source = MemorySource(noise(8 * BLOCK))
+
+    async def body(image: CachedImage, space: CacheSpace) -> None:
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(image.read, 0, BLOCK)
+        await trio.testing.wait_all_tasks_blocked(0.02)
+        assert image.counters.misses == 3
+        for _ in range(5):
+            await image.read(0, BLOCK)
+        assert (image.counters.misses, image.counters.reads) == (3, 8)
+        source.fail = refuse
+        with pytest.raises(SourceTimeout):
+            await image.read(6 * BLOCK, 100)
+        assert (image.counters.misses, image.counters.reads) == (3, 8)
+
+    def refuse(offset: int, length: int) -> None:
+        raise SourceTimeout("away")
+
+    with_cache(source, body, tmp_path)
+
+
+def test_without_room_every_read_misses() -> None:
+    source = MemorySource(noise(8 * BLOCK))
+
+    async def body(image: CachedImage, space: CacheSpace) -> None:
+        for n in range(1, 5):
+            await image.read(0, BLOCK)
+            assert image.counters.misses == n
+
+    with_cache(source, body, None)
+
+
 @settings(
     max_examples=200 if LONG else 25,
     deadline=None,

@@ -41,6 +41,24 @@ def test_a_stream_is_fetched_ahead_and_never_twice(tmp_path: Path) -> None:
     with_cache(source, body, tmp_path, limit=1 << 30)
 
 
+def test_the_window_is_that_of_the_fastest_stream(tmp_path: Path) -> None:
+    source = MemorySource(bytes(range(1, 256)) * (64 * MIB // 255))
+
+    async def body(image: CachedImage, space: CacheSpace) -> None:
+        assert image.window == 0
+        seen = []
+        for offset in range(0, image.size, MIB):
+            await image.read(offset, min(MIB, image.size - offset))
+            await settled()
+            seen.append(image.window)
+        assert seen[0] == 0  # one read is no stream
+        assert seen[1] == MIB
+        assert max(seen) >= 8 * MIB
+        assert seen[-1] == 0  # nothing is left to be ahead of
+
+    with_cache(source, body, tmp_path, limit=1 << 30)
+
+
 def test_a_stream_goes_over_holes(tmp_path: Path) -> None:
     """A megabyte of data every ten: the next data is where the stream goes on."""
     size, parts, content = 200 * MIB, [], bytearray()
