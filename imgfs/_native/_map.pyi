@@ -42,8 +42,8 @@ class Store:
     def clear_present(self, first_block: int, count: int) -> int:
         """Mark blocks absent; returns how many were present.  Then `quiesce`, then punch."""
     def set_coming(self, first_block: int, count: int) -> None:
-        """These blocks are being fetched: a native reader of them waits for `settle` instead of
-        asking Python."""
+        """These blocks are being fetched: a native reader of them waits for `settle`, which must
+        follow whatever happens, instead of asking Python."""
     def settle(self, first_block: int, count: int) -> None:
         """They are present now, or zero in the map, or they are not coming: who waits looks again."""
     def is_present(self, offset: int, length: int) -> bool: ...

@@ -46,7 +46,9 @@ bool store_block_present(const struct store *st, uint64_t block);
 uint64_t store_set(struct store *st, uint64_t first, uint64_t count);
 uint64_t store_clear(struct store *st, uint64_t first, uint64_t count);
 
-/* These blocks will be present, or settled as absent: a reader may wait for that. */
+/* These blocks will be present, or settled as absent: a reader may wait for that.  So whoever calls
+ * this must call store_settle for all of them afterwards, whatever went wrong in between: who
+ * waits for a block that stays `coming` waits for ever. */
 void store_set_coming(struct store *st, uint64_t first, uint64_t count);
 /* They are not coming any more: present by now, or not.  Tells `store_settled_hook`. */
 void store_settle(struct store *st, uint64_t first, uint64_t count);
