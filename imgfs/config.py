@@ -106,6 +106,8 @@ def parse_options(texts: tuple[str, ...]) -> Options:
             values[name] = parse_size(value)
         elif name == "prefetch":
             values[name] = parse_size(value) if value else 0
+            if value and not values[name]:
+                raise UsageError(f"-o {item}: nothing would ever come; prefetch alone is any rate")
         elif name == "helpers":
             values[name] = _helpers(value)
         elif name in ("known_hosts", "key", "config") and value:

@@ -43,6 +43,7 @@ from imgfs.url import parse
 
 MOST_BYTES = 4 << 20  # of the file: more is an image, mistaken for one
 READAHEAD_OFF, READAHEAD_FREE = 0, -1
+PREFETCH_FREE, PREFETCH_OFF = 0, -1
 #: A file NAME.qcow2 must be possible.
 MOST_NAME_BYTES = 255 - len(".qcow2")
 RESERVED = frozenset({".imgfs", "originals"})
@@ -83,6 +84,7 @@ class ImageSettings:
     backing: str | None = field(default=None, repr=False)  #: as `source`; `any`: what headers name
     cache_size: int | None = None  #: most bytes of this image in the cache
     readahead: int | None = None  #: most bytes ahead, or READAHEAD_OFF or READAHEAD_FREE
+    prefetch: int | None = None  #: bytes a second, or PREFETCH_FREE or PREFETCH_OFF
     extents: bool | None = None
     timeout: int | None = None  #: seconds
     hard: bool | None = None  #: wait for an absent server for ever
@@ -106,8 +108,10 @@ class ImageSettings:
             "helpers": self.helpers,
             "hard": self.hard,
             "identity": self.identity,
+            "prefetch": self.prefetch,
         }
-        return replace(options, **_without_none(said))
+        options = replace(options, **_without_none(said))
+        return replace(options, prefetch=None) if options.prefetch == PREFETCH_OFF else options
 
     def objects(self, environment: Mapping[str, str], timeout_s: float) -> ObjectSettings:
         """For a source of http or s3: what the file says over what the environment says.
@@ -294,15 +298,25 @@ class _Reader:
         if "cache_size" in values:
             values["cache_size"] = self._size(at, "cache_size", values["cache_size"])
         if "readahead" in values:
-            values["readahead"] = self._readahead(at, values["readahead"])
+            values["readahead"] = self._switched(
+                at, "readahead", values["readahead"], READAHEAD_OFF, READAHEAD_FREE
+            )
+        if "prefetch" in values:
+            said = values["prefetch"]
+            rate = self._switched(at, "prefetch", said, PREFETCH_OFF, PREFETCH_FREE)
+            if rate == PREFETCH_FREE and said not in ("on", True):
+                what = "nothing would ever come; write true for any rate, false for no prefetch"
+                self._document.refuse(at, "prefetch", what)
+            values["prefetch"] = rate
         if values.get("backing", "any") != "any":
             values["backing"] = self._place(at, "backing", values["backing"])
         return values
 
-    def _readahead(self, at: Key, value: object) -> int:
+    def _switched(self, at: Key, key: str, value: object, off: int, free: int) -> int:
+        """A size, or what stands for off and on."""
         if value in ("off", "on") or isinstance(value, bool):
-            return READAHEAD_OFF if value in ("off", False) else READAHEAD_FREE
-        return self._size(at, "readahead", value)
+            return off if value in ("off", False) else free
+        return self._size(at, key, value)
 
     def _size(self, at: Key, key: str, value: object) -> int:
         try:

@@ -53,6 +53,7 @@ class DefaultsTable(Struct, frozen=True):
     backing: Text | UnsetType = UNSET
     cache_size: Bytes | Text | UnsetType = UNSET
     readahead: Bytes | Text | bool | UnsetType = UNSET
+    prefetch: Bytes | Text | bool | UnsetType = UNSET
     extents: bool | Literal["on", "off"] | UnsetType = UNSET
     timeout: Seconds | UnsetType = UNSET
     hard: bool | UnsetType = UNSET

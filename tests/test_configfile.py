@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 
 from imgfs.config import Options
 from imgfs.configfile import (
+    PREFETCH_FREE,
+    PREFETCH_OFF,
     READAHEAD_FREE,
     READAHEAD_OFF,
     ConfigFile,
@@ -47,6 +49,7 @@ FULL = """
 [defaults]
 cache_size = "2G"
 timeout = 10
+prefetch = "20M"
 extents = "off"
 known_hosts = "known"
 helpers = ["perl", "python3"]
@@ -57,6 +60,7 @@ format = "qcow2"
 backing = "base.img"
 cache_size = 4096
 readahead = "off"
+prefetch = false
 extents = true
 timeout = 5
 hard = true
@@ -104,6 +108,7 @@ def test_everything(read: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 backing=f"{conf}/base.img",
                 cache_size=4096,
                 readahead=READAHEAD_OFF,
+                prefetch=PREFETCH_OFF,
                 extents=True,
                 timeout=5,
                 hard=True,
@@ -125,6 +130,7 @@ def test_everything(read: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
                 backing="any",
                 cache_size=2 << 30,
                 readahead=64 << 20,
+                prefetch=20 << 20,
                 extents=False,
                 timeout=10,
                 known_hosts=f"{conf}/known",
@@ -233,6 +239,24 @@ def test_readahead(read: Loader, written: str, value: int) -> None:
     assert read(f'images.a = {{source="/x", readahead={written}}}').images["a"].readahead == value
 
 
+@pytest.mark.parametrize(
+    ("written", "value", "option"),
+    [
+        ('"off"', PREFETCH_OFF, None),
+        ("false", PREFETCH_OFF, None),
+        ('"on"', PREFETCH_FREE, 0),
+        ("true", PREFETCH_FREE, 0),
+        ('"1.5M"', 3 << 19, 3 << 19),
+        ("1", 1, 1),
+    ],
+)
+def test_prefetch(read: Loader, written: str, value: int, option: int | None) -> None:
+    found = read(f'images.a = {{source="/x", prefetch={written}}}').images["a"]
+    assert found.prefetch == value
+    for of_mount in (None, 0, 20):
+        assert found.over(Options(prefetch=of_mount)).prefetch == option
+
+
 def test_sources(read: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/me")
     conf = tmp_path / "conf"
@@ -336,6 +360,10 @@ MISTAKES = [
     ),
     ("[defaults]\ncache_size='99999999P'", ":2: [defaults] cache_size: is too large"),
     ("[defaults]\nreadahead='of'", ":2: [defaults] readahead: 'of': not a size"),
+    ("[defaults]\nprefetch='20 q'", ":2: [defaults] prefetch: '20 q': not a size"),
+    ("[defaults]\nprefetch=0", ":2: [defaults] prefetch: nothing would ever come; write true"),
+    ("[defaults]\nprefetch='0M'", ":2: [defaults] prefetch: nothing would ever come; write true"),
+    ("[defaults]\nprefetch=[]", ':2: [defaults] prefetch: expected "off" or a size, got a list'),
     # meaning
     ("[images.a]\nsource='ftp://h/x'", ":2: [images.a] source: ftp:// sources are not supported"),
     ("[images.a]\nsource='host:x'", ":2: [images.a] source: host:x: no such file; if it is on a"),

@@ -143,4 +143,6 @@ def test_sizes_that_are_none(sparse: Path, tmp_path: Path) -> None:
     point.mkdir()
     for value in ("lots", "", "-1", "1x", "1e3", "٣"):
         assert "not a size" in refused(sparse, point, "-o", f"cache_size={value}")
+    assert "not a size" in refused(sparse, point, "-o", "prefetch=fast")
+    assert "nothing would ever come" in refused(sparse, point, "-o", "prefetch=0")
     assert not point.is_mount()

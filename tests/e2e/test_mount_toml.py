@@ -86,6 +86,32 @@ timeout = 2
     assert images == set(names(m.point))
 
 
+def test_prefetch_of_some(mount: Mounter, sshd: Sshd, work: Path) -> None:
+    """An image is fetched whole once it is looked at; false stands over [defaults]."""
+    for name in ("all", "none", "slow"):
+        fill(work / f"{name}.img", 12 * MIB)
+    tables = (
+        f'[images.{name}]\nsource = "{sshd.url(work / f"{name}.img")}"\n{more}\n'
+        for name, more in (("all", ""), ("none", "prefetch = false"), ("slow", 'prefetch = "1M"'))
+    )
+    login = f'known_hosts = "{sshd.directory / "known"}"\nkey = "{sshd.directory / "user"}"'
+    (work / "images.toml").write_text(f"[defaults]\nprefetch = true\n{login}\n{''.join(tables)}")
+    m = mount(work / "images.toml")
+
+    def cached(name: str) -> int:
+        images: dict[str, dict[str, int]] = m.status()["images"]  # type: ignore[assignment]
+        return images[name].get("cached", 0)
+
+    begun = time.monotonic()
+    for name in ("all", "none", "slow"):
+        (m.point / name / f"{name}.raw").stat()
+    wait_for(lambda: cached("all") == 12 * MIB)
+    wait_for(lambda: cached("slow") > 0)
+    # It goes piece by piece of 2 MiB.
+    assert cached("slow") <= (4 + time.monotonic() - begun) * MIB
+    assert cached("none") == 0
+
+
 def test_read_again(mount: Mounter, work: Path) -> None:
     for name in ("a", "b", "c"):
         fill(work / f"{name}.img", MIB)
