@@ -27,12 +27,15 @@ from imgfs.sources.file import open_file
 from imgfs.sources.listing import Listed, Listing, LocalListing
 from imgfs.status import CacheStatus, FastPathStatus, MountStatus
 from imgfs.stop import Stop
+from imgfs.stored import StoredViews, Wanted
 from imgfs.tree.image import ImageNodes
 from imgfs.tree.images import ImagesNodes, ListedImages
 from imgfs.tree.names import image_name
 from imgfs.tree.nodes import Tree
 from imgfs.url import ObjectUrl, SshUrl, parse
 from imgfs.url_nbd import NbdCommand, NbdUrl
+from imgfs.views.opening import Chain
+from imgfs.views.raw import RawView
 
 if TYPE_CHECKING:
     from imgfs import configfile
@@ -190,6 +193,7 @@ class Mount:
         self._sources = sources
         self._caches = Caches(options)
         self._nursery = nursery
+        self._stored = StoredViews(self._open_source, self._open_cache)
         self.tree = Tree()
         self._root = self.tree.add(None, b"", children={})
         about = self.tree.add(self._root, b".imgfs", children={})
@@ -275,14 +279,27 @@ class Mount:
     ) -> ImageNodes:
         policy = policy or Policy(hard=options.hard, prefetch=options.prefetch)
 
-        async def open_source() -> Source:
-            return await self._sources.open(text, options, directory)
+        wanted = Wanted(text, options, policy, directory)
+        pinned = options.format
 
-        async def open_cache(source: Source) -> CachedImage:
-            cached: CachedImage = await self._nursery.start(self._caches.hold, source, policy)
-            return cached
+        async def open_stored() -> RawView:
+            return await self._stored.get(wanted)
 
-        return ImageNodes(name, file_name, shown, open_source, open_cache, self._invalidate)
+        async def open_disk(stored: RawView) -> Chain:
+            # Once probed it stays: or else a raw guest could write itself another format's header.
+            nonlocal pinned
+            chain = await self._stored.chain(name, stored, pinned)
+            pinned = chain.formats[0]
+            return chain
+
+        return ImageNodes(name, file_name, shown, open_stored, open_disk, self._invalidate)
+
+    async def _open_source(self, wanted: Wanted) -> Source:
+        return await self._sources.open(wanted.text, wanted.options, wanted.directory)
+
+    async def _open_cache(self, source: Source, policy: Policy) -> CachedImage:
+        cached: CachedImage = await self._nursery.start(self._caches.hold, source, policy)
+        return cached
 
     def _invalidate(self, inode: int) -> None:
         import pyfuse3
@@ -316,8 +333,7 @@ class Mount:
                 log.error("%s; the mount stays as it is", exc)
 
     async def aclose(self) -> None:
-        for image in self._images:
-            await image.aclose()
+        await self._stored.aclose()
 
     def _told(self) -> MountStatus:
         from imgfs.fuse.boundary import native

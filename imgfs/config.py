@@ -18,6 +18,7 @@ _IGNORED = frozenset(
     {"rw", "dev", "nodev", "suid", "nosuid", "exec", "noexec", "_netdev", "nofail"}
 )
 _IGNORED |= {"auto", "noauto", "user", "users", "nouser", "defaults", "async", "noatime"}
+FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhd", "vpc", "vhdx")
 _FLAGS = {"ro": "read_only", "allow_other": "allow_other", "lazy": "lazy", "hard": "hard"}
 # What people try for S3 and http; everybody can see a command line.
 _SECRETS = re.compile(r".*(access_key|secret|token|passw|authorization|credential).*", re.I)
@@ -45,6 +46,9 @@ class Options:
     prefetch: int | None = None
     #: of a source that has none: it is the same image for as long as this is the same text
     identity: str | None = None
+    format: str | None = None  #: of the image; None: what its content says
+    #: where the file is that the image names: a source, or `any` to follow the name anywhere
+    backing: str | None = field(default=None, repr=False)
     #: of http and S3, where a file says more than the environment
     object_settings: ObjectSettings | None = field(default=None, repr=False)
     #: how to ask the person, while the mount is not ready
@@ -80,6 +84,14 @@ def _number(name: str, value: str) -> int:
     return int(value)
 
 
+def format_name(value: str) -> str:
+    """As qemu calls it.  Raises UsageError for one that cannot be meant."""
+    name = {"vhd": "vpc"}.get(value, value)
+    if name not in FORMATS:
+        raise UsageError(f"format {value}: name one of {', '.join(FORMATS)}")
+    return name
+
+
 def _helpers(value: str) -> tuple[str, ...]:
     # A comma would end the option.
     names = tuple(value.split("+"))
@@ -112,7 +124,9 @@ def parse_options(texts: tuple[str, ...]) -> Options:
             values[name] = _helpers(value)
         elif name in ("known_hosts", "key", "config") and value:
             values[name] = str(Path(value).absolute())
-        elif name == "identity" and value:
+        elif name == "format" and value:
+            values[name] = format_name(value)
+        elif name in ("identity", "backing") and value:
             values[name] = value
         elif name in ("uid", "gid", "threads", "timeout"):
             values[name] = _number(name, value)

@@ -9,8 +9,11 @@ of that for granted.  Offsets are positional: there is no cursor.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -33,6 +36,33 @@ class Counters:
     in_flight: int = 0
     last_error: str = ""
     failure: Exception | None = None  #: of the read that ended last; None when that went well
+
+    @contextlib.contextmanager
+    def counted(self, length: int) -> Iterator[None]:
+        """Around a read of so many bytes."""
+        self.in_flight += 1
+        try:
+            yield
+        except Exception as exc:
+            self.errors += 1
+            self.last_error = str(exc)
+            self.failure = exc
+            raise
+        finally:
+            self.in_flight -= 1
+        self.failure = None
+        self.reads += 1
+        self.bytes_read += length
+
+
+@dataclass(slots=True)
+class Program:
+    """A program's read; all tasks that it leads to have it in their context."""
+
+    missed: bool = False
+
+
+_program: ContextVar[Program | None] = ContextVar("program", default=None)
 
 
 class Image(ABC):
@@ -59,24 +89,12 @@ class Image(ABC):
         self._check_range("read", offset, length)
         if length == 0:
             return b""
-        counters = self.counters
-        counters.in_flight += 1
-        try:
+        with self.counters.counted(length):
             data = await self._read(offset, length)
             if len(data) != length:
                 raise ShortRead(
                     f"{self.name}: {len(data)} bytes instead of {length} at offset {offset}"
                 )
-        except Exception as exc:
-            counters.errors += 1
-            counters.last_error = str(exc)
-            counters.failure = exc
-            raise
-        finally:
-            counters.in_flight -= 1
-        counters.failure = None
-        counters.reads += 1
-        counters.bytes_read += length
         return data
 
     async def extents(self, offset: int, length: int) -> ExtentList:
@@ -94,6 +112,25 @@ class Image(ABC):
                 f"[{offset}, {offset + length})"
             )
         return found
+
+    def missed(self) -> None:
+        """Note that the read under way had to wait for its source."""
+        self.counters.misses += 1
+        program = _program.get()
+        if program is not None:
+            program.missed = True
+
+    async def answer(self, counters: Counters, offset: int, length: int) -> Buffer:
+        """As `read`, for a program: counted in `counters` too, whatever it leads to below."""
+        program = Program()
+        token = _program.set(program)
+        try:
+            with counters.counted(length):
+                data = await self.read(offset, length)
+        finally:
+            _program.reset(token)
+        counters.misses += program.missed
+        return data
 
     async def aclose(self) -> None:  # noqa: B027 - most layers hold nothing
         """Release what the layer holds; the layer below is its owner's to close."""

@@ -22,7 +22,7 @@ LAYERS = ["fuse", "tree", "views", "cache", "sources"]
 # These may import nothing of the layers.
 PURE = ["formats", "guest", "extents", "errors", "units", "url", "image", "mapjson"]
 PURE += ["pieces", "steps", "status", "metrics", "rates", "tomllines", "configschema"]
-WIRING = ["app", "cli"]
+WIRING = ["app", "stored", "cli"]
 
 
 def modules() -> Iterator[Path]:

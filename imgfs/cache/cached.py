@@ -175,7 +175,8 @@ class CachedImage(Image):
             if not fills:
                 local = await self._local(offset, length)
                 if local is not None:
-                    self.counters.misses += waited
+                    if waited:
+                        self.missed()
                     return local
                 continue  # evicted meanwhile
             for fill in fills:
@@ -187,7 +188,8 @@ class CachedImage(Image):
                     raise type(fill.error)(str(fill.error)) from fill.error
             found = joined(fills, offset, end)
             if found is not None:
-                self.counters.misses += waited
+                if waited:
+                    self.missed()
                 return found
             for fill in fills:
                 await fill.ended.wait()
@@ -195,7 +197,7 @@ class CachedImage(Image):
                 break
         # The cache cannot hold it for as long as it takes to read it.
         data = await self.source.read(offset, length)
-        self.counters.misses += 1
+        self.missed()
         return data
 
     async def _local(self, offset: int, length: int) -> Buffer | None:

@@ -152,7 +152,7 @@ class Operations(pyfuse3.Operations):
         view = self._view(handle)
         size = max(0, min(size, view.size - offset))
         # pyfuse3 takes any buffer, and a copy would cost more than the rest of this.
-        return cast(bytes, await view.read(offset, size)) if size else b""
+        return cast(bytes, await view.answer(view.answered, offset, size)) if size else b""
 
     def _view(self, inode: int) -> View:
         view = self._node(inode).view

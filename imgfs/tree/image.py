@@ -3,30 +3,43 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 
 import trio
 
 from imgfs import mapjson
-from imgfs.cache.cached import CachedImage
 from imgfs.errors import ImgfsError, SourceUnreachable
-from imgfs.sources.base import Source
-from imgfs.sources.file import FileSource
 from imgfs.status import ImageStatus, State
 from imgfs.tree.names import encode
 from imgfs.tree.nodes import Node, Tree
+from imgfs.views.opening import Chain
 from imgfs.views.raw import RawView
+from imgfs.views.view import View
 
-OpenSource = Callable[[], Awaitable[Source]]
-OpenCache = Callable[[Source], Awaitable[CachedImage]]
+OpenStored = Callable[[], Awaitable[RawView]]
+OpenDisk = Callable[[RawView], Awaitable[Chain]]
+OpenView = Callable[[], Awaitable[View]]
 Invalidate = Callable[[int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A name of one of the image's views."""
+
+    tree: Tree
+    directory: Node
+    name: bytes
+    open: OpenView
 
 
 class ImageNodes:
     """What stands in an image's directory.
 
-    `url` is shown, and holds no secret.  `invalidate` sees to it that what the kernel has cached of
-    an inode is dropped, and does not wait for that.
+    `url` is shown, and holds no secret.  `open_stored` gives the source's bytes as stored, and
+    opens it anew when it has changed; `open_disk` finds the disk in them.  `invalidate` sees to it
+    that what the kernel has cached of an inode is dropped, and does not wait for that.
     """
 
     def __init__(
@@ -34,136 +47,145 @@ class ImageNodes:
         name: str,
         file_name: str,
         url: str,
-        open_source: OpenSource,
-        open_cache: OpenCache,
+        open_stored: OpenStored,
+        open_disk: OpenDisk,
         invalidate: Invalidate,
     ) -> None:
         self.name = name
         self.file_name = file_name
         self.url = url
-        self._open_source = open_source
-        self._open_cache = open_cache
+        self._open_stored = open_stored
+        self._open_disk = open_disk
         self._invalidate = invalidate
-        self._view: RawView | None = None
-        self._cache: CachedImage | None = None
-        self._source: Source | None = None
-        self._stale: list[Source] = []
-        self._nodes: list[tuple[Tree, Node, bytes]] = []
+        self._stored: RawView | None = None
+        self._chain: Chain | None = None
+        self._views: list[View] = []  # of this generation
+        self._places: list[Place] = []
         self._opening = trio.Lock()
         self._failed = ""
 
     def add_to(self, tree: Tree, directory: Node) -> None:
         """Put the names there; nothing is opened before one of them is looked at."""
         original = tree.add(directory, b"original", children={})
-        self._place(tree, directory, encode(self.name + ".raw"))
-        self._place(tree, original, encode(self.file_name))
+        self._place(tree, directory, self.name + ".raw", self.opened_disk)
+        self._place(tree, original, self.file_name, self.opened)
         tree.add(directory, b"extents.json", make=self._extents)
 
     def add_original(self, tree: Tree, directory: Node) -> None:
         """Put the source's bytes as stored there, under the file's own name."""
-        self._place(tree, directory, encode(self.file_name))
+        self._place(tree, directory, self.file_name, self.opened)
 
-    def _place(self, tree: Tree, directory: Node, name: bytes) -> None:
-        self._nodes.append((tree, directory, name))
-        self._show(tree, directory, name)
+    def _place(self, tree: Tree, directory: Node, name: str, open_view: OpenView) -> None:
+        place = Place(tree, directory, encode(name), open_view)
+        self._places.append(place)
+        self._show(place)
 
-    def _show(self, tree: Tree, directory: Node, name: bytes) -> None:
-        """A node for the view, or for one that is to come; one that waits for it gets it."""
-        there = (directory.children or {}).get(name)
-        if self._view is None:
-            tree.add(directory, name, prepare=self.opened, changed=self._changed)
-        elif there is not None and there.view is None and there.prepare is not None:
-            there.view, there.prepare = self._view, None
-        else:
-            tree.add(directory, name, view=self._view, changed=self._changed)
+    def _show(self, place: Place) -> None:
+        """A node for a view that is to come."""
+        node = place.tree.add(place.directory, place.name, changed=self._changed)
+        node.prepare = partial(self._fill, node, place)
+
+    async def _fill(self, node: Node, place: Place) -> None:
+        view = await place.open()
+        if node.view is None:
+            node.view, node.prepare = view, None
 
     async def opened(self) -> RawView:
-        """The view; opens the source if that is still to do.  Raises what opening raises."""
+        """The bytes as stored; opens the source if it is not open.  Raises what that raises."""
         async with self._opening:
-            if self._view is None:
-                await self._open()
-        assert self._view is not None
-        return self._view
+            return await self._get_stored()
 
-    async def _open(self) -> None:
+    async def opened_disk(self) -> View:
+        """The disk.  Raises what opening the source, and finding a disk in it, raises."""
+        async with self._opening:
+            stored = await self._get_stored()
+            if self._chain is None:
+                with self._noting_failure():
+                    self._chain = await self._open_disk(stored)
+                if self._chain.disk is not stored:
+                    self._follow(self._chain.disk)
+            return self._chain.disk
+
+    async def _get_stored(self) -> RawView:
+        if self._stored is None:
+            with self._noting_failure():
+                self._stored = await self._open_stored()
+            self._follow(self._stored)
+        return self._stored
+
+    @contextlib.contextmanager
+    def _noting_failure(self) -> Iterator[None]:
         try:
-            source = await self._open_source()
+            yield
         except ImgfsError as exc:
             self._failed = str(exc)
             raise
         self._failed = ""
-        if self._source is not None:
-            self._stale.append(self._source)
-        self._source = source
-        if self._cache is not None:
-            await self._cache.closed.wait()  # it was stale, and has the directory still
-            self._cache = None
-        if not isinstance(source, FileSource):
-            self._cache = await self._open_cache(source)
-        view = self._view = RawView(source, self._cache)
+
+    def _follow(self, view: View) -> None:
+        self._views.append(view)
         view.when_stale(lambda _: self._drop_kernel_cache(view))
-        for place in self._nodes:
-            self._show(*place)
 
     async def _changed(self, node: Node) -> None:
         """The node's view is stale: put the source as it is now under the names."""
         async with self._opening:
-            if node.view is self._view:
-                await self._open()
+            if node.view in self._views:
+                self._stored = self._chain = None
+                self._views = []
+                for place in self._places:
+                    self._show(place)
 
     def is_read(self) -> bool:
         """Has anything been read since this was asked last?"""
-        view = self._view
-        return view is not None and view.stale is None and view.was_read()
+        read = [view.was_read() for view in self._views if view.stale is None]
+        return any(read)
 
     async def check(self) -> None:
         """Find out whether the source is still the same, and let the kernel know if it is not."""
-        view = self._view
-        assert view is not None
-        with contextlib.suppress(ImgfsError):  # one that cannot be reached is not a changed one
-            await view.check()
+        for view in self._views[-1:]:  # the disk's, which is over all others
+            with contextlib.suppress(ImgfsError):  # one that cannot be reached has not changed
+                await view.check()
 
-    def _drop_kernel_cache(self, view: RawView) -> None:
-        for tree, _, _ in self._nodes[:1]:
-            for node in tree.nodes.values():
+    def _drop_kernel_cache(self, view: View) -> None:
+        for place in self._places[:1]:
+            for node in place.tree.nodes.values():
                 if node.view is view:
                     self._invalidate(node.inode)
 
-    async def aclose(self) -> None:
-        for source in (*self._stale, *([self._source] if self._source else ())):
-            await source.aclose()
-
     async def _extents(self) -> bytes:
-        view = await self.opened()
+        view = await self.opened_disk()
         extents = await view.extents(0, view.size)
         return "".join(mapjson.lines(extents)).encode()
 
     def status(self) -> ImageStatus:
         """For status.json; sizes are bytes."""
-        view = self._view
-        if view is None:
+        stored = self._stored
+        if stored is None:
             unopened: State = "failed" if self._failed else "not opened yet"
             return {"source": self.url, "state": unopened, "last_error": self._failed}
-        source, identity = view.source, view.source.stat.identity
+        disk = stored if self._chain is None else self._chain.disk
+        views = [disk] if disk is stored else [disk, stored]
+        source, identity, cache = stored.source, stored.source.stat.identity, stored.cache
         unreachable = isinstance(source.counters.failure, SourceUnreachable)
-        misses = view.misses  # before `reads`: none may be missing there
-        reads = view.reads
+        misses = sum(view.misses for view in views)
+        reads = sum(view.map.reads + view.answered.reads for view in views)
+        failed = [view.counters.last_error for view in (*views, source) if view.counters.last_error]
         return {
             "source": self.url,
-            "state": "stale" if view.stale else "unreachable" if unreachable else "open",
+            "state": "stale" if disk.stale else "unreachable" if unreachable else "open",
             "identity": None if identity is None else identity.token,
-            "size": view.size,
-            "stored": view.stored_bytes,
-            "bytes_native": view.map.bytes_served,
-            "bytes_python": view.counters.bytes_read,
+            "size": disk.size,
+            "stored": disk.stored_bytes,
+            "bytes_native": sum(view.map.bytes_served for view in views),
+            "bytes_python": sum(view.answered.bytes_read for view in views),
             "bytes_fetched": source.counters.bytes_read,
             "reads": reads,
-            "hits": reads - misses,
-            "misses": misses,
-            "in_flight": view.counters.in_flight,
+            "hits": max(0, reads - misses),
+            "misses": min(reads, misses),
+            "in_flight": sum(view.answered.in_flight for view in views),
             "fetching": source.counters.in_flight,
-            "window": self._cache.window if self._cache is not None else 0,
-            "cached": self._cache.cached_bytes if self._cache is not None else 0,
-            "errors": view.counters.errors,
-            "last_error": view.counters.last_error or source.counters.last_error,
+            "window": cache.window if cache is not None else 0,
+            "cached": cache.cached_bytes if cache is not None else 0,
+            "errors": sum(view.answered.errors for view in views),
+            "last_error": self._failed or (failed[0] if failed else ""),
         }

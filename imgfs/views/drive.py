@@ -8,7 +8,7 @@ from typing import TypeVar
 
 import trio
 
-from imgfs.image import Buffer, Image
+from imgfs.image import Image
 from imgfs.steps import MOST_BYTES, Opened, OpenFile, Read, Steps
 
 T = TypeVar("T")
@@ -43,15 +43,16 @@ async def drive(steps: Steps[T], files: list[I], open_beside: OpenBeside[I] | No
             failure = exc
 
 
-async def _read_all(reads: Sequence[Read], files: Sequence[Image]) -> list[Buffer]:
+async def _read_all(reads: Sequence[Read], files: Sequence[Image]) -> list[bytes]:
     assert reads, "an empty batch is no progress"
     assert sum(read.length for read in reads) <= MOST_BYTES
-    found: list[Buffer] = [b""] * len(reads)
+    found: list[bytes] = [b""] * len(reads)
 
     async def one(index: int, read: Read) -> None:
         file = files[read.file]
         offset = min(read.offset, file.size)
-        found[index] = await file.read(offset, min(read.length, file.size - offset))
+        # A cache gives views of its buffers; parsers compare and search.
+        found[index] = bytes(await file.read(offset, min(read.length, file.size - offset)))
 
     await all_of([partial(one, index, read) for index, read in enumerate(reads)])
     return found

@@ -23,7 +23,7 @@ class RawView(View):
     def __init__(self, source: Source, cache: CachedImage | None = None) -> None:
         super().__init__(source.name, source.size, source.stat.mtime_ns, source.stat.mode)
         self.source = source
-        self._cache = cache
+        self.cache = cache
         self.map = _map.SegmentMap(source.size) if cache is None else cache.map
         self._lock = trio.Lock()
         self._ready = False
@@ -33,8 +33,8 @@ class RawView(View):
         async with self._lock:
             if self._ready:
                 return
-            if self._cache is not None:
-                extents = await self._cache.extents(0, self.size)
+            if self.cache is not None:
+                extents = await self.cache.extents(0, self.size)
             else:
                 extents = await self.source.extents(0, self.size)
                 if self.size and isinstance(self.source, FileSource):
@@ -47,20 +47,15 @@ class RawView(View):
 
     def mark_stale(self, why: SourceChanged) -> None:
         super().mark_stale(why)
-        if self._cache is not None:
-            self._cache.mark_stale(why)
-
-    @property
-    def misses(self) -> int:
-        layer = self if self._cache is None else self._cache
-        return self.map.reads_waited + layer.counters.misses
+        if self.cache is not None:
+            self.cache.mark_stale(why)
 
     async def _read(self, offset: int, length: int) -> Buffer:
         self.refuse_stale()
         try:
             await self.prepare()
-            if self._cache is not None:
-                return await self._cache.read(offset, length)
+            if self.cache is not None:
+                return await self.cache.read(offset, length)
             return await self._read_uncached(offset, length)
         except SourceChanged as exc:
             self.mark_stale(exc)
@@ -72,7 +67,7 @@ class RawView(View):
             return local
         await self.check()
         data = await self.source.read(offset, length)
-        self.counters.misses += 1
+        self.missed()
         return data
 
     async def _extents(self, offset: int, length: int) -> ExtentList:

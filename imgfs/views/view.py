@@ -10,7 +10,7 @@ import trio
 
 from imgfs._native import _map
 from imgfs.errors import SourceChanged, SourceUnreachable
-from imgfs.image import Image
+from imgfs.image import Counters, Image
 
 PATIENCE_S = 2.0  # how long opening waits for the source to say that it is the same
 SILENT_S = 5.0  # how long it is not asked again after it did not
@@ -30,6 +30,7 @@ class View(Image):
         self.mtime_ns = mtime_ns
         self.mode = mode
         self.stored_bytes = size  #: those that are not holes; known once it is prepared
+        self.answered = Counters()  #: what programs asked for, and Python answered
         self.stale: SourceChanged | None = None
         self._hooks: list[Callable[[SourceChanged], None]] = []
         self._seen = 0
@@ -86,17 +87,12 @@ class View(Image):
         self._silent_until = trio.current_time() + SILENT_S
 
     @property
-    def reads(self) -> int:
-        """Requests answered, natively and by Python."""
-        return self.map.reads + self.counters.reads
-
-    @property
     def misses(self) -> int:
-        """Those of them that had to wait for the source."""
-        return self.map.reads_waited + self.counters.misses
+        """How often a read had to wait for the source."""
+        return self.map.reads_waited + self.answered.misses
 
     def was_read(self) -> bool:
         """Has anything been read since this was asked last?"""
-        seen = self.map.bytes_served + self.counters.bytes_read
+        seen = self.map.bytes_served + self.answered.bytes_read
         changed, self._seen = seen != self._seen, seen
         return changed

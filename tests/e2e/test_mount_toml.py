@@ -109,7 +109,7 @@ def test_prefetch_of_some(mount: Mounter, sshd: Sshd, work: Path) -> None:
     wait_for(lambda: cached("slow") > 0)
     # It goes piece by piece of 2 MiB.
     assert cached("slow") <= (4 + time.monotonic() - begun) * MIB
-    assert cached("none") == 0
+    assert cached("none") <= 128 << 10  # its two ends, to find out the format
 
 
 def test_read_again(mount: Mounter, work: Path) -> None:
