@@ -8,6 +8,8 @@ from itertools import chain
 from imgfs.extents import Extent, ExtentList, Flags
 
 SECTOR = 512
+#: what qemu-img says of an image without bytes
+EMPTY = '{ "start": 0, "length": 0, "depth": 0, "present": false, "zero": false, "data": false}'
 
 
 def lines(extents: ExtentList) -> Iterator[str]:
@@ -20,7 +22,9 @@ def lines(extents: ExtentList) -> Iterator[str]:
             f'"zero": {words[0]}, "data": {words[1]}, "offset": {start}}}'
         )
         lead = ",\n"
-    yield "]\n" if lead != "[" else "[]\n"
+    if lead == "[":
+        yield f"[{EMPTY}"
+    yield "]\n"
 
 
 def _joined(extents: ExtentList) -> Iterator[tuple[int, int, bool]]:
