@@ -76,7 +76,9 @@ class Operations(pyfuse3.Operations):
             entry.st_blksize = 128 << 10
         else:
             entry.st_mode = stat.S_IFREG | 0o400
-            entry.st_size = 0
+            # 0 where it is different each time, as in /proc.
+            entry.st_size = await node.made_size() if node.made_size is not None else 0
+            entry.st_blocks = -(-entry.st_size // _BLOCK)
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = mtime_ns
         return entry
 
@@ -222,15 +224,20 @@ class Operations(pyfuse3.Operations):
 
         def handle(name: str, request: int, inode: int, fh: int, args: tuple[int, ...]) -> None:
             if name == "lseek":
-                nursery.start_soon(self._lseek, request, inode, args[0], args[1])
+                nursery.start_soon(self._lseek, request, inode, fh, args[0], args[1])
             else:
                 refusal = errno.EXDEV if name == "copy_file_range" else errno.EOPNOTSUPP
                 native.reply_err(request, refusal)
 
         return handle
 
-    async def _lseek(self, request: int, inode: int, offset: int, whence: int) -> None:
+    async def _lseek(self, request: int, inode: int, fh: int, offset: int, whence: int) -> None:
         async def answer() -> int:
+            if fh in self._made:
+                end = len(self._made[fh])
+                if not 0 <= offset < end:
+                    raise pyfuse3.FUSEError(errno.ENXIO)
+                return offset if whence == os.SEEK_DATA else end
             view = self._view(inode)
             await view.check_for_open()
             await view.prepare()

@@ -10,7 +10,7 @@ from functools import partial
 import trio
 
 from imgfs import mapjson
-from imgfs.errors import ImgfsError, SourceUnreachable
+from imgfs.errors import ImgfsError, SourceChanged, SourceUnreachable
 from imgfs.status import ImageStatus, State
 from imgfs.tree.names import encode
 from imgfs.tree.nodes import Node, Tree
@@ -61,6 +61,7 @@ class ImageNodes:
         self._chain: Chain | None = None
         self._views: list[View] = []  # of this generation
         self._places: list[Place] = []
+        self._extents_size: tuple[View, int] | None = None
         self._opening = trio.Lock()
         self._failed = ""
 
@@ -69,7 +70,9 @@ class ImageNodes:
         original = tree.add(directory, b"original", children={})
         self._place(tree, directory, self.name + ".raw", self.opened_disk)
         self._place(tree, original, self.file_name, self.opened)
-        tree.add(directory, b"extents.json", make=self._extents)
+        tree.add(
+            directory, b"extents.json", make=self._fresh_extents, made_size=self._size_of_extents
+        )
 
     def add_original(self, tree: Tree, directory: Node) -> None:
         """Put the source's bytes as stored there, under the file's own name."""
@@ -128,8 +131,11 @@ class ImageNodes:
 
     async def _changed(self, node: Node) -> None:
         """The node's view is stale: put the source as it is now under the names."""
+        await self._renew(node.view)
+
+    async def _renew(self, stale: View | None) -> None:
         async with self._opening:
-            if node.view in self._views:
+            if stale in self._views:
                 self._stored = self._chain = None
                 self._views = []
                 for place in self._places:
@@ -152,10 +158,30 @@ class ImageNodes:
                 if node.view is view:
                     self._invalidate(node.inode)
 
-    async def _extents(self) -> bytes:
+    async def _fresh_extents(self) -> bytes:
+        """extents.json, of the source as it is now."""
         view = await self.opened_disk()
+        try:
+            await view.check_for_open()
+        except SourceChanged:
+            await self._renew(view)
+            view = await self.opened_disk()
+        return await self._extents(view)
+
+    async def _extents(self, view: View) -> bytes:
         extents = await view.extents(0, view.size)
-        return "".join(mapjson.lines(extents)).encode()
+        # In a thread: a map of a million extents takes seconds.
+        text = await trio.to_thread.run_sync(
+            lambda: "".join(mapjson.lines(extents)).encode(), abandon_on_cancel=True
+        )
+        self._extents_size = view, len(text)
+        return text
+
+    async def _size_of_extents(self) -> int:
+        view = await self.opened_disk()
+        if self._extents_size is None or self._extents_size[0] is not view:
+            return len(await self._extents(view))
+        return self._extents_size[1]
 
     def status(self) -> ImageStatus:
         """For status.json; sizes are bytes."""

@@ -23,6 +23,7 @@ class Node:
     children: dict[bytes, Node] | None = None
     view: View | None = None
     make: Callable[[], Awaitable[bytes]] | None = None
+    made_size: Callable[[], Awaitable[int]] | None = None  #: of what `make` would make now
     prepare: Callable[[], Awaitable[object]] | None = None
     refresh: Callable[[], Awaitable[None]] | None = None
     changed: Callable[[Node], Awaitable[None]] | None = None  #: the view turned out to be stale

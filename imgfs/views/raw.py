@@ -71,4 +71,5 @@ class RawView(View):
         return data
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
-        return await self.source.extents(offset, length)
+        layer = self.source if self._cache is None else self._cache
+        return await layer.extents(offset, length)
