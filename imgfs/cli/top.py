@@ -1,31 +1,26 @@
 """`imgfs top MOUNTPOINT`: what a mount is doing, live.
 
-It reads .imgfs/status.json and nothing else.  Each look has a thread of its own: a mount whose
-process is stopped answers nothing, and a thread that waits for it cannot hold up q or ^C.
+It reads .imgfs/status.json and nothing else.
 """
 
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import os
-import queue
 import select
 import signal
 import sys
 import termios
-import threading
 import time
 import tty
 from collections.abc import Iterator
-from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING
 
 import click
 
-from imgfs.errors import MountError
+from imgfs.cli.asking import Asking
 from imgfs.rates import Look, Row, Totals, busiest_first, rows, totals
 from imgfs.units import format_size
 
@@ -33,7 +28,6 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 EVERY_S = 1.0
-PATIENCE_S = 5.0
 HEAD = ("image", "state", "read", "fetched", "hits", "in flight", "cached", "errors", "last error")
 FIRST_NUMBER, LAST_NUMBER = HEAD.index("read"), HEAD.index("errors")
 
@@ -56,69 +50,6 @@ def command(mountpoint: str, once: bool, as_json: bool) -> None:
         pass
     finally:
         asking.close()
-
-
-class Asking:
-    """Asks a mount for its status, one question at a time."""
-
-    def __init__(self, mountpoint: str) -> None:
-        self._mountpoint = mountpoint
-        self._answers: queue.SimpleQueue[Look | MountError] = queue.SimpleQueue()
-        self.is_asking = False
-        #: readable when there is an answer to take
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-    def ask(self) -> None:
-        """Ask, unless the mount still owes an answer."""
-        if not self.is_asking:
-            self.is_asking = True
-            threading.Thread(target=self._look, daemon=True).start()
-
-    def take(self) -> Look:
-        """The answer that there is.  Raises MountError when the mount is not alive."""
-        os.eventfd_read(self.fd)
-        self.is_asking = False
-        answer = self._answers.get()
-        if isinstance(answer, MountError):
-            raise answer
-        return answer
-
-    def wait(self) -> Look:
-        """[blocks] The answer; raises MountError also when there is none for 5 s."""
-        self.ask()
-        if not select.select([self.fd], [], [], PATIENCE_S)[0]:
-            raise MountError(f"{self._mountpoint}: does not answer")
-        return self.take()
-
-    def close(self) -> None:
-        # The thread that still waits would write to what is another file by then.
-        if not self.is_asking:
-            os.close(self.fd)
-
-    def _look(self) -> None:
-        answer: Look | MountError
-        try:
-            answer = self._read()
-        except MountError as exc:
-            answer = exc
-        self._answers.put(answer)
-        os.eventfd_write(self.fd, 1)
-
-    def _read(self) -> Look:
-        try:
-            status = json.loads((Path(self._mountpoint) / ".imgfs/status.json").read_bytes())
-        except OSError as exc:
-            what = "is not a live imgfs mount"
-            if exc.errno == errno.ENOTCONN:
-                what = f"its process has ended; run: fusermount3 -u {self._mountpoint}"
-            elif exc.errno == errno.EACCES:
-                what = "permission denied"
-            raise MountError(f"{self._mountpoint}: {what}") from None
-        except ValueError:
-            status = None
-        if not isinstance(status, dict) or not isinstance(status.get("images"), dict):
-            raise MountError(f"{self._mountpoint}: is not a live imgfs mount")
-        return Look(status, time.monotonic())
 
 
 def plain(look: Look) -> list[str]:
@@ -192,10 +123,10 @@ def _live(mountpoint: str, asking: Asking) -> None:
         next_s = time.monotonic() + EVERY_S
         while True:
             left_s = max(0.0, next_s - time.monotonic())
-            ready, _, _ = select.select([asking.fd, *keys], [], [], left_s)
+            ready, _, _ = select.select([*asking.fds, *keys], [], [], left_s)
             if any(_is_end(os.read(key, 64)) for key in keys if key in ready):
                 return
-            if asking.fd in ready:
+            if any(fd in ready for fd in asking.fds):
                 before, now = now, asking.take()
                 draw()
             elif time.monotonic() >= next_s:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from imgfs.cli.asking import PATIENCE_S, Asking
 from imgfs.errors import MountError
 
 WAIT_S = 60.0
@@ -20,14 +20,21 @@ WAIT_S = 60.0
 def command(mountpoint: str) -> None:
     """Unmount MOUNTPOINT and wait until everything is released."""
     path = Path(mountpoint).absolute()
+    asking = Asking(mountpoint)
     try:
-        pid = int(json.loads((path / ".imgfs/status.json").read_bytes())["pid"])
+        pid = int(asking.wait().status["pid"])
         process = os.pidfd_open(pid)
     except (OSError, ValueError, KeyError):
         raise MountError(f"{mountpoint}: is not a live imgfs mount") from None
-    done = subprocess.run(
-        ["fusermount3", "-u", "--", str(path)], check=False, capture_output=True, text=True
-    )
+    finally:
+        asking.close()
+    command = ["fusermount3", "-u", "--", str(path)]
+    try:
+        done = subprocess.run(
+            command, check=False, capture_output=True, text=True, timeout=PATIENCE_S
+        )
+    except subprocess.TimeoutExpired:
+        raise MountError(f"{mountpoint}: fusermount3 does not end; it may unmount it yet") from None
     if done.returncode:
         raise MountError(f"{mountpoint}: {done.stderr.strip() or 'cannot be unmounted'}")
     ready, _, _ = select.select([process], [], [], WAIT_S)

@@ -208,7 +208,10 @@ def stopped(mount: Mounter, sparse: Path) -> Iterator[Mount]:
 def test_mount_that_does_not_answer(stopped: Mount) -> None:
     done = imgfs("top", stopped.point)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == f"imgfs: {stopped.point}: does not answer\n"
+    assert done.stderr == (
+        f"imgfs: {stopped.point}: its process does not answer; to take it away without waiting "
+        f"run: fusermount3 -uz {stopped.point}\n"
+    )
 
 
 def read_all(m: Mount) -> None:

@@ -144,6 +144,8 @@ def test_stalled_reads_delay_nobody_else(mount: Mounter, sshd: Sshd, big: Path) 
             }
             assert all(process.poll() is None for process in readers)
             assert max(took.values()) < PROMPT_S, took
+            # Opening asks for a while whether the source is the same.
+            assert seconds((m.point / "extents.json").read_bytes) < 2 * PROMPT_S
             slowest = max(killed_in(process) for process in readers)
             assert slowest < KILL_S
             print(f"stalled: {took}, killed in {slowest:.3f} s")

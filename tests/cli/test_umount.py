@@ -1,0 +1,86 @@
+"""`imgfs umount` says what is wrong in one line, whatever the process behind the mount does."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Mount, imgfs, mount, sparse
+
+__all__ = ["mount", "sparse"]  # fixtures
+
+Mounter = Callable[..., Mount]
+PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH = 0x4206, 0x4207, 17  # linux/ptrace.h
+
+
+@contextlib.contextmanager
+def process_stopped(m: Mount) -> Iterator[None]:
+    os.kill(m.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(m.pid, signal.SIGCONT)
+
+
+@contextlib.contextmanager
+def loop_stopped(m: Mount) -> Iterator[None]:
+    """The main thread alone: the others still take requests, and nobody answers them."""
+    ptrace = ctypes.CDLL(None, use_errno=True).ptrace
+    ptrace.argtypes = [ctypes.c_long, ctypes.c_long, ctypes.c_void_p, ctypes.c_void_p]
+    for request in (PTRACE_SEIZE, PTRACE_INTERRUPT):
+        assert ptrace(request, m.pid, None, None) == 0, os.strerror(ctypes.get_errno())
+    os.waitpid(m.pid, 0x40000000)  # __WALL: until it stands still
+    try:
+        yield
+    finally:
+        assert ptrace(PTRACE_DETACH, m.pid, None, None) == 0
+
+
+@pytest.mark.parametrize("stopped", [process_stopped, loop_stopped])
+def test_silent_mount(
+    mount: Mounter,
+    sparse: Path,
+    stopped: Callable[[Mount], contextlib.AbstractContextManager[None]],
+) -> None:
+    m = mount(sparse)
+    with stopped(m):
+        begun = time.monotonic()
+        done = imgfs("umount", m.point)
+        assert time.monotonic() - begun < 8
+        assert (done.returncode, done.stdout) == (1, "")
+        assert done.stderr == (
+            f"imgfs: {m.point}: its process does not answer; to take it away without waiting run: "
+            f"fusermount3 -uz {m.point}\n"
+        )
+    assert (m.point / "disk.raw").read_bytes() == sparse.read_bytes()  # it is still there
+    assert imgfs("umount", m.point).returncode == 0
+
+
+def test_dead_mount(mount: Mounter, sparse: Path) -> None:
+    m = mount(sparse)
+    os.kill(m.pid, signal.SIGKILL)
+    done = imgfs("umount", m.point)
+    said = f"imgfs: {m.point}: its process has ended; run: fusermount3 -u {m.point}\n"
+    assert (done.returncode, done.stderr) == (1, said)
+
+
+def test_what_is_no_mount(tmp_path: Path, sparse: Path) -> None:
+    for path in (tmp_path, sparse, tmp_path / "missing"):
+        done = imgfs("umount", path)
+        assert (done.returncode, done.stderr) == (1, f"imgfs: {path}: is not a live imgfs mount\n")
+
+
+def test_busy_mount(mount: Mounter, sparse: Path) -> None:
+    m = mount(sparse)
+    with (m.point / "disk.raw").open("rb"):
+        done = imgfs("umount", m.point)
+        assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+        assert "busy" in done.stderr.lower()
+    assert imgfs("umount", m.point).returncode == 0
