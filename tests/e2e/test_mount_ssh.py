@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.images import fill
 from tests.servers import Sshd
 
 from .conftest import MIB, Mount, imgfs
@@ -96,6 +97,28 @@ def test_server_dies_and_comes_back(mount: Mounter, sshd: Sshd, sparse: Path) ->
     sshd.start()
     assert raw.read_bytes() == sparse.read_bytes()
     os.close(fd)
+
+
+@pytest.mark.parametrize("options", ["", ",hard,timeout=1"], ids=["soft", "hard"])
+def test_sshd_restarted_in_the_middle_of_a_copy(
+    mount: Mounter, sshd: Sshd, tmp_path: Path, options: str
+) -> None:
+    """The copy finishes: soft waits for `timeout`, hard for longer than that."""
+    source, copy = tmp_path / "big.img", tmp_path / "copy"
+    fill(source, 192 * MIB)
+    m = mount(sshd.url(source), "-o", sshd.options + options)
+    copying = subprocess.Popen(["cp", m.point / "big.raw", copy], stderr=subprocess.PIPE)
+    for part in (30, 90):
+        while not copy.exists() or copy.stat().st_size < part * MIB:
+            assert copying.poll() is None
+            time.sleep(0.002)
+        sshd.stop()
+        time.sleep(3 if options else 1)
+        assert copying.poll() is None  # in the middle
+        sshd.start()
+    _, said = copying.communicate(timeout=60)
+    assert (copying.returncode, said) == (0, b"")
+    run("cmp", source, copy)
 
 
 def test_kill_ends_a_reader_of_a_frozen_server(mount: Mounter, sshd: Sshd, sparse: Path) -> None:
