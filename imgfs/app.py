@@ -194,6 +194,7 @@ class Mount:
         self._caches = Caches(options)
         self._nursery = nursery
         self._stored = StoredViews(self._open_source, self._open_cache)
+        self._is_open = False
         self.tree = Tree()
         self._root = self.tree.add(None, b"", children={})
         about = self.tree.add(self._root, b".imgfs", children={})
@@ -212,6 +213,10 @@ class Mount:
 
         Raises UsageError and what opening raises.
         """
+        await self._show(lazy=lazy)
+        self._is_open = True
+
+    async def _show(self, *, lazy: bool) -> None:
         where = parse(self._text)
         if isinstance(where, str) and where.endswith(".toml"):
             await self._open_file()
@@ -292,7 +297,11 @@ class Mount:
             pinned = chain.formats[0]
             return chain
 
-        return ImageNodes(name, file_name, shown, open_stored, open_disk, self._invalidate)
+        def waits() -> bool:
+            # A mistake must show at once in the command that mounts.
+            return options.hard and self._is_open
+
+        return ImageNodes(name, file_name, shown, open_stored, open_disk, waits, self._invalidate)
 
     async def _open_source(self, wanted: Wanted) -> Source:
         return await self._sources.open(wanted.text, wanted.options, wanted.directory)

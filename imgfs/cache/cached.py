@@ -23,6 +23,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -40,13 +41,13 @@ from imgfs.errors import CacheError, ImgfsError, SourceChanged
 from imgfs.extents import ExtentList, all_data
 from imgfs.image import Buffer, Image
 from imgfs.sources.base import Source
+from imgfs.sources.patience import patiently
 
 log = logging.getLogger(__name__)
 
 FILL_BLOCKS = 31  # just under 2 MiB: eight of OpenSSH's reads of 255 KiB
 SHARE = 8  # a window, or the blocks of one fill, are at most this part of the limit
 TRIES = 4
-HARD_PAUSE_S = 1.0
 RECORD_S = 5.0  # what was cached so long before a crash is not lost
 
 Part: TypeAlias = tuple[int, Buffer]  #: an offset in bytes, and the source's bytes from there
@@ -126,11 +127,12 @@ class CachedImage(Image):
 
     async def _learn_extents(self) -> ExtentList:
         kept = self._account.kept if self._account is not None else None
+        ask = partial(patiently, partial(self.source.extents, 0, self.size), self._waits)
         if kept is None:
-            return await self.source.extents(0, self.size)
+            return await ask()
         extents = await trio.to_thread.run_sync(kept.load_extents)
         if extents is None:
-            extents = await self.source.extents(0, self.size)
+            extents = await ask()
             # "All is data" is also what a source says that could not find out, this time.
             if extents.stored_bytes() < self.size:
                 with contextlib.suppress(OSError):
@@ -196,7 +198,7 @@ class CachedImage(Image):
             if any(fill.parts is not None and not fill.kept for fill in fills):
                 break
         # The cache cannot hold it for as long as it takes to read it.
-        data = await self.source.read(offset, length)
+        data = await patiently(partial(self.source.read, offset, length), self._waits)
         self.missed()
         return data
 
@@ -279,7 +281,11 @@ class CachedImage(Image):
     async def _get(self, fill: Fill, runs: list[Run]) -> None:
         """Sets the fill's parts, or its error."""
         try:
-            fill.parts = [part for run in runs for part in await self._fetch_for_sure(run)]
+            fill.parts = [
+                part
+                for run in runs
+                for part in await patiently(partial(self._fetch, *run), self._waits)
+            ]
         except ImgfsError as exc:
             fill.error = exc
             if isinstance(exc, SourceChanged):
@@ -290,16 +296,9 @@ class CachedImage(Image):
         finally:
             self._fills.came(fill)
 
-    async def _fetch_for_sure(self, run: Run) -> list[Part]:
-        """Of a hard image: again and again while the source is away."""
-        while True:
-            try:
-                return await self._fetch(*run)
-            except ImgfsError as exc:
-                if not (self._policy.hard and exc.temporary) or self.stale is not None:
-                    raise
-                log.warning("%s; trying again", exc)
-                await trio.sleep(HARD_PAUSE_S)
+    def _waits(self) -> bool:
+        """Is a source that is away waited for?"""
+        return self._policy.hard and self.stale is None
 
     async def _fetch(self, first: int, count: int) -> list[Part]:
         start, end = first * BLOCK, min((first + count) * BLOCK, self.size)

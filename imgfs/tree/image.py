@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import trio
 
 from imgfs import mapjson
 from imgfs.errors import ImgfsError, SourceChanged, SourceUnreachable
+from imgfs.sources.patience import patiently
 from imgfs.status import ImageStatus, State
 from imgfs.tree.names import encode
 from imgfs.tree.nodes import Node, Tree
@@ -22,6 +24,7 @@ OpenStored = Callable[[], Awaitable[RawView]]
 OpenDisk = Callable[[RawView], Awaitable[Chain]]
 OpenView = Callable[[], Awaitable[View]]
 Invalidate = Callable[[int], None]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +41,9 @@ class ImageNodes:
     """What stands in an image's directory.
 
     `url` is shown, and holds no secret.  `open_stored` gives the source's bytes as stored, and
-    opens it anew when it has changed; `open_disk` finds the disk in them.  `invalidate` sees to it
-    that what the kernel has cached of an inode is dropped, and does not wait for that.
+    opens it anew when it has changed; `open_disk` finds the disk in them; `waits` says whether to
+    try both again and again while the source is away.  `invalidate` sees to it that what the kernel
+    has cached of an inode is dropped, and does not wait for that.
     """
 
     def __init__(
@@ -49,6 +53,7 @@ class ImageNodes:
         url: str,
         open_stored: OpenStored,
         open_disk: OpenDisk,
+        waits: Callable[[], bool],
         invalidate: Invalidate,
     ) -> None:
         self.name = name
@@ -56,6 +61,7 @@ class ImageNodes:
         self.url = url
         self._open_stored = open_stored
         self._open_disk = open_disk
+        self._waits = waits
         self._invalidate = invalidate
         self._stored: RawView | None = None
         self._chain: Chain | None = None
@@ -103,27 +109,28 @@ class ImageNodes:
         async with self._opening:
             stored = await self._get_stored()
             if self._chain is None:
-                with self._noting_failure():
-                    self._chain = await self._open_disk(stored)
+                self._chain = await self._patiently(partial(self._open_disk, stored))
                 if self._chain.disk is not stored:
                     self._follow(self._chain.disk)
             return self._chain.disk
 
     async def _get_stored(self) -> RawView:
         if self._stored is None:
-            with self._noting_failure():
-                self._stored = await self._open_stored()
+            self._stored = await self._patiently(self._open_stored)
             self._follow(self._stored)
         return self._stored
 
-    @contextlib.contextmanager
-    def _noting_failure(self) -> Iterator[None]:
-        try:
-            yield
-        except ImgfsError as exc:
-            self._failed = str(exc)
-            raise
+    async def _patiently(self, action: Callable[[], Awaitable[Result]]) -> Result:
+        async def once() -> Result:
+            try:
+                return await action()
+            except ImgfsError as exc:
+                self._failed = str(exc)
+                raise
+
+        result = await patiently(once, self._waits)
         self._failed = ""
+        return result
 
     def _follow(self, view: View) -> None:
         self._views.append(view)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -62,6 +63,22 @@ def test_lazy_server_comes_later(mount: Mounter, sshd: Sshd, sparse: Path) -> No
             (m.point / "disk.raw").stat()
     sshd.start()
     assert (m.point / "disk.raw").read_bytes() == sparse.read_bytes()
+
+
+def test_lazy_and_hard_waits_for_the_server(mount: Mounter, sshd: Sshd, sparse: Path) -> None:
+    """For longer than the timeout, with what opens it as with what reads; mounting does not."""
+    sshd.stop()
+    point = sparse.with_name("point")
+    point.mkdir()
+    assert imgfs(sshd.url(sparse), point, "-o", sshd.options + ",timeout=1,hard").returncode == 1
+    m = mount(sshd.url(sparse), "-o", sshd.options + ",lazy,timeout=1,hard")
+    reader = subprocess.Popen(["cmp", sparse, m.point / "disk.raw"], stderr=subprocess.PIPE)
+    time.sleep(4)
+    assert reader.poll() is None
+    assert state(m) == "failed"
+    sshd.start()
+    _, said = reader.communicate(timeout=60)
+    assert (reader.returncode, said) == (0, b"")
 
 
 def test_lazy_local_file_comes_later(
