@@ -71,5 +71,5 @@ class RawView(View):
         return data
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
-        layer = self.source if self._cache is None else self._cache
+        layer = self.source if self.cache is None else self.cache
         return await layer.extents(offset, length)
