@@ -200,7 +200,7 @@ def test_umount_with_stalled_reads_in_flight(mount: Mounter, sshd: Sshd, sparse:
         fds = [os.open(raw, os.O_RDONLY | os.O_DIRECT) for _ in range(20)]
         with frozen(sshd):
             # Two come to Python, the others wait natively for the same blocks.
-            readers = [dd(fd, 20 * MIB * (i % 2)) for i, fd in enumerate(fds)]
+            readers = [dd(fd, (5 + 15 * (i % 2)) * MIB) for i, fd in enumerate(fds)]
             with ended_at_last(readers):
                 wait_for(m, lambda count: count >= 2)
                 time.sleep(0.2)
