@@ -97,6 +97,42 @@ class ReadOnlyView(ImgfsError):
     errno = _errno.EROFS
 
 
+class Busy(ImgfsError):
+    """Somebody else uses it in a way that forbids this one."""
+
+    errno = _errno.EBUSY
+
+
+class NoSpace(ImgfsError):
+    """The source has no room for what is written."""
+
+    errno = _errno.ENOSPC
+
+
+class TooLarge(ImgfsError):
+    """What is written goes beyond an end that cannot be moved."""
+
+    errno = _errno.EFBIG
+
+
+class NotDurable(ImgfsError):
+    """It cannot be said that what was written survives a crash."""
+
+
+class AlreadyThere(ImgfsError):
+    errno = _errno.EEXIST
+
+
+class NotEmpty(ImgfsError):
+    errno = _errno.ENOTEMPTY
+
+
+class NotPermitted(ImgfsError):
+    """What nobody may do there."""
+
+    errno = _errno.EPERM
+
+
 class OutOfRange(ImgfsError):
     """A layer was asked for bytes outside of it: a bug in the caller."""
 

@@ -46,12 +46,17 @@ running: dict[int, Request] = {}
 interrupted: dict[int, float] = {}
 
 
-async def guard(what: str, handler: Callable[[], Awaitable[Result]]) -> Result:
+async def guard(
+    what: str,
+    handler: Callable[[], Awaitable[Result]],
+    number: tuple[int, int] | None = None,
+) -> Result:
     """Run one request's handler.  Raises FUSEError, or Cancelled at the end of the mount.
 
-    Must be reached in the request's first synchronous step: the number is then its own.
+    Must be reached in the request's first synchronous step, or be given the request's number and
+    thread, as they were in that.
     """
-    unique, pid = native.current_unique(), native.current_pid()
+    unique, pid = number or (native.current_unique(), native.current_pid())
     with trio.CancelScope() as scope:
         request = running[unique] = Request(scope, pid, trio.current_time())
         try:

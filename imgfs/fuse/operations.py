@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import stat
 import time
 from collections.abc import Callable, Sequence
@@ -13,17 +12,17 @@ import pyfuse3
 import trio
 
 from imgfs.config import Options, owner
-from imgfs.errors import SourceChanged
 from imgfs.fuse.boundary import guard, guarded, native
+from imgfs.fuse.writing import WRITING, WritingOperations
 from imgfs.tree.nodes import ROOT, Node, Tree
 from imgfs.views.view import View
+from imgfs.views.writable import Writable
 
-_WRITING = os.O_WRONLY | os.O_RDWR | os.O_TRUNC | os.O_APPEND
 _BLOCK = 512  # what st_blocks counts in
 
 
-class Operations(pyfuse3.Operations):
-    """Read-only operations on a tree.
+class Operations(WritingOperations):
+    """Operations on a tree.
 
     When a view's source turned out to be another the node's `changed` puts a node of a new
     generation under the name.
@@ -42,7 +41,6 @@ class Operations(pyfuse3.Operations):
         self._owner = owner(options)
         self._ready = ready
         self._made: dict[int, bytes] = {}
-        self._next_handle = 1 << 32  # apart from inodes, which are the handles of views
         self._start_ns = time.time_ns()
 
     def init(self) -> None:
@@ -63,14 +61,15 @@ class Operations(pyfuse3.Operations):
         entry.attr_timeout = entry.entry_timeout = 1
         mtime_ns = self._start_ns
         if node.children is not None:
-            entry.st_mode = stat.S_IFDIR | 0o555
+            entry.st_mode = stat.S_IFDIR | (0o555 if node.folder is None else 0o755)
             entry.st_nlink = 2
             mtime_ns = self._start_ns if node.mtime_ns is None else node.mtime_ns
         elif node.view is not None:
             await node.view.prepare()
             mtime_ns = node.view.mtime_ns
             # What the owner may not do at the source he may not do here.
-            entry.st_mode = stat.S_IFREG | (node.view.mode & 0o400)
+            able = 0o600 if isinstance(node.view, Writable) else 0o400
+            entry.st_mode = stat.S_IFREG | (node.view.mode & able)
             entry.st_size = node.view.size
             entry.st_blocks = -(-node.view.stored_bytes // _BLOCK)
             entry.st_blksize = 128 << 10
@@ -126,32 +125,22 @@ class Operations(pyfuse3.Operations):
     @guarded
     async def open(self, inode: int, flags: int, ctx: Any) -> pyfuse3.FileInfo:
         node = self._node(inode)
-        if flags & _WRITING:
-            raise pyfuse3.FUSEError(errno.EROFS)
+        if flags & WRITING:
+            return await self._open_writer(node, flags)
         if node.make is not None:
-            handle = self._next_handle
-            self._next_handle += 1
+            handle = self._new_handle()
             self._made[handle] = await node.make()
             return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
-        if node.prepare is not None:
-            await node.prepare()
-        assert node.view is not None
-        try:
-            await node.view.check_for_open()
-        except SourceChanged:
-            # The kernel looks the name up again on ESTALE, and then finds the new one.
-            if node.changed is not None:
-                await node.changed(node)
-            raise
-        await node.view.prepare()
-        native.publish(inode, node.view.map)
+        view = await self._view_for_open(node)
+        native.publish(inode, view.map)
         return pyfuse3.FileInfo(fh=inode, keep_cache=True)
 
     @guarded
     async def read(self, handle: int, offset: int, size: int) -> bytes:
         if handle in self._made:
             return self._made[handle][offset : offset + size]
-        view = self._view(handle)
+        opened = self._writers.get(handle)
+        view = self._view(handle) if opened is None else opened.writer.view
         size = max(0, min(size, view.size - offset))
         # pyfuse3 takes any buffer, and a copy would cost more than the rest of this.
         return cast(bytes, await view.answer(view.answered, offset, size)) if size else b""
@@ -163,51 +152,14 @@ class Operations(pyfuse3.Operations):
         return view
 
     @guarded
-    async def flush(self, handle: int) -> None:
-        pass
-
-    @guarded
-    async def fsync(self, handle: int, datasync: bool) -> None:
-        pass
-
-    @guarded
     async def release(self, handle: int) -> None:
         self._made.pop(handle, None)
+        self._release_writer(handle)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for inode, count in inode_list:
             if self._tree.forget(inode, count):
                 native.retract(inode)
-
-    @guarded
-    async def setattr(
-        self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any
-    ) -> pyfuse3.EntryAttributes:
-        raise pyfuse3.FUSEError(errno.EROFS)
-
-    @guarded
-    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> pyfuse3.EntryAttributes:
-        raise pyfuse3.FUSEError(errno.EROFS)
-
-    @guarded
-    async def create(
-        self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
-    ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
-        raise pyfuse3.FUSEError(errno.EROFS)
-
-    @guarded
-    async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
-        raise pyfuse3.FUSEError(errno.EROFS)
-
-    @guarded
-    async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
-        raise pyfuse3.FUSEError(errno.EROFS)
-
-    @guarded
-    async def rename(
-        self, old: int, name: bytes, new: int, new_name: bytes, flags: int, ctx: Any
-    ) -> None:
-        raise pyfuse3.FUSEError(errno.EROFS)
 
     @guarded
     async def statfs(self, ctx: Any) -> pyfuse3.StatvfsData:
@@ -223,15 +175,22 @@ class Operations(pyfuse3.Operations):
         """The handler of what pyfuse3 has no handler for."""
 
         def handle(name: str, request: int, inode: int, fh: int, args: tuple[int, ...]) -> None:
+            number = native.current_unique(), native.current_pid()
             if name == "lseek":
-                nursery.start_soon(self._lseek, request, inode, fh, args[0], args[1])
+                nursery.start_soon(self._lseek, request, number, inode, fh, args)
+            elif name == "fallocate":
+                nursery.start_soon(self._serve_fallocate, request, number, inode, args)
             else:
-                refusal = errno.EXDEV if name == "copy_file_range" else errno.EOPNOTSUPP
-                native.reply_err(request, refusal)
+                # The kernel, or who called, then copies by reading and writing.
+                native.reply_err(request, errno.EXDEV)
 
         return handle
 
-    async def _lseek(self, request: int, inode: int, fh: int, offset: int, whence: int) -> None:
+    async def _lseek(
+        self, request: int, number: tuple[int, int], inode: int, fh: int, args: tuple[int, ...]
+    ) -> None:
+        offset, whence = args
+
         async def answer() -> int:
             if fh in self._made:
                 end = len(self._made[fh])
@@ -242,7 +201,7 @@ class Operations(pyfuse3.Operations):
             await view.check_for_open()
             await view.prepare()
             try:
-                found = view.map.seek(offset, whence)
+                found = await view.seek(offset, whence)
             except OSError as exc:
                 raise pyfuse3.FUSEError(exc.errno or errno.EIO) from None
             if found is None:
@@ -250,9 +209,22 @@ class Operations(pyfuse3.Operations):
             return found
 
         try:
-            native.reply_lseek(request, await guard("lseek", answer))
+            native.reply_lseek(request, await guard("lseek", answer, number))
         except pyfuse3.FUSEError as exc:
             native.reply_err(request, exc.errno)
+
+    async def _serve_fallocate(
+        self, request: int, number: tuple[int, int], inode: int, args: tuple[int, ...]
+    ) -> None:
+        async def change() -> None:
+            await self._fallocate(inode, *args)
+
+        try:
+            await guard("fallocate", change, number)
+        except pyfuse3.FUSEError as exc:
+            native.reply_err(request, exc.errno)
+        else:
+            native.reply_err(request, 0)
 
 
 __all__ = ["ROOT", "Operations"]

@@ -5,9 +5,40 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
+from imgfs.errors import ReadOnlyView
 from imgfs.views.view import View
 
 ROOT = 1
+
+
+class Folder:
+    """What can be changed in a directory, besides its files' bytes: nothing, if not said otherwise.
+
+    Names are such as the kernel has: without a slash, not `.` or `..`.  A method returns when the
+    tree shows the change.  All raise ImgfsErrors: ReadOnlyView, NotPermitted, AlreadyThere,
+    NotEmpty, Busy, SourceNotFound, and what the source raises.
+    """
+
+    async def create(self, name: bytes) -> Node:
+        """A new empty file, which has a view that is Writable."""
+        raise ReadOnlyView(f"{_text(name)}: nothing can be created there")
+
+    async def unlink(self, name: bytes) -> None:
+        raise ReadOnlyView(f"{_text(name)}: cannot be removed")
+
+    async def mkdir(self, name: bytes) -> Node:
+        raise ReadOnlyView(f"{_text(name)}: no directory can be made there")
+
+    async def rmdir(self, name: bytes) -> None:
+        raise ReadOnlyView(f"{_text(name)}: cannot be removed")
+
+    async def rename(self, name: bytes, new_name: bytes, *, replace: bool) -> None:
+        """Within this directory.  Without `replace` a name that is there is AlreadyThere."""
+        raise ReadOnlyView(f"{_text(name)}: cannot be renamed")
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "backslashreplace")
 
 
 @dataclass(slots=True, eq=False)
@@ -27,6 +58,7 @@ class Node:
     prepare: Callable[[], Awaitable[object]] | None = None
     refresh: Callable[[], Awaitable[None]] | None = None
     changed: Callable[[Node], Awaitable[None]] | None = None  #: the view turned out to be stale
+    folder: Folder | None = None  #: of a directory that can be changed
     mtime_ns: int | None = None  #: of a directory, where it is known
     lookups: int = 0  #: how often the kernel was given the inode and has not forgotten it
     is_linked: bool = True

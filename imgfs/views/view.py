@@ -44,6 +44,13 @@ class View(Image):
         """See to it that `map` says of the range whose bytes it is, without fetching them."""
         await self.prepare()
 
+    async def seek(self, offset: int, whence: int) -> int | None:
+        """lseek's answer for SEEK_DATA or SEEK_HOLE; None where it cannot be found out.
+
+        Raises OSError ENXIO at or past the end, or when no data follows.
+        """
+        return self.map.seek(offset, whence)
+
     @abstractmethod
     async def _check(self) -> None:
         """Raises SourceChanged when the source is another, SourceUnreachable when it is away."""
