@@ -33,14 +33,17 @@ setup(
     ext_modules=[
         native(
             "_map",
-            ["mapmodule", "storeobject", "segmap", "segread", "segcopy", "store", "scan"],
+            [
+                *("mapmodule", "mapset", "mapwrite", "storeobject", "scan", "store"),
+                *("segmap", "segcopy", "segfill", "segread", "segwrite"),
+            ],
             [],
             ["-lpthread"],
         ),
         native("_tables", ["tables"], [], []),
         native(
             "_fuse",
-            ["fusemodule", "interpose", "queue", "requests"],
+            ["fusemodule", "inodes", "interpose", "queue", "requests", "writes"],
             pkg_config("--cflags"),
             [*pkg_config("--libs"), "-lpthread", "-ldl"],
         ),

@@ -20,6 +20,11 @@ class Status(TypedDict):
     parked: int  # waited natively for blocks that were on their way
     interrupts: int
     waited_for_disk: int
+    writes: int  # answered natively, as are the zeroes: punched holes, zeroed ranges
+    bytes_written: int
+    zeroes: int
+    syncs: int  # FSYNCs answered natively
+    handed_over: int  # writes and zeroes for which no request thread could be spared
 
 def arm(max_background: int = 1024) -> None:
     """From now on the interposed functions work; before `pyfuse3.init`."""
@@ -66,6 +71,7 @@ def current_pid() -> int:
     """The thread that this request is for, valid as long; 0 when it is not in our namespace."""
 
 def publish(inode: int, map: SegmentMap) -> None:
-    """From now on answer reads and seeks of this inode from the map where it can."""
+    """From now on answer reads and seeks of this inode from the map where it can; and, while the map has
+    a target, writes, zeroes, and FSYNC where `SegmentMap.sync` can."""
 
 def retract(inode: int) -> bool: ...

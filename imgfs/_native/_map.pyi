@@ -17,6 +17,7 @@ DATA: int  # lseek: data
 HOLE: int  # lseek: hole
 UNKNOWN: int  # lseek: ask Python (only with ASK)
 WATCHES: int  # how many ranges of a map can be watched
+BLOCK: int  # what is written as a whole, in bytes; a map's last block may be shorter
 
 class Store:
     """A file with `size` bytes in blocks of `block_size`, each present or not.
@@ -66,6 +67,9 @@ class Store:
         (start, end) in bytes.  OSError (ENOSPC …): some of it may have been written."""
     def punch(self, offset: int, length: int) -> None:
         """[blocks] Give the range's disk space back."""
+    def resize(self, size: int) -> None:
+        """Of a whole store; ValueError for another.  The caller truncates the file: to grow, the file,
+        then the store, then maps; to shrink, maps, `quiesce`, the store, then the file."""
     def quiesce(self) -> None:
         """[blocks] Return when every reader that began before this call has finished."""
 
@@ -99,6 +103,63 @@ class SegmentMap:
     def copy(self, start: int, other: SegmentMap, other_start: int, length: int) -> None:
         """From `start` on, say what the other map says now of `length` bytes from `other_start` on:
         ASK too, where it says that."""
+    def fill(
+        self, starts: array[int], ends: array[int], kinds: bytes, store: Store | None = None
+    ) -> None:
+        """Like `fill_zero` and `fill_store` (at the range's own offset) of many ranges, each of
+        its kind ZERO or STORE.  ValueError: another kind, or ends before it starts; OSError ENOMEM.
+        Readers get in between, and see some of it."""
+    def fill_zero(self, start: int, end: int, *, data: bool = False) -> None:
+        """The fill_ methods are the set_ methods, but replace only what is ASK, so that what was written
+        meanwhile stays; and leave out what lies beyond the end of the map."""
+    def fill_store(
+        self, start: int, end: int, store: Store, store_offset: int, *, hole: bool = False
+    ) -> None: ...
+    def fill_literal(self, start: int, data: bytes, *, hole: bool = False) -> None: ...
+    def fill_copy(self, start: int, other: SegmentMap, other_start: int, length: int) -> None: ...
+    @property
+    def writable(self) -> bool:
+        """Has it a target?"""
+    @property
+    def writes(self) -> int:
+        """How often `write` wrote so far, natively or called by Python."""
+    @property
+    def bytes_written(self) -> int: ...
+    def set_target(self, store: Store | None, dirty: SegmentMap | None = None) -> None:
+        """[blocks] From now on writes go to this whole store, at the map's own offsets, and mark `dirty`, a map
+        of the same size and all ASK; None: nowhere.  No segment changes.  When it returns no write,
+        `zero` or `copy_up` to the target so far is under way.  ValueError: not whole, of another size."""
+    def write(self, offset: int, data: Buffer) -> bool:
+        """[blocks] The native writers' own code: write into the target's file, then mark the blocks as (STORE, DATA)
+        in the map and in `dirty`.
+
+        A block that is the target's already is marked no more, and may be written in part.  False: nothing
+        was done, since there is no target, or a block would be written in part that is not the target's: `copy_up`
+        it first.  ValueError: outside of the map.  OSError (ENOSPC …): not all was written, and nothing marked."""
+    def copy_up(self, start: int, data: Buffer) -> bool:
+        """[blocks] Write the old bytes of whole blocks into the target's file, and mark them as `write` does.
+
+        What is the target's by now is left alone, and what is zero by now becomes zeroes, whatever data
+        says: so it is enough that data was right once.  False: there is no target.  ValueError: outside of the
+        map, or not whole blocks.  OSError: as of `write`."""
+    def zero(self, start: int, end: int) -> bool:
+        """[blocks] Mark whole blocks as (ZERO, HOLE) in the map and in `dirty`, and give back the target's disk space.
+
+        What is (ZERO, HOLE) all over is left alone, and not in `dirty`.  False: there is no target.  ValueError:
+        outside of the map, or not whole blocks."""
+    def resize(self, size: int) -> None:
+        """[blocks] Cut, or grow by (ZERO, HOLE), as is `dirty`."""
+    def sync(self) -> bool:
+        """[blocks] fdatasync the target's file; False, and nothing done, without a target and a `dirty`, or
+        when that is not enough: `dirty` has something, or was taken from or resized and not settled since.  OSError."""
+    def settle(self) -> None:
+        """Called on `dirty`: what was taken, and the size, is safe now, or put back."""
+    def take(self) -> tuple[array[int], array[int], bytes]:
+        """All that is not ASK, as `fill` takes it, and make all ASK again, in one step.
+
+        Called on `dirty`: what `write`, `copy_up` and `zero` marked.  A write to what was marked before marks
+        nothing, so of two calls the second may find nothing while the first one's ranges are not safe yet: do what
+        follows one at a time.  OSError ENOMEM: nothing was taken."""
     def segments(self, offset: int, length: int) -> list[tuple[int, int, int, int]]:
         """(start, end, ASK|ZERO|LITERAL|STORE, DATA|HOLE|UNKNOWN) clipped to the range."""
     def watch(self, slot: int, start: int, end: int) -> None:

@@ -17,6 +17,9 @@ struct map_api {
 	int (*read)(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 		    enum seg_wait wait);
 	int (*seek)(struct segmap *map, int64_t offset, int whence, uint64_t *found);
+	int (*write)(struct segmap *map, uint64_t offset, uint64_t length, const void *buf);
+	int (*zero)(struct segmap *map, uint64_t start, uint64_t end);
+	int (*sync)(struct segmap *map);
 	/* Called, on any thread, when blocks that were coming are not coming any more. */
 	void (**settled)(void);
 };

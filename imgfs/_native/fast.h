@@ -19,6 +19,7 @@
 #include "api.h"
 
 #define MAX_THREADS 32
+#define MAX_PAYLOAD (1u << 20)   /* of one READ or WRITE, bytes */
 
 /* ---- interpose.c ---- */
 
@@ -50,6 +51,7 @@ struct request {
 	char *mem;                   /* malloc'ed; passes to pyfuse3's buffer */
 };
 
+struct request *request_copy(const void *buf, size_t size);   /* NULL: no memory */
 void request_free(struct request *rq);
 
 struct waiting {
@@ -65,8 +67,10 @@ int queue_open(void);                /* 0 or -errno */
 void queue_close(void);
 int queue_event_fd(void);            /* readable while requests wait, and for good after the end */
 int queue_interrupt_fd(void);
-/* Copies the request.  0, or -ENOMEM. */
-int queue_push(const void *buf, size_t size);
+/* Copies the request.  0, or -ENOMEM.  wait: while more than MAX_PENDING_WRITES wait, a WRITE is
+ * kept until Python has taken some.  Who may not wait adds to them, up to what the kernel sends
+ * at a time: its max_background, and one for each thread that writes. */
+int queue_push(const void *buf, size_t size, bool wait);
 struct request *queue_pop(void);     /* NULL when empty */
 
 /* Parked requests wait for blocks that are coming.  `settled` is what `queue_settled` said before
@@ -93,6 +97,7 @@ size_t queue_take_interrupts(struct interrupt *out, size_t max);
 
 struct fast_stats {
 	atomic_uint_fast64_t reads, bytes, seeks, queued, parked, interrupts, slow;
+	atomic_uint_fast64_t writes, bytes_written, zeroes, syncs, handed_over;
 };
 
 extern struct fast_stats stats;
@@ -100,11 +105,28 @@ extern const struct map_api *maps;
 
 int threads_start(struct fuse_session *se, unsigned count);   /* 0 or -errno */
 void threads_stop(void);                                      /* joins them */
-int reply_error(uint64_t unique, int error);                  /* straight to the device */
+/* Straight to the device. */
+int reply(uint64_t unique, int error, const void *data, size_t size);   /* error: 0 or -errno */
+int reply_error(uint64_t unique, int error);                            /* error: an errno */
 
-/* Which inode's reads may be answered natively, and from which map. */
+enum outcome { ASK_PYTHON, ANSWERED, COMING };
+
+/* ---- inodes.c ---- */
+
+/* Which inode's requests may be answered natively, and from which map. */
 int inode_publish(uint64_t inode, struct segmap *map);        /* 0 or -ENOMEM; takes a reference */
 bool inode_retract(uint64_t inode);
 void inode_clear(void);
+struct segmap *map_of(uint64_t inode);                        /* with a reference; or NULL */
+
+/* ---- writes.c ---- */
+
+/* A WRITE, FALLOCATE or FSYNC: true when it is answered, false when Python must do it.  May wait for a
+ * disk. */
+bool try_change(const char *buf, size_t size, struct segmap *map);
+/* The same, in time, by a thread that is no request thread.  Copies the request.  0, or -ENOMEM. */
+int writes_hand_over(const void *buf, size_t size);
+int writes_start(void);                                       /* 0 or an errno */
+void writes_stop(void);                                       /* joins its threads */
 
 #endif

@@ -1,4 +1,4 @@
-/* The four functions of libfuse that pyfuse3 finds here first, since this object is loaded
+/* The five functions of libfuse that pyfuse3 finds here first, since this object is loaded
  * RTLD_GLOBAL before it.  Until armed they pass everything on to libfuse. */
 #define _GNU_SOURCE
 #include "fast.h"
@@ -30,6 +30,12 @@ static void our_init(void *userdata, struct fuse_conn_info *conn)
 	/* libfuse knows no larger value than the kernel's u16. */
 	conn->max_background = max_background > 65535 ? 65535 : max_background;
 	conn->congestion_threshold = conn->max_background / 4 * 3;
+	/* The request threads had to have their buffers before this was known. */
+	if (conn->max_write > MAX_PAYLOAD)
+		conn->max_write = MAX_PAYLOAD;
+	/* A file that changes otherwise than through the kernel is another inode here.  With this, each
+	 * read after a write would first ask Python for the attributes. */
+	conn->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
 	atomic_store(&max_write, conn->max_write);
 	if (their_init)
 		their_init(userdata, conn);
@@ -157,4 +163,22 @@ EXPORT size_t fuse_add_direntry_plus(fuse_req_t req, char *buf, size_t bufsize, 
 	bare.attr.st_ino = e->attr.st_ino;
 	bare.attr.st_mode = e->attr.st_mode;
 	return real(req, buf, bufsize, name, &bare, off);
+}
+
+/* Who opens with direct_io writes straight to the server, which needs no order of writes that overlap: the kernel
+ * must not send one after the other.  libfuse 3.14 has no name for that. */
+EXPORT int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
+{
+	int (*real)(fuse_req_t, const struct fuse_file_info *) =
+		(int (*)(fuse_req_t, const struct fuse_file_info *))next("fuse_reply_open");
+	struct fuse_open_out out = { .fh = fi->fh, .open_flags = FOPEN_DIRECT_IO };
+
+	if (!atomic_load(&armed) || !fi->direct_io)
+		return real(req, fi);
+	out.open_flags |= FOPEN_PARALLEL_DIRECT_WRITES;
+	if (fi->keep_cache)
+		out.open_flags |= FOPEN_KEEP_CACHE;
+	if (fi->nonseekable)
+		out.open_flags |= FOPEN_NONSEEKABLE;
+	return fuse_reply_buf(req, (const char *)&out, sizeof(out));
 }

@@ -6,31 +6,29 @@
 
 #include <errno.h>
 
-typedef struct {
-	PyObject_HEAD
-	struct segmap *map;
-} MapObject;
-
-static PyTypeObject MapType;
-
-static PyObject *scan_result(const struct scan *found)
+PyObject *array_of(const uint64_t *numbers, size_t n)
 {
-	PyObject *module = PyImport_ImportModule("array"), *array = NULL, *done, *result = NULL;
-	const char *ends = found->n ? (const char *)found->ends : "";
-	const char *flags = found->n ? (const char *)found->flags : "";
+	PyObject *module = PyImport_ImportModule("array"), *array = NULL, *done;
 
 	if (module)
 		array = PyObject_CallMethod(module, "array", "s", "Q");
-	if (array) {
-		done = PyObject_CallMethod(array, "frombytes", "y#", ends,
-					   (Py_ssize_t)(found->n * sizeof(uint64_t)));
-		if (done)
-			result = Py_BuildValue("Oy#", array, flags, (Py_ssize_t)found->n);
-		Py_XDECREF(done);
-	}
-	Py_XDECREF(array);
 	Py_XDECREF(module);
-	return result;
+	if (!array)
+		return NULL;
+	done = PyObject_CallMethod(array, "frombytes", "y#", n ? (const char *)numbers : "",
+				   (Py_ssize_t)(n * sizeof(uint64_t)));
+	if (!done)
+		Py_CLEAR(array);
+	Py_XDECREF(done);
+	return array;
+}
+
+static PyObject *scan_result(const struct scan *found)
+{
+	PyObject *ends = array_of(found->ends, found->n);
+
+	return ends ? Py_BuildValue("Ny#", ends, found->n ? (const char *)found->flags : "",
+				    (Py_ssize_t)found->n) : NULL;
 }
 
 static PyObject *map_new(PyTypeObject *type, PyObject *args, PyObject *kw)
@@ -61,100 +59,6 @@ static void map_dealloc(MapObject *self)
 	if (self->map)
 		segmap_unref(self->map);
 	Py_TYPE(self)->tp_free((PyObject *)self);
-}
-
-static PyObject *map_load(MapObject *self, PyObject *args)
-{
-	Py_buffer ends, flags;
-	PyObject *store;
-	int err = -EINVAL;
-
-	if (!PyArg_ParseTuple(args, "y*y*O", &ends, &flags, &store))
-		return NULL;
-	if (store != Py_None && !PyObject_TypeCheck(store, &StoreType)) {
-		PyErr_SetString(PyExc_TypeError, "store must be a Store or None");
-		PyBuffer_Release(&ends);
-		PyBuffer_Release(&flags);
-		return NULL;
-	}
-	if (ends.len == flags.len * 8) {
-		struct store *st = store == Py_None ? NULL : ((StoreObject *)store)->st;
-
-		Py_BEGIN_ALLOW_THREADS
-		err = segmap_load(self->map, ends.buf, flags.buf, (size_t)flags.len, st);
-		Py_END_ALLOW_THREADS
-	}
-	PyBuffer_Release(&ends);
-	PyBuffer_Release(&flags);
-	return none_or(err);
-}
-
-static PyObject *map_set_zero(MapObject *self, PyObject *args, PyObject *kw)
-{
-	static char *names[] = { "start", "end", "data", NULL };
-	unsigned long long start, end;
-	int data = 0;
-
-	if (!PyArg_ParseTupleAndKeywords(args, kw, "KK|$p", names, &start, &end, &data))
-		return NULL;
-	return none_or(segmap_set(self->map, start, end, SEG_ZERO,
-				  data ? SEEK_IS_DATA : SEEK_IS_HOLE));
-}
-
-static PyObject *map_set_ask(MapObject *self, PyObject *args, PyObject *kw)
-{
-	static char *names[] = { "start", "end", "kind", NULL };
-	unsigned long long start, end;
-	unsigned kind = SEEK_IS_UNKNOWN;
-
-	if (!PyArg_ParseTupleAndKeywords(args, kw, "KK|I", names, &start, &end, &kind))
-		return NULL;
-	if (kind > SEEK_IS_UNKNOWN)
-		return none_or(-EINVAL);
-	return none_or(segmap_set(self->map, start, end, SEG_ASK, kind));
-}
-
-static PyObject *map_set_store(MapObject *self, PyObject *args, PyObject *kw)
-{
-	static char *names[] = { "start", "end", "store", "store_offset", "hole", NULL };
-	unsigned long long start, end, store_offset;
-	StoreObject *store;
-	int hole = 0;
-
-	if (!PyArg_ParseTupleAndKeywords(args, kw, "KKO!K|$p", names, &start, &end, &StoreType,
-					 &store, &store_offset, &hole))
-		return NULL;
-	return none_or(segmap_set_store(self->map, start, end, store->st, store_offset,
-					hole ? SEEK_IS_HOLE : SEEK_IS_DATA));
-}
-
-static PyObject *map_set_literal(MapObject *self, PyObject *args, PyObject *kw)
-{
-	static char *names[] = { "start", "data", "hole", NULL };
-	unsigned long long start;
-	Py_buffer data;
-	int hole = 0, err;
-
-	if (!PyArg_ParseTupleAndKeywords(args, kw, "Ky*|$p", names, &start, &data, &hole))
-		return NULL;
-	err = segmap_set_literal(self->map, start, data.buf, (uint64_t)data.len,
-				 hole ? SEEK_IS_HOLE : SEEK_IS_DATA);
-	PyBuffer_Release(&data);
-	return none_or(err);
-}
-
-static PyObject *map_copy(MapObject *self, PyObject *args)
-{
-	unsigned long long start, from_start, length;
-	MapObject *from;
-	int err;
-
-	if (!PyArg_ParseTuple(args, "KO!KK", &start, &MapType, &from, &from_start, &length))
-		return NULL;
-	Py_BEGIN_ALLOW_THREADS
-	err = segmap_copy(self->map, start, from->map, from_start, length);
-	Py_END_ALLOW_THREADS
-	return none_or(err);
 }
 
 #define BATCH 128
@@ -307,8 +211,14 @@ static PyObject *map_get(MapObject *self, void *what)
 		return PyLong_FromUnsignedLongLong(map->size);
 	case 'r':
 		return PyLong_FromUnsignedLongLong(atomic_load(&map->reads));
-	case 'w':
+	case 'p':
 		return PyLong_FromUnsignedLongLong(atomic_load(&map->reads_waited));
+	case 't':
+		return PyBool_FromLong(atomic_load(&map->target) != NULL);
+	case 'w':
+		return PyLong_FromUnsignedLongLong(atomic_load(&map->writes));
+	case 'b':
+		return PyLong_FromUnsignedLongLong(atomic_load(&map->bytes_written));
 	default:
 		return PyLong_FromUnsignedLongLong(atomic_load(&map->bytes_served));
 	}
@@ -323,6 +233,19 @@ static PyMethodDef map_methods[] = {
 	{ "set_store", KEYWORDS(map_set_store) },
 	{ "set_literal", KEYWORDS(map_set_literal) },
 	{ "copy", (PyCFunction)map_copy, METH_VARARGS, NULL },
+	{ "fill_copy", (PyCFunction)map_fill_copy, METH_VARARGS, NULL },
+	{ "fill", (PyCFunction)map_fill, METH_VARARGS, NULL },
+	{ "fill_zero", KEYWORDS(map_fill_zero) },
+	{ "fill_store", KEYWORDS(map_fill_store) },
+	{ "fill_literal", KEYWORDS(map_fill_literal) },
+	{ "set_target", (PyCFunction)map_set_target, METH_VARARGS, NULL },
+	{ "write", (PyCFunction)map_write, METH_VARARGS, NULL },
+	{ "copy_up", (PyCFunction)map_copy_up, METH_VARARGS, NULL },
+	{ "zero", (PyCFunction)map_zero, METH_VARARGS, NULL },
+	{ "resize", (PyCFunction)map_resize, METH_O, NULL },
+	{ "settle", (PyCFunction)map_settle, METH_NOARGS, NULL },
+	{ "sync", (PyCFunction)map_sync, METH_NOARGS, NULL },
+	{ "take", (PyCFunction)map_take, METH_NOARGS, NULL },
 	{ "segments", (PyCFunction)map_segments, METH_VARARGS, NULL },
 	{ "extents", (PyCFunction)map_extents, METH_VARARGS, NULL },
 	{ "data_bytes", (PyCFunction)map_data_bytes, METH_NOARGS, NULL },
@@ -337,14 +260,17 @@ static PyMethodDef map_methods[] = {
 static PyGetSetDef map_getset[] = {
 	{ "size", (getter)map_get, NULL, NULL, "s" },
 	{ "reads", (getter)map_get, NULL, NULL, "r" },
-	{ "reads_waited", (getter)map_get, NULL, NULL, "w" },
-	{ "bytes_served", (getter)map_get, NULL, NULL, "b" },
+	{ "reads_waited", (getter)map_get, NULL, NULL, "p" },
+	{ "bytes_served", (getter)map_get, NULL, NULL, "n" },
+	{ "writable", (getter)map_get, NULL, NULL, "t" },
+	{ "writes", (getter)map_get, NULL, NULL, "w" },
+	{ "bytes_written", (getter)map_get, NULL, NULL, "b" },
 	{ NULL, NULL, NULL, NULL, NULL },
 };
 
 static PySequenceMethods map_sequence = { .sq_length = (lenfunc)map_len };
 
-static PyTypeObject MapType = {
+PyTypeObject MapType = {
 	PyVarObject_HEAD_INIT(NULL, 0)
 	.tp_name = "imgfs._native._map.SegmentMap",
 	.tp_basicsize = sizeof(MapObject),
@@ -387,8 +313,9 @@ static struct segmap *from_object(PyObject *obj)
 	return ((MapObject *)obj)->map;
 }
 
-static const struct map_api api = { from_object, segmap_ref,  segmap_unref,
-				    segmap_read, segmap_seek, &store_settled_hook };
+static const struct map_api api = { from_object, segmap_ref,   segmap_unref, segmap_read,
+				    segmap_seek, segmap_write, segmap_zero,
+				    segmap_sync, &store_settled_hook };
 
 static PyMethodDef functions[] = {
 	{ "scan_file", scan_file_, METH_VARARGS, NULL },
@@ -415,7 +342,8 @@ static int add_all(PyObject *m)
 	    PyModule_AddIntConstant(m, "DATA", SEEK_IS_DATA) ||
 	    PyModule_AddIntConstant(m, "HOLE", SEEK_IS_HOLE) ||
 	    PyModule_AddIntConstant(m, "UNKNOWN", SEEK_IS_UNKNOWN) ||
-	    PyModule_AddIntConstant(m, "WATCHES", MAX_WATCHES))
+	    PyModule_AddIntConstant(m, "WATCHES", MAX_WATCHES) ||
+	    PyModule_AddIntConstant(m, "BLOCK", SEG_BLOCK))
 		return -1;
 	capsule = PyCapsule_New((void *)&api, MAP_CAPSULE, NULL);
 	if (PyModule_AddObjectRef(m, "_C_API", capsule)) {

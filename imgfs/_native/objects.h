@@ -11,7 +11,40 @@ typedef struct {
 	struct store *st;
 } StoreObject;
 
-extern PyTypeObject StoreType;
+typedef struct {
+	PyObject_HEAD
+	struct segmap *map;
+} MapObject;
+
+extern PyTypeObject StoreType, MapType;
+
+/* mapset.c: the methods of SegmentMap that say what its segments are. */
+PyObject *map_load(MapObject *self, PyObject *args);
+PyObject *map_set_zero(MapObject *self, PyObject *args, PyObject *kw);
+PyObject *map_fill_zero(MapObject *self, PyObject *args, PyObject *kw);
+PyObject *map_set_ask(MapObject *self, PyObject *args, PyObject *kw);
+PyObject *map_set_store(MapObject *self, PyObject *args, PyObject *kw);
+PyObject *map_fill_store(MapObject *self, PyObject *args, PyObject *kw);
+PyObject *map_set_literal(MapObject *self, PyObject *args, PyObject *kw);
+PyObject *map_fill_literal(MapObject *self, PyObject *args, PyObject *kw);
+PyObject *map_copy(MapObject *self, PyObject *args);
+PyObject *map_fill_copy(MapObject *self, PyObject *args);
+PyObject *map_fill(MapObject *self, PyObject *args);
+
+/* mapwrite.c: the methods of SegmentMap that write. */
+PyObject *map_set_target(MapObject *self, PyObject *args);
+PyObject *map_write(MapObject *self, PyObject *args);
+PyObject *map_copy_up(MapObject *self, PyObject *args);
+PyObject *map_zero(MapObject *self, PyObject *args);
+PyObject *map_resize(MapObject *self, PyObject *size);
+PyObject *map_sync(MapObject *self, PyObject *unused);
+PyObject *map_settle(MapObject *self, PyObject *unused);
+PyObject *map_take(MapObject *self, PyObject *unused);
+
+/* array('Q') of n numbers. */
+PyObject *array_of(const uint64_t *numbers, size_t n);
+/* A Store's store, NULL for None; -1 with TypeError set for anything else. */
+int optional_store(PyObject *obj, struct store **st);
 
 /* None, or NULL with ValueError (-EINVAL) or OSError set. */
 PyObject *none_or(int err);

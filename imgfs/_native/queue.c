@@ -108,7 +108,7 @@ static bool is_write(const void *buf)
 	return ((const struct fuse_in_header *)buf)->opcode == FUSE_WRITE;
 }
 
-static struct request *request_copy(const void *buf, size_t size)
+struct request *request_copy(const void *buf, size_t size)
 {
 	struct request *rq = malloc(sizeof(*rq));
 
@@ -177,14 +177,14 @@ struct request *queue_unpark(void)
 	return all;
 }
 
-int queue_push(const void *buf, size_t size)
+int queue_push(const void *buf, size_t size, bool wait)
 {
 	struct request *rq = request_copy(buf, size);
 
 	if (!rq)
 		return -ENOMEM;
 	pthread_mutex_lock(&lock);
-	while (is_write(buf) && write_bytes + size > MAX_PENDING_WRITES && !ended)
+	while (wait && is_write(buf) && write_bytes + size > MAX_PENDING_WRITES && !ended)
 		pthread_cond_wait(&drained, &lock);
 	if (is_write(buf))
 		write_bytes += size;
@@ -193,6 +193,7 @@ int queue_push(const void *buf, size_t size)
 	if (length++ == 0)
 		signal_fd(event_fd);
 	pthread_mutex_unlock(&lock);
+	atomic_fetch_add_explicit(&stats.queued, 1, memory_order_relaxed);
 	return 0;
 }
 

@@ -1,15 +1,17 @@
 /* The request threads: read a request, answer it from a segment map, or queue it.
  *
- *     read ---> answered
+ *     read ---> answered  <---------- (written) <-- handed over
  *       |  \---> parked ---> (its blocks have come, or will not) --+
  *       |            ^-------------- not all of them -------------|
  *       \--> queued for Python  <---------------------------------+
  *
- * Parked requests are looked at by a thread of their own.
+ * Parked requests are looked at by a thread of their own, and what was handed over by others
+ * (writes.c).
  *
- * The threads never touch Python.  One of them never waits for a disk: when all others do, a
- * read that would wait goes to Python, whose worker threads wait instead, so that a slow local
- * disk under one image does not stop the others.
+ * The threads never touch Python.  One of them never waits, neither for a disk nor for Python to take a WRITE
+ * off the full queue.  When all others do, or may, a read that would wait goes to Python, whose
+ * worker threads wait instead, and a write is handed over: so a slow disk under one image, or
+ * one that is written faster than Python can, does not stop the others.
  */
 #define _GNU_SOURCE
 #include "fast.h"
@@ -23,9 +25,9 @@
 #include <sys/uio.h>
 #include <unistd.h>
 
-#define MAX_READ (1u << 20)
+#define MAX_READ MAX_PAYLOAD
 #define HEADER_ROOM 8192
-#define MAX_REQUEST (MAX_READ + HEADER_ROOM)
+#define MAX_REQUEST (MAX_PAYLOAD + HEADER_ROOM)
 
 struct fast_stats stats;
 const struct map_api *maps;
@@ -35,96 +37,11 @@ static unsigned n_threads;
 static bool has_parker;
 static int device = -1;
 static atomic_bool stopping;
-static atomic_uint exited, waiting_for_disk;
-
-/* ---- inodes ---- */
-
-struct entry {
-	struct entry *next;
-	uint64_t inode;
-	struct segmap *map;
-};
-
-#define BUCKETS 1024
-
-static struct entry *buckets[BUCKETS];
-static pthread_rwlock_t inodes_lock = PTHREAD_RWLOCK_INITIALIZER;
-
-static struct entry **find(uint64_t inode)
-{
-	struct entry **link = &buckets[(inode * UINT64_C(0x9E3779B97F4A7C15)) >> 54];
-
-	while (*link && (*link)->inode != inode)
-		link = &(*link)->next;
-	return link;
-}
-
-int inode_publish(uint64_t inode, struct segmap *map)
-{
-	struct entry **link, *e = malloc(sizeof(*e));
-	struct segmap *old = NULL;
-
-	if (!e)
-		return -ENOMEM;
-	maps->ref(map);
-	pthread_rwlock_wrlock(&inodes_lock);
-	link = find(inode);
-	if (*link) {
-		old = (*link)->map;
-		(*link)->map = map;
-		free(e);
-	} else {
-		*e = (struct entry){ NULL, inode, map };
-		*link = e;
-	}
-	pthread_rwlock_unlock(&inodes_lock);
-	if (old)
-		maps->unref(old);
-	return 0;
-}
-
-bool inode_retract(uint64_t inode)
-{
-	struct entry **link, *e;
-
-	pthread_rwlock_wrlock(&inodes_lock);
-	link = find(inode);
-	e = *link;
-	if (e)
-		*link = e->next;
-	pthread_rwlock_unlock(&inodes_lock);
-	if (e) {
-		maps->unref(e->map);
-		free(e);
-	}
-	return e != NULL;
-}
-
-void inode_clear(void)
-{
-	unsigned i;
-
-	for (i = 0; i < BUCKETS; i++)
-		while (buckets[i])
-			inode_retract(buckets[i]->inode);
-}
-
-static struct segmap *map_of(uint64_t inode)
-{
-	struct entry *e;
-	struct segmap *map = NULL;
-
-	pthread_rwlock_rdlock(&inodes_lock);
-	e = *find(inode);
-	if (e)
-		map = maps->ref(e->map);
-	pthread_rwlock_unlock(&inodes_lock);
-	return map;
-}
+static atomic_uint exited, waiting;
 
 /* ---- replies ---- */
 
-static int reply(uint64_t unique, int error, const void *data, size_t size)
+int reply(uint64_t unique, int error, const void *data, size_t size)
 {
 	struct fuse_out_header out = { (uint32_t)(sizeof(out) + size), error, unique };
 	struct iovec iov[2] = { { &out, sizeof(out) }, { (void *)data, size } };
@@ -141,7 +58,18 @@ int reply_error(uint64_t unique, int error)
 
 /* ---- the fast path ---- */
 
-enum outcome { ASK_PYTHON, ANSWERED, COMING };
+static bool may_wait(void)
+{
+	if (atomic_fetch_add(&waiting, 1) + 1 < n_threads)
+		return true;
+	atomic_fetch_sub(&waiting, 1);
+	return false;
+}
+
+static void done_waiting(void)
+{
+	atomic_fetch_sub(&waiting, 1);
+}
 
 static void count_read(struct segmap *map, uint64_t size, bool waited)
 {
@@ -168,9 +96,10 @@ static enum outcome try_read(const struct fuse_in_header *in, const struct fuse_
 		return ASK_PYTHON;
 	result = size ? maps->read(map, arg->offset, size, out, SEG_NOWAIT) : 1;
 	if (result == -EAGAIN) {
-		if (atomic_fetch_add(&waiting_for_disk, 1) + 1 < n_threads)
+		if (may_wait()) {
 			result = maps->read(map, arg->offset, size, out, SEG_WAIT);
-		atomic_fetch_sub(&waiting_for_disk, 1);
+			done_waiting();
+		}
 		atomic_fetch_add(&stats.slow, 1);
 	}
 	if (result != 1)   /* Python finds out what is wrong, and says so */
@@ -233,6 +162,27 @@ static void interrupt(const struct fuse_in_header *in, size_t size)
 	queue_interrupt(arg->unique, in->unique);
 }
 
+/* A request thread has a request that changes something: it waits for a disk, or for room in
+ * the queue. */
+static void change(const char *buf, size_t size)
+{
+	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
+	struct segmap *map = map_of(in->nodeid);
+	bool native = map && atomic_load(&map->target), wait = may_wait();
+	int err = 0;
+
+	if (native && !wait)
+		err = writes_hand_over(buf, size);
+	else if (!native || !try_change(buf, size, map))
+		err = queue_push(buf, size, wait);
+	if (wait)
+		done_waiting();
+	if (map)
+		maps->unref(map);
+	if (err)
+		reply_error(in->unique, -err);
+}
+
 /* Answer a request, or see that somebody will.  `waited`: it was parked before. */
 static void settle(const char *buf, size_t size, char *out, bool waited)
 {
@@ -246,13 +196,13 @@ static void settle(const char *buf, size_t size, char *out, bool waited)
 		outcome = try_fast(buf, size, out, waited);
 		if (outcome == ANSWERED)
 			return;
-		err = outcome == COMING ? queue_park(buf, size, settled) : queue_push(buf, size);
+		err = outcome == COMING ? queue_park(buf, size, settled) :
+					  queue_push(buf, size, false);
 	} while (err == -EAGAIN);
 	if (err)
 		reply_error(in->unique, -err);
-	else
-		atomic_fetch_add_explicit(outcome == COMING ? &stats.parked : &stats.queued, 1,
-					  memory_order_relaxed);
+	else if (outcome == COMING)
+		atomic_fetch_add_explicit(&stats.parked, 1, memory_order_relaxed);
 }
 
 static void handle(const char *buf, size_t size, char *out)
@@ -261,6 +211,9 @@ static void handle(const char *buf, size_t size, char *out)
 
 	if (in->opcode == FUSE_INTERRUPT)
 		interrupt(in, size);
+	else if (in->opcode == FUSE_WRITE || in->opcode == FUSE_FALLOCATE ||
+		 in->opcode == FUSE_FSYNC)
+		change(buf, size);
 	else
 		settle(buf, size, out, false);
 }
@@ -284,12 +237,13 @@ static void *serve_parked(void *arg)
 	return NULL;
 }
 
-static void *serve(void *arg)
+static void *serve(void *unused)
 {
 	char *buf = mmap(NULL, 2 * MAX_REQUEST, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 	char *out = buf + MAX_REQUEST;
 
+	(void)unused;
 	if (buf == MAP_FAILED)
 		queue_end(ENOMEM);
 	while (buf != MAP_FAILED && !atomic_load(&stopping)) {
@@ -343,7 +297,7 @@ int threads_start(struct fuse_session *se, unsigned count)
 	sigdelset(&all, wake_signal());
 	pthread_sigmask(SIG_SETMASK, &all, &old);
 	has_parker = pthread_create(&parker, NULL, serve_parked, NULL) == 0;
-	err = has_parker ? 0 : EAGAIN;
+	err = has_parker ? writes_start() : EAGAIN;
 	for (i = 0; i < count && !err; i++) {
 		err = pthread_create(&threads[i], NULL, serve, NULL);
 		if (!err)
@@ -376,6 +330,7 @@ void threads_stop(void)
 	if (has_parker)
 		pthread_join(parker, NULL);
 	has_parker = false;
+	writes_stop();
 	close(device);
 	device = -1;
 }

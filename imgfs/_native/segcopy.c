@@ -49,25 +49,27 @@ static size_t take(struct segmap *map, uint64_t offset, uint64_t end, struct cop
 	return n;
 }
 
-static int put_copy(struct segmap *to, uint64_t start, const struct copied *c)
+static int put_copy(struct segmap *to, uint64_t start, const struct copied *c, bool fill)
 {
 	const struct seg *s = &c->seg;
 	uint64_t length = c->end - s->start;
 
 	switch (s->kind) {
 	case SEG_STORE:
-		return segmap_set_store(to, start, start + length, c->st, s->offset, s->seek);
+		return (fill ? segmap_fill_store : segmap_set_store)(to, start, start + length,
+								     c->st, s->offset, s->seek);
 	case SEG_LITERAL:
-		return segmap_set_literal(to, start,
-					  s->literal->bytes + (s->start - s->literal->base), length,
-					  s->seek);
+		return (fill ? segmap_fill_literal : segmap_set_literal)(
+			to, start, s->literal->bytes + (s->start - s->literal->base), length,
+			s->seek);
 	default:
-		return segmap_set(to, start, start + length, s->kind, s->seek);
+		return (fill ? segmap_fill : segmap_set)(to, start, start + length, s->kind,
+							 s->seek);
 	}
 }
 
 int segmap_copy(struct segmap *to, uint64_t start, struct segmap *from, uint64_t from_start,
-		uint64_t length)
+		uint64_t length, bool fill)
 {
 	uint64_t offset = from_start, end = from_start + length;
 	struct copied batch[COPY_BATCH];
@@ -85,7 +87,7 @@ int segmap_copy(struct segmap *to, uint64_t start, struct segmap *from, uint64_t
 			struct copied *c = &batch[i];
 
 			if (!err)
-				err = put_copy(to, start + (c->seg.start - from_start), c);
+				err = put_copy(to, start + (c->seg.start - from_start), c, fill);
 			offset = c->end;
 			if (c->st)
 				store_unref(c->st);

@@ -6,7 +6,7 @@
 #include <string.h>
 #include <unistd.h>
 
-static void seg_hold(struct seg *s)
+void seg_hold(struct seg *s)
 {
 	if (s->kind == SEG_LITERAL)
 		atomic_fetch_add(&s->literal->refs, 1);
@@ -18,7 +18,7 @@ void literal_unref(struct literal *literal)
 		free(literal);
 }
 
-static void seg_drop(struct seg *s)
+void seg_drop(struct seg *s)
 {
 	if (s->kind == SEG_LITERAL)
 		literal_unref(s->literal);
@@ -78,9 +78,8 @@ static int chunk_halve(struct segmap *map, size_t c)
 	return err;
 }
 
-/* Make `offset` a boundary.  Splitting changes nothing that can be seen, so it may be kept
- * when a later step fails. */
-static int split(struct segmap *map, uint64_t offset)
+/* Splitting changes nothing that can be seen, so it may be kept when a later step fails. */
+int segs_split(struct segmap *map, uint64_t offset)
 {
 	struct seg upper;
 	struct chunk *ch;
@@ -115,6 +114,8 @@ static void chunk_remove(struct segmap *map, size_t c, size_t n)
 {
 	size_t i, rest = map->n_chunks - c - n;
 
+	if (n == 0)
+		return;
 	for (i = c; i < c + n; i++)
 		free(map->chunks[i]);
 	memmove(map->chunks + c, map->chunks + c + n, rest * sizeof(*map->chunks));
@@ -183,36 +184,39 @@ static void join_at(struct segmap *map, uint64_t boundary)
 		map->firsts[right.c] = ch->segs[0].start;
 }
 
-static int put(struct segmap *map, uint64_t start, uint64_t end, struct seg seg)
+void segs_replace(struct segmap *map, uint64_t start, uint64_t end, struct seg seg)
 {
 	struct seg *first;
-	int err;
 
-	err = split(map, start);
-	if (!err)
-		err = split(map, end);
-	if (err)
-		return err;
 	remove_inside(map, start, end);
 	first = at(map, locate(map, start));
 	seg_drop(first);
+	seg.start = start;
 	*first = seg;
 	join_at(map, end);
 	join_at(map, start);
-	return 0;
+}
+
+int segs_put(struct segmap *map, uint64_t start, uint64_t end, struct seg seg)
+{
+	int err = segs_split(map, start);
+
+	if (!err)
+		err = segs_split(map, end);
+	if (!err)
+		segs_replace(map, start, end, seg);
+	return err;
 }
 
 static int put_locked(struct segmap *map, uint64_t start, uint64_t end, struct seg seg)
 {
-	int err;
+	int err = 0;
 
-	if (start > end || end > map->size)
-		return -EINVAL;
-	if (start == end)
-		return 0;
-	seg.start = start;
 	pthread_rwlock_wrlock(&map->lock);
-	err = put(map, start, end, seg);
+	if (start > end || end > map->size)
+		err = -EINVAL;
+	else if (start < end)
+		err = segs_put(map, start, end, seg);
 	pthread_rwlock_unlock(&map->lock);
 	return err;
 }
@@ -234,6 +238,7 @@ struct segmap *segmap_new(uint64_t size)
 	pthread_rwlockattr_init(&attr);
 	pthread_rwlockattr_setkind_np(&attr, PTHREAD_RWLOCK_PREFER_WRITER_NONRECURSIVE_NP);
 	pthread_rwlock_init(&map->lock, &attr);
+	pthread_rwlock_init(&map->write_lock, &attr);
 	pthread_rwlockattr_destroy(&attr);
 	if (size) {
 		struct chunk *ch = malloc(sizeof(*ch));
@@ -281,12 +286,15 @@ void segmap_unref(struct segmap *map)
 	free(map->firsts);
 	if (map->watch_fd >= 0)
 		close(map->watch_fd);
+	if (map->dirty)
+		segmap_unref(map->dirty);
 	pthread_rwlock_destroy(&map->lock);
+	pthread_rwlock_destroy(&map->write_lock);
 	free(map);
 }
 
 /* Under the write lock: the store's index, or a negative errno. */
-static int store_index(struct segmap *map, struct store *st)
+int segs_store_index(struct segmap *map, struct store *st)
 {
 	struct store **stores;
 	unsigned i;
@@ -304,6 +312,16 @@ static int store_index(struct segmap *map, struct store *st)
 	return (int)map->n_stores++;
 }
 
+int segmap_store_index(struct segmap *map, struct store *st)
+{
+	int index;
+
+	pthread_rwlock_wrlock(&map->lock);
+	index = segs_store_index(map, st);
+	pthread_rwlock_unlock(&map->lock);
+	return index;
+}
+
 int segmap_set(struct segmap *map, uint64_t start, uint64_t end, enum seg_kind kind,
 	       enum seg_seek seek)
 {
@@ -318,14 +336,24 @@ int segmap_set_store(struct segmap *map, uint64_t start, uint64_t end, struct st
 
 	if (start > end || store_offset > st->size || end - start > st->size - store_offset)
 		return -EINVAL;
-	pthread_rwlock_wrlock(&map->lock);
-	index = store_index(map, st);
-	pthread_rwlock_unlock(&map->lock);
+	index = segmap_store_index(map, st);
 	if (index < 0)
 		return index;
 	seg.store = (uint16_t)index;
 	seg.offset = store_offset;
 	return put_locked(map, start, end, seg);
+}
+
+struct literal *literal_new(uint64_t base, const void *bytes, uint64_t length)
+{
+	struct literal *literal = malloc(sizeof(*literal) + length);
+
+	if (!literal)
+		return NULL;
+	atomic_init(&literal->refs, 1);
+	literal->base = base;
+	memcpy(literal->bytes, bytes, length);
+	return literal;
 }
 
 int segmap_set_literal(struct segmap *map, uint64_t start, const void *bytes, uint64_t length,
@@ -338,12 +366,9 @@ int segmap_set_literal(struct segmap *map, uint64_t start, const void *bytes, ui
 		return -EINVAL;
 	if (length == 0)
 		return 0;
-	seg.literal = malloc(sizeof(*seg.literal) + length);
+	seg.literal = literal_new(start, bytes, length);
 	if (!seg.literal)
 		return -ENOMEM;
-	atomic_init(&seg.literal->refs, 1);
-	seg.literal->base = start;
-	memcpy(seg.literal->bytes, bytes, length);
 	err = put_locked(map, start, start + length, seg);
 	if (err)
 		free(seg.literal);
@@ -353,7 +378,7 @@ int segmap_set_literal(struct segmap *map, uint64_t start, const void *bytes, ui
 /* Chunks are left with room, so that the first publishes do not halve every one. */
 #define LOAD_FILL (CHUNK_SEGS * 3 / 4)
 
-static int append(struct segmap *map, struct seg seg)
+int segs_append(struct segmap *map, struct seg seg)
 {
 	struct chunk *last = map->n_chunks ? map->chunks[map->n_chunks - 1] : NULL;
 
@@ -374,6 +399,50 @@ static int append(struct segmap *map, struct seg seg)
 	return 0;
 }
 
+void segs_cut(struct segmap *map, uint64_t size)
+{
+	struct pos p = { 0, 0 };
+	struct chunk *ch;
+	unsigned i;
+
+	if (!map->n_chunks)
+		return;
+	if (size)
+		p = locate(map, size - 1);
+	/* From here on nothing is needed but the segments up to p's; with size 0 not even that. */
+	for (size_t c = p.c + 1; c < map->n_chunks; c++) {
+		for (i = 0; i < map->chunks[c]->n; i++)
+			seg_drop(&map->chunks[c]->segs[i]);
+		map->count -= map->chunks[c]->n;
+	}
+	chunk_remove(map, p.c + 1, map->n_chunks - p.c - 1);
+	ch = map->chunks[p.c];
+	for (i = size ? p.i + 1 : 0; i < ch->n; i++)
+		seg_drop(&ch->segs[i]);
+	map->count -= ch->n - (size ? p.i + 1 : 0);
+	ch->n = size ? p.i + 1 : 0;
+	if (!size)
+		chunk_remove(map, 0, 1);
+}
+
+void segs_swap(struct segmap *a, struct segmap *b)
+{
+	struct chunk **chunks = a->chunks;
+	uint64_t *firsts = a->firsts;
+	size_t n = a->n_chunks, cap = a->cap_chunks, count = a->count;
+
+	a->chunks = b->chunks;
+	a->firsts = b->firsts;
+	a->n_chunks = b->n_chunks;
+	a->cap_chunks = b->cap_chunks;
+	a->count = b->count;
+	b->chunks = chunks;
+	b->firsts = firsts;
+	b->n_chunks = n;
+	b->cap_chunks = cap;
+	b->count = count;
+}
+
 int segmap_load(struct segmap *map, const uint64_t *ends, const uint8_t *flags, size_t n,
 		struct store *st)
 {
@@ -387,14 +456,14 @@ int segmap_load(struct segmap *map, const uint64_t *ends, const uint8_t *flags, 
 			return -EINVAL;
 		start = ends[i];
 	}
-	if (start != map->size || (st && st->size < map->size))
-		return -EINVAL;
 	fresh = segmap_new(0);
 	if (!fresh)
 		return -ENOMEM;
 	pthread_rwlock_wrlock(&map->lock);
-	if (st)
-		index = store_index(map, st);
+	if (start != map->size || (st && st->size < map->size))
+		err = -EINVAL;
+	if (st && !err)
+		index = segs_store_index(map, st);
 	if (index < 0)
 		err = index;
 	for (i = 0, start = 0; i < n && !err; start = ends[i++]) {
@@ -409,21 +478,10 @@ int segmap_load(struct segmap *map, const uint64_t *ends, const uint8_t *flags, 
 			seg.store = (uint16_t)index;
 			seg.offset = start;
 		}
-		err = append(fresh, seg);
+		err = segs_append(fresh, seg);
 	}
-	if (!err) {
-		struct segmap old = *map;
-
-		map->chunks = fresh->chunks;
-		map->firsts = fresh->firsts;
-		map->n_chunks = fresh->n_chunks;
-		map->cap_chunks = fresh->cap_chunks;
-		map->count = fresh->count;
-		fresh->chunks = old.chunks;
-		fresh->firsts = old.firsts;
-		fresh->n_chunks = old.n_chunks;
-		fresh->cap_chunks = old.cap_chunks;
-	}
+	if (!err)
+		segs_swap(map, fresh);
 	pthread_rwlock_unlock(&map->lock);
 	segmap_unref(fresh);
 	return err;

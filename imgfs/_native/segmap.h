@@ -40,6 +40,9 @@ struct watch {
 	atomic_uint_fast64_t start, end;   /* start is NO_WATCH when the slot is free */
 };
 
+/* What a native write marks. */
+#define SEG_BLOCK 4096u
+
 #define CHUNK_SEGS 256
 
 struct chunk {
@@ -48,7 +51,7 @@ struct chunk {
 };
 
 struct segmap {
-	uint64_t size;
+	_Atomic uint64_t size;
 	pthread_rwlock_t lock;
 	struct chunk **chunks;
 	uint64_t *firsts;      /* the start of each chunk's first segment */
@@ -59,10 +62,28 @@ struct segmap {
 	atomic_uint refs;
 	/* Of the requests answered from here; the waited ones were parked for blocks first. */
 	atomic_uint_fast64_t reads, reads_waited, bytes_served;
+	atomic_uint_fast64_t writes, bytes_written;
+	/* Who writes the target's bytes holds this shared; who takes them away, or changes which
+	 * file is the target, holds it alone.  Taken before `lock`, and held during I/O. */
+	pthread_rwlock_t write_lock;
+	_Atomic(struct store *) target;     /* where native writes go; NULL: nowhere; one of stores */
+	uint16_t target_index, dirty_index; /* the target's in stores, and in dirty->stores */
+	struct segmap *dirty;               /* what was written since it was taken; may be NULL */
+	atomic_bool unsettled; /* of a `dirty`: what was taken, or a new size, is not safe yet */
 	struct watch watches[MAX_WATCHES];
 	atomic_uint watching;  /* a bit for each slot in use */
 	atomic_uint seen;      /* a bit for each slot whose range was read */
 	int watch_fd;          /* eventfd, or -1 */
+};
+
+/* What a map's lock is released for, so that readers get in. */
+#define FILL_BATCH 1024
+
+/* Ranges that were taken or are to be filled in: n of each. */
+struct ranges {
+	uint64_t *starts, *ends;
+	uint8_t *kinds;
+	size_t n;
 };
 
 struct seg_view {
@@ -85,9 +106,45 @@ int segmap_load(struct segmap *map, const uint64_t *ends, const uint8_t *flags, 
 		struct store *st);
 
 /* What `from` says now of [from_start, from_start + length), at `start` of this map.  Where it says
- * ASK so does this one.  The maps differ. */
+ * ASK so does this one.  fill: but only where this one says ASK.  The maps differ. */
 int segmap_copy(struct segmap *to, uint64_t start, struct segmap *from, uint64_t from_start,
-		uint64_t length);
+		uint64_t length, bool fill);
+
+/* The conditional ones: they replace only what is SEG_ASK, so that what Python found out is
+ * never put over what was written meanwhile.  What lies beyond the map's end is left out. */
+int segmap_fill(struct segmap *map, uint64_t start, uint64_t end, enum seg_kind kind,
+		enum seg_seek seek);
+int segmap_fill_store(struct segmap *map, uint64_t start, uint64_t end, struct store *st,
+		      uint64_t store_offset, enum seg_seek seek);
+int segmap_fill_literal(struct segmap *map, uint64_t start, const void *bytes, uint64_t length,
+			enum seg_seek seek);
+/* SEG_ZERO, or SEG_STORE in `st` at the range's own offset. */
+int segmap_fill_ranges(struct segmap *map, const struct ranges *ranges, struct store *st);
+
+/* ---- writing ---- */
+
+/* Returns when no write to the target so far is under way. */
+int segmap_set_target(struct segmap *map, struct store *st, struct segmap *dirty);
+/* The range becomes the target's.  1: done.  0: no target, or it begins or ends inside a block
+ * that is not the target's.  -EINVAL: outside of the map.  Other -errno: the file's, and neither
+ * the map nor the account of what is dirty has changed. */
+int segmap_write(struct segmap *map, uint64_t offset, uint64_t length, const void *buf);
+/* The old bytes of whole blocks become the target's, except what is by now, and zero where the
+ * map says so by now.  Results as of segmap_write. */
+int segmap_copy_up(struct segmap *map, uint64_t start, uint64_t length, const void *old);
+/* Whole blocks become zero, and a hole.  Results as of segmap_write. */
+int segmap_zero(struct segmap *map, uint64_t start, uint64_t end);
+/* Grows by zeroes, or cuts.  0 or -errno. */
+int segmap_resize(struct segmap *map, uint64_t size);
+/* The target's file is on its disk, and there is nothing else to be made safe.  1: done.  0: there
+ * is more, or no target.  -errno: the file's. */
+int segmap_sync(struct segmap *map);
+/* Of a `dirty`: what was taken from it is safe, or put back. */
+void segmap_settle(struct segmap *dirty);
+/* Makes all SEG_ASK, and gives what was not; *taken's arrays are malloc'ed.  0 or -ENOMEM with
+ * nothing changed. */
+int segmap_take(struct segmap *map, struct ranges *taken);
+void ranges_free(struct ranges *ranges);
 
 /* How segmap_read may wait for disks. */
 enum seg_wait { SEG_WAIT, SEG_NOWAIT };

@@ -1,4 +1,5 @@
-/* Walking a segment map's chunks: for segmap.c, segread.c and segcopy.c, under the map's lock. */
+/* Walking and changing a segment map's chunks: under the map's lock, for the seg*.c
+ * files. */
 #ifndef IMGFS_SEGMAP_WALK_H
 #define IMGFS_SEGMAP_WALK_H
 
@@ -61,5 +62,37 @@ static inline struct pos locate(struct segmap *map, uint64_t offset)
 	}
 	return (struct pos){ lo, a };
 }
+
+static inline uint64_t smaller(uint64_t a, uint64_t b)
+{
+	return a < b ? a : b;
+}
+
+static inline bool inside(const struct segmap *map, uint64_t offset, uint64_t length)
+{
+	uint64_t size = map->size;
+
+	return offset <= size && length <= size - offset;
+}
+
+/* segmap.c: make `offset` a boundary; 0 or -ENOMEM.  It may be kept when a later step fails. */
+int segs_split(struct segmap *map, uint64_t offset);
+/* start < end, both are boundaries: cannot fail. */
+void segs_replace(struct segmap *map, uint64_t start, uint64_t end, struct seg seg);
+/* Both of these; 0 or -ENOMEM. */
+int segs_put(struct segmap *map, uint64_t start, uint64_t end, struct seg seg);
+/* At the map's end, from seg.start on. */
+int segs_append(struct segmap *map, struct seg seg);
+/* The segments from `size` on are gone. */
+void segs_cut(struct segmap *map, uint64_t size);
+/* The two maps change places, but for size, stores and all else. */
+void segs_swap(struct segmap *a, struct segmap *b);
+void seg_hold(struct seg *s);
+void seg_drop(struct seg *s);
+struct literal *literal_new(uint64_t base, const void *bytes, uint64_t length);
+/* The store's index, or -ENOMEM. */
+int segs_store_index(struct segmap *map, struct store *st);
+/* The same, without the lock. */
+int segmap_store_index(struct segmap *map, struct store *st);
 
 #endif

@@ -120,7 +120,7 @@ int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 {
 	uint64_t start = offset;
 
-	if (offset > map->size || length > map->size - offset)
+	if (!inside(map, offset, length))
 		return -EINVAL;
 	while (length) {
 		struct piece pieces[MAX_PIECES];
@@ -129,7 +129,9 @@ int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 		int err = 0;
 
 		pthread_rwlock_rdlock(&map->lock);
-		done = gather(map, offset, length, buf, pieces, &n);
+		/* It may have been cut since the last piece. */
+		done = inside(map, offset, length) ?
+			       gather(map, offset, length, buf, pieces, &n) : -1;
 		pthread_rwlock_unlock(&map->lock);
 		for (i = 0; i < n; i++) {
 			struct piece *p = &pieces[i];
@@ -166,9 +168,11 @@ int segmap_seek(struct segmap *map, int64_t offset, int whence, uint64_t *found)
 		wanted = SEEK_IS_HOLE;
 	else
 		return -EINVAL;
-	if (offset < 0 || where >= map->size)
-		return -ENXIO;
 	pthread_rwlock_rdlock(&map->lock);
+	if (offset < 0 || where >= map->size) {
+		pthread_rwlock_unlock(&map->lock);
+		return -ENXIO;
+	}
 	p = locate(map, where);
 	for (;;) {
 		struct seg *s = at(map, p);
@@ -198,9 +202,11 @@ size_t segmap_segments(struct segmap *map, uint64_t offset, uint64_t end, struct
 	size_t n = 0;
 	struct pos p;
 
-	if (offset >= end || end > map->size)
-		return 0;
 	pthread_rwlock_rdlock(&map->lock);
+	if (offset >= end || end > map->size) {
+		pthread_rwlock_unlock(&map->lock);
+		return 0;
+	}
 	p = locate(map, offset);
 	do {
 		struct seg *s = at(map, p);
@@ -220,11 +226,12 @@ int segmap_extents(struct segmap *map, uint64_t offset, uint64_t end, struct sca
 	struct pos p;
 	int err = 0;
 
-	if (offset > end || end > map->size)
-		return -EINVAL;
-	if (offset == end)
-		return 0;
 	pthread_rwlock_rdlock(&map->lock);
+	if (offset >= end || end > map->size) {
+		err = offset == end && end <= map->size ? 0 : -EINVAL;
+		pthread_rwlock_unlock(&map->lock);
+		return err;
+	}
 	p = locate(map, offset);
 	do {
 		uint64_t to = seg_end(map, p);

@@ -38,6 +38,22 @@ static uint32_t now_ticks(void)
 	return (uint32_t)(((uint64_t)ts.tv_sec * 1000 + ts.tv_nsec / 1000000) >> 4);
 }
 
+static void set_size(struct store *st, uint64_t size)
+{
+	uint64_t rest = size & ((UINT64_C(1) << st->block_shift) - 1);
+
+	atomic_store(&st->size, size);
+	atomic_store(&st->blocks, (size >> st->block_shift) + (rest != 0));
+}
+
+int store_resize(struct store *st, uint64_t size)
+{
+	if (!st->whole || size > INT64_MAX)
+		return -EINVAL;
+	set_size(st, size);
+	return 0;
+}
+
 struct store *store_new(int fd, uint64_t size, uint64_t block_size, bool whole)
 {
 	struct store *st;
@@ -54,10 +70,9 @@ struct store *store_new(int fd, uint64_t size, uint64_t block_size, bool whole)
 		free(st);
 		return NULL;
 	}
-	st->size = size;
 	st->whole = whole;
 	st->block_shift = (unsigned)__builtin_ctzll(block_size);
-	st->blocks = (size >> st->block_shift) + ((size & (block_size - 1)) != 0);
+	set_size(st, size);
 	atomic_init(&st->refs, 1);
 	pthread_mutex_init(&st->quiesce_lock, NULL);
 	if (!whole) {
@@ -210,6 +225,8 @@ bool store_is_coming(const struct store *st, uint64_t offset, uint64_t length)
 {
 	uint64_t block, last = (offset + length - 1) >> st->block_shift;
 
+	if (st->whole)
+		return false;
 	for (block = offset >> st->block_shift; block <= last; block++)
 		if (!store_block_present(st, block) &&
 		    !(atomic_load(&st->coming[block / WORD_BITS]) >> (block % WORD_BITS) & 1))
@@ -375,5 +392,18 @@ int store_pwrite(struct store *st, const void *buf, uint64_t length, uint64_t of
 		offset += (uint64_t)n;
 		length -= (uint64_t)n;
 	}
+	return 0;
+}
+
+int store_punch(struct store *st, uint64_t length, uint64_t offset)
+{
+	if (length == 0)
+		return 0;
+	/* File systems give whole pages back: also of the one in which the file ends. */
+	if (offset + length == st->size)
+		length += -st->size & ((UINT64_C(1) << st->block_shift) - 1);
+	if (fallocate(st->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
+		      (off_t)length))
+		return -errno;
 	return 0;
 }

@@ -18,8 +18,8 @@ struct store {
 	int fd;
 	bool whole;            /* every block present for good; bits and stamps are NULL */
 	unsigned block_shift;
-	uint64_t size;         /* bytes */
-	uint64_t blocks;
+	_Atomic uint64_t size;      /* bytes; only of a whole store does it ever change */
+	_Atomic uint64_t blocks;
 	_Atomic uint64_t *bits;
 	_Atomic uint64_t *coming;   /* absent, but somebody is about to make them present */
 	_Atomic uint32_t *stamps;   /* when each block was last used, in ticks of 16 ms */
@@ -39,6 +39,9 @@ void store_unref(struct store *st);
 unsigned store_enter(struct store *st);
 void store_leave(struct store *st, unsigned token);
 void store_quiesce(struct store *st);
+
+/* Only of a whole store: -EINVAL otherwise.  Its file is the caller's to truncate. */
+int store_resize(struct store *st, uint64_t size);
 
 /* After store_enter: are all blocks of [offset, offset+length) present?  Marks them used. */
 bool store_covers(struct store *st, uint64_t offset, uint64_t length);
@@ -69,5 +72,7 @@ int store_pread(struct store *st, void *buf, uint64_t length, uint64_t offset, b
 /* Are these bytes all zero? */
 bool all_zero(const void *buf, size_t length);
 int store_pwrite(struct store *st, const void *buf, uint64_t length, uint64_t offset);
+/* Gives the range's disk space back: it reads as zeroes.  0 or -errno. */
+int store_punch(struct store *st, uint64_t length, uint64_t offset);
 
 #endif

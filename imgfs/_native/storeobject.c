@@ -3,7 +3,6 @@
 #include "objects.h"
 
 #include <errno.h>
-#include <fcntl.h>
 
 PyObject *none_or(int err)
 {
@@ -317,24 +316,26 @@ static PyObject *store_write_nonzero(StoreObject *self, PyObject *args)
 	return result;
 }
 
-static PyObject *store_punch(StoreObject *self, PyObject *args)
+static PyObject *store_punch_(StoreObject *self, PyObject *args)
 {
 	unsigned long long offset, length;
-	int err = 0;
+	int err;
 
 	if (range_arg(self, args, &offset, &length))
 		return NULL;
-	if (length == 0)
-		Py_RETURN_NONE;
-	/* File systems give whole pages back: also of the one in which the file ends. */
-	if (offset + length == self->st->size)
-		length += -self->st->size & ((UINT64_C(1) << self->st->block_shift) - 1);
 	Py_BEGIN_ALLOW_THREADS
-	if (fallocate(self->st->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
-		      (off_t)length))
-		err = -errno;
+	err = store_punch(self->st, length, offset);
 	Py_END_ALLOW_THREADS
 	return none_or(err);
+}
+
+static PyObject *store_resize_(StoreObject *self, PyObject *size)
+{
+	unsigned long long bytes = PyLong_AsUnsignedLongLong(size);
+
+	if (PyErr_Occurred())
+		return NULL;
+	return none_or(store_resize(self->st, bytes));
 }
 
 static PyObject *store_quiesce_(StoreObject *self, PyObject *unused)
@@ -372,7 +373,8 @@ static PyMethodDef store_methods[] = {
 	{ "read", (PyCFunction)store_read, METH_VARARGS, NULL },
 	{ "write", (PyCFunction)store_write, METH_VARARGS, NULL },
 	{ "write_nonzero", (PyCFunction)store_write_nonzero, METH_VARARGS, NULL },
-	{ "punch", (PyCFunction)store_punch, METH_VARARGS, NULL },
+	{ "resize", (PyCFunction)store_resize_, METH_O, NULL },
+	{ "punch", (PyCFunction)store_punch_, METH_VARARGS, NULL },
 	{ "quiesce", (PyCFunction)store_quiesce_, METH_NOARGS, NULL },
 	{ NULL, NULL, 0, NULL },
 };

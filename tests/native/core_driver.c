@@ -2,6 +2,7 @@
  *
  *     core_driver model SEED STEPS DIRECTORY     the segment map against one cell a byte
  *     core_driver stress SEED STEPS DIRECTORY    readers against publish, retract and evict
+ *     core_driver writes SEED STEPS DIRECTORY    writers against who fills in, takes, changes the target
  *
  * Prints what was done and exits with 0; says what differs on stderr and aborts otherwise.
  */
@@ -364,6 +365,7 @@ static void run_model(uint64_t seed, uint64_t steps, const char *directory)
 }
 
 void run_stress(uint64_t seed, uint64_t steps, int fd);
+void run_writes(uint64_t seed, uint64_t steps, const char *directory);
 
 /* scan_file finds what was written, and the holes between. */
 static void run_scan(const char *directory)
@@ -388,13 +390,15 @@ int main(int argc, char **argv)
 	uint64_t seed, steps;
 
 	if (argc != 5) {
-		fprintf(stderr, "usage: %s model|stress SEED STEPS DIRECTORY\n", argv[0]);
+		fprintf(stderr, "usage: %s model|stress|writes SEED STEPS DIRECTORY\n", argv[0]);
 		return 2;
 	}
 	seed = strtoull(argv[2], NULL, 10) * 2 + 1;   /* the generator must not begin with 0 */
 	steps = strtoull(argv[3], NULL, 10);
 	if (strcmp(argv[1], "stress") == 0) {
 		run_stress(seed, steps, file_new(argv[4], "stress", 0));
+	} else if (strcmp(argv[1], "writes") == 0) {
+		run_writes(seed, steps, argv[4]);
 	} else {
 		run_model(seed, steps, argv[4]);
 		run_scan(argv[4]);

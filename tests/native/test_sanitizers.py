@@ -10,14 +10,15 @@ import pytest
 
 HERE = Path(__file__).parent
 NATIVE = HERE.parents[1] / "imgfs" / "_native"
-CORE = ["store.c", "segmap.c", "segread.c", "segcopy.c", "scan.c"]
+CORE = ["store", "segmap", "segread", "segwrite", "segfill", "segcopy", "scan"]
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 
 
 def build(directory: Path, sanitizers: str) -> Path:
     program = directory / "core_driver"
-    sources = [HERE / "core_driver.c", HERE / "core_stress.c", *(NATIVE / name for name in CORE)]
+    drivers = ["core_driver.c", "core_stress.c", "core_writes.c"]
+    sources = [*(HERE / name for name in drivers), *(NATIVE / f"{name}.c" for name in CORE)]
     flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     command = ["gcc", "-std=gnu11", "-g", "-O1", *WARNINGS, *flags, f"-I{NATIVE}"]
     subprocess.run([*command, *sources, "-o", program, "-lpthread"], check=True, timeout=120)
@@ -58,8 +59,18 @@ def test_stress(address: Path, tmp_path: Path) -> None:
     drive(address, "stress", 1, 200000 if LONG else 4000, tmp_path)
 
 
+@pytest.fixture(scope="module")
+def thread(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("thread"), "thread")
+
+
 @pytest.mark.timeout(700)
-def test_stress_has_no_data_race(tmp_path: Path) -> None:
-    program = build(tmp_path, "thread")
+def test_writes(address: Path, tmp_path: Path) -> None:
+    drive(address, "writes", 1, 100000 if LONG else 3000, tmp_path)
+
+
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("what", ["stress", "writes"])
+def test_no_data_race(thread: Path, tmp_path: Path, what: str) -> None:
     # Its shadow memory has no place for what address randomization may choose.
-    drive(Path("setarch"), "-R", program, "stress", 1, 20000 if LONG else 400, tmp_path)
+    drive(Path("setarch"), "-R", thread, what, 1, 20000 if LONG else 400, tmp_path)

@@ -1,0 +1,354 @@
+/* The writing part of core_driver.c: writers, who fills in what is known, who takes what is dirty,
+ * and who changes the target, all at once.
+ *
+ * Every writer has blocks of its own, so it knows what each must read as at once after a change.
+ * Who takes keeps a log for each layer; at the end the layers' files, read by their logs
+ * alone, must say what the writers know.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <pthread.h>
+#include <sched.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "segmap.h"
+#include "store.h"
+
+#define CHECK(what)                                                                            \
+	do {                                                                                   \
+		if (!(what)) {                                                                 \
+			fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #what);     \
+			abort();                                                               \
+		}                                                                              \
+	} while (0)
+
+#define BLOCKS 1021u
+#define TAIL 1000u             /* the last block is shorter */
+#define SIZE ((BLOCKS - 1) * SEG_BLOCK + TAIL)
+#define WRITERS 4
+#define LAYERS 40
+#define UNKNOWN 255
+
+void run_writes(uint64_t seed, uint64_t steps, const char *directory);
+
+struct layer {
+	struct store *st;
+	struct segmap *dirty;
+	uint8_t log[BLOCKS];   /* SEG_STORE, SEG_ZERO or UNKNOWN */
+};
+
+struct world {
+	struct segmap *map;
+	struct store *base;
+	struct layer layers[LAYERS];
+	unsigned top;                /* of the layers; under log_lock */
+	pthread_mutex_t log_lock;
+	unsigned char model[SIZE];   /* each block its writer's */
+	uint64_t seed, steps;
+	atomic_uint writing, changes, copies, filled, taken;
+	atomic_bool stop;
+};
+
+struct writer {
+	struct world *w;
+	unsigned number;
+};
+
+static uint64_t below(uint64_t *state, uint64_t limit)
+{
+	*state = *state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
+	return (*state >> 33) % limit;
+}
+
+static uint64_t block_end(uint64_t block)
+{
+	return block == BLOCKS - 1 ? SIZE : (block + 1) * SEG_BLOCK;
+}
+
+/* written: it must be known what it reads as. */
+static void check_block(struct world *w, uint64_t block, bool written, bool data)
+{
+	uint64_t start = block * SEG_BLOCK, length = block_end(block) - start, found;
+	char *bytes = malloc(length);   /* of that size: the sanitizer sees a byte too many */
+	int got;
+
+	CHECK(bytes);
+	got = segmap_read(w->map, start, length, bytes, SEG_WAIT);
+	CHECK(got == 1 || (got == 0 && !written));
+	if (got == 1)
+		CHECK(memcmp(bytes, w->model + start, length) == 0);
+	if (data)
+		CHECK(segmap_seek(w->map, (int64_t)start, SEEK_HOLE, &found) == 0 ||
+		      found >= start + length);
+	free(bytes);
+}
+
+static void change_block(struct world *w, uint64_t block, uint64_t *rng)
+{
+	uint64_t start = block * SEG_BLOCK, end = block_end(block), from = start, to = end;
+	unsigned char bytes[SEG_BLOCK];
+	bool zero = below(rng, 4) == 0;
+	int done;
+
+	if (!zero && below(rng, 2)) {
+		from = start + below(rng, end - start);
+		to = from + 1 + below(rng, end - from);
+	}
+	check_block(w, block, false, false);
+	memset(bytes, zero ? 0 : 1 + (int)below(rng, 255), sizeof(bytes));
+	for (;;) {
+		atomic_fetch_add(&w->writing, 1);
+		done = zero ? segmap_zero(w->map, from, to) :
+			      segmap_write(w->map, from, to - from, bytes);
+		atomic_fetch_sub(&w->writing, 1);
+		CHECK(done == 0 || done == 1);
+		if (done == 1)
+			break;
+		if (zero || (from == start && to == end) || !atomic_load(&w->map->target)) {
+			sched_yield();   /* there was no target */
+			continue;
+		}
+		done = segmap_copy_up(w->map, start, end - start, w->model + start);
+		CHECK(done == 0 || done == 1);
+		atomic_fetch_add(&w->copies, 1);
+	}
+	memcpy(w->model + from, bytes, to - from);
+	check_block(w, block, true, !zero);
+	atomic_fetch_add(&w->changes, 1);
+}
+
+static void *writer(void *arg)
+{
+	struct writer *me = arg;
+	struct world *w = me->w;
+	uint64_t rng = w->seed * 31 + me->number, step;
+
+	for (step = 0; step < w->steps; step++) {
+		uint64_t block = below(&rng, (BLOCKS + WRITERS - 1 - me->number) / WRITERS);
+
+		change_block(w, block * WRITERS + me->number, &rng);
+		if (step % 64 == 0)
+			sched_yield();
+	}
+	return NULL;
+}
+
+/* Forgets nothing, and knows only the base: what was written must never be covered by it. */
+static void *filler(void *arg)
+{
+	struct world *w = arg;
+	uint64_t rng = w->seed + 77;
+
+	while (!atomic_load(&w->stop)) {
+		uint64_t start = below(&rng, SIZE), end = start + 1 + below(&rng, 9000);
+
+		CHECK(segmap_fill_store(w->map, start, end, w->base, start, SEEK_IS_DATA) == 0);
+		atomic_fetch_add(&w->filled, 1);
+		sched_yield();
+	}
+	return NULL;
+}
+
+static void take_into_log(struct layer *layer, bool fail, atomic_uint *taken)
+{
+	struct ranges found;
+	size_t i;
+
+	CHECK(segmap_take(layer->dirty, &found) == 0);
+	if (fail) {
+		CHECK(segmap_fill_ranges(layer->dirty, &found, layer->st) == 0);
+		found.n = 0;
+	}
+	for (i = 0; i < found.n; i++) {
+		uint64_t block;
+
+		CHECK(found.starts[i] % SEG_BLOCK == 0 && found.starts[i] < found.ends[i]);
+		CHECK(found.ends[i] % SEG_BLOCK == 0 || found.ends[i] == SIZE);
+		for (block = found.starts[i] / SEG_BLOCK; block * SEG_BLOCK < found.ends[i]; block++)
+			layer->log[block] = found.kinds[i];
+		atomic_fetch_add(taken, 1);
+	}
+	ranges_free(&found);
+}
+
+static void *taker(void *arg)
+{
+	struct world *w = arg;
+	uint64_t rng = w->seed + 99;
+
+	while (!atomic_load(&w->stop)) {
+		pthread_mutex_lock(&w->log_lock);
+		take_into_log(&w->layers[w->top], below(&rng, 3) == 0, &w->taken);
+		pthread_mutex_unlock(&w->log_lock);
+		sched_yield();
+	}
+	return NULL;
+}
+
+static struct store *file_store(const char *directory, const char *name, unsigned number)
+{
+	struct store *st;
+	char path[4096];
+	int fd;
+
+	CHECK(snprintf(path, sizeof(path), "%s/%s%u", directory, name, number) < (int)sizeof(path));
+	fd = open(path, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0600);
+	CHECK(fd >= 0 && ftruncate(fd, SIZE) == 0);
+	st = store_new(fd, SIZE, SEG_BLOCK, true);
+	CHECK(st);
+	close(fd);   /* the store has its own */
+	return st;
+}
+
+static void add_layer(struct world *w, unsigned number, const char *directory)
+{
+	struct layer *layer = &w->layers[number];
+
+	layer->st = file_store(directory, "layer", number);
+	layer->dirty = segmap_new(SIZE);
+	CHECK(layer->dirty);
+	memset(layer->log, UNKNOWN, sizeof(layer->log));
+}
+
+/* Freezes the top while they write. */
+static void freeze(struct world *w, const char *directory)
+{
+	unsigned next;
+
+	CHECK(segmap_set_target(w->map, NULL, NULL) == 0);
+	pthread_mutex_lock(&w->log_lock);
+	take_into_log(&w->layers[w->top], false, &w->taken);
+	next = ++w->top;
+	add_layer(w, next, directory);
+	pthread_mutex_unlock(&w->log_lock);
+	CHECK(segmap_set_target(w->map, w->layers[next].st, w->layers[next].dirty) == 0);
+}
+
+/* By the files and the logs alone. */
+static void check_layers(struct world *w)
+{
+	unsigned char bytes[SEG_BLOCK];
+	uint64_t block;
+
+	for (block = 0; block < BLOCKS; block++) {
+		uint64_t start = block * SEG_BLOCK, length = block_end(block) - start;
+		struct store *from = w->base;
+		int i = (int)w->top;
+
+		while (i >= 0 && w->layers[i].log[block] == UNKNOWN)
+			i--;
+		memset(bytes, 0, sizeof(bytes));
+		if (i >= 0)
+			from = w->layers[i].log[block] == SEG_STORE ? w->layers[i].st : NULL;
+		if (from)
+			CHECK(store_pread(from, bytes, length, start, false) == 0);
+		CHECK(memcmp(bytes, w->model + start, length) == 0);
+		check_block(w, block, false, false);
+	}
+}
+
+/* Old bytes that were right once change nothing that was written or zeroed since. */
+static void check_copy_up(struct world *w)
+{
+	static unsigned char junk[2 * SEG_BLOCK], bytes[2 * SEG_BLOCK];
+
+	memset(junk, 7, sizeof(junk));
+	memset(w->model, 3, SEG_BLOCK);
+	memset(w->model + SEG_BLOCK, 0, SEG_BLOCK);
+	CHECK(segmap_write(w->map, 0, SEG_BLOCK, w->model) == 1);
+	CHECK(segmap_zero(w->map, SEG_BLOCK, 2 * SEG_BLOCK) == 1);
+	CHECK(segmap_write(w->map, SEG_BLOCK, 1, "x") == 0);
+	CHECK(segmap_copy_up(w->map, 0, sizeof(junk), junk) == 1);
+	CHECK(segmap_read(w->map, 0, sizeof(bytes), (char *)bytes, SEG_WAIT) == 1);
+	CHECK(memcmp(bytes, w->model, sizeof(bytes)) == 0);
+	CHECK(segmap_write(w->map, SEG_BLOCK, 1, "x") == 1);
+}
+
+/* Grown by holes, cut, refused: the account follows. */
+static void check_sizes(struct world *w)
+{
+	struct segmap *map = w->map, *dirty = w->layers[w->top].dirty;
+	struct ranges found;
+	uint64_t at;
+	char byte;
+
+	CHECK(segmap_take(dirty, &found) == 0);
+	ranges_free(&found);
+	CHECK(segmap_resize(map, SIZE + 3 * SEG_BLOCK) == 0 && dirty->size == map->size);
+	CHECK(segmap_take(dirty, &found) == 0 && found.n == 1);
+	CHECK(found.starts[0] == SIZE && found.ends[0] == map->size && found.kinds[0] == SEG_ZERO);
+	ranges_free(&found);
+	CHECK(segmap_read(map, SIZE + 5, 1, &byte, SEG_WAIT) == 1 && byte == 0);
+	CHECK(segmap_seek(map, SIZE, SEEK_HOLE, &at) == 1 && at == SIZE);
+	CHECK(segmap_write(map, SIZE + 3 * SEG_BLOCK, 1, "x") == -EINVAL);
+	CHECK(segmap_write(map, UINT64_MAX, 2, "xx") == -EINVAL);
+	CHECK(segmap_zero(map, 0, 100) == -EINVAL && segmap_zero(map, 8192, 4096) == -EINVAL);
+	CHECK(segmap_copy_up(map, 1, SEG_BLOCK, w->model) == -EINVAL);
+	CHECK(segmap_resize(map, 10) == 0 && segmap_count(map) == 1 && dirty->size == 10);
+	CHECK(segmap_read(map, 10, 1, &byte, SEG_WAIT) == -EINVAL);
+	CHECK(segmap_fill(map, 5, 100, SEG_ZERO, SEEK_IS_HOLE) == 0);
+	CHECK(segmap_resize(map, 0) == 0 && segmap_count(map) == 0 && segmap_count(dirty) == 0);
+	CHECK(segmap_seek(map, 0, SEEK_HOLE, &at) == -ENXIO);
+	CHECK(segmap_take(dirty, &found) == 0 && found.n == 0);
+	ranges_free(&found);
+	CHECK(segmap_resize(map, 5000) == 0 && segmap_read(map, 4999, 1, &byte, SEG_WAIT) == 1);
+	CHECK(segmap_set_target(map, w->base, map) == -EINVAL);
+	CHECK(segmap_set_target(map, NULL, NULL) == 0 && segmap_write(map, 0, 5000, w->model) == 0);
+}
+
+void run_writes(uint64_t seed, uint64_t steps, const char *directory)
+{
+	struct world *w = calloc(1, sizeof(*w));
+	struct writer writers[WRITERS];
+	pthread_t threads[WRITERS], others[2];
+	uint64_t rng = seed;
+	unsigned i;
+
+	CHECK(w);
+	w->seed = seed;
+	w->steps = steps;
+	pthread_mutex_init(&w->log_lock, NULL);
+	w->base = file_store(directory, "base", 0);
+	for (i = 0; i < SIZE; i++)
+		w->model[i] = (unsigned char)below(&rng, 256);
+	CHECK(store_pwrite(w->base, w->model, SIZE, 0) == 0);
+	add_layer(w, 0, directory);
+	CHECK(store_pwrite(w->base, w->model, SIZE, 0) == 0);
+	w->map = segmap_new(SIZE);
+	CHECK(w->map && segmap_set_target(w->map, w->layers[0].st, w->layers[0].dirty) == 0);
+	for (i = 0; i < WRITERS; i++) {
+		writers[i] = (struct writer){ w, i };
+		CHECK(pthread_create(&threads[i], NULL, writer, &writers[i]) == 0);
+	}
+	CHECK(pthread_create(&others[0], NULL, filler, w) == 0);
+	CHECK(pthread_create(&others[1], NULL, taker, w) == 0);
+	while (w->top < LAYERS - 1 && atomic_load(&w->changes) < WRITERS * steps) {
+		if (atomic_load(&w->changes) >= (w->top + 1) * WRITERS * steps / LAYERS)
+			freeze(w, directory);
+		sched_yield();
+	}
+	for (i = 0; i < WRITERS; i++)
+		pthread_join(threads[i], NULL);
+	atomic_store(&w->stop, true);
+	for (i = 0; i < 2; i++)
+		pthread_join(others[i], NULL);
+	CHECK(atomic_load(&w->writing) == 0);
+	take_into_log(&w->layers[w->top], false, &w->taken);
+	check_layers(w);
+	check_copy_up(w);
+	check_sizes(w);
+	printf("writes: %u changes, %u copies, %u layers, %u filled, %u taken\n", w->changes,
+	       w->copies, w->top + 1, w->filled, w->taken);
+	CHECK(w->changes && w->copies && w->filled && w->taken && w->top);
+	segmap_unref(w->map);
+	for (i = 0; i <= w->top; i++) {
+		segmap_unref(w->layers[i].dirty);
+		store_unref(w->layers[i].st);
+	}
+	store_unref(w->base);
+	free(w);
+}
