@@ -17,6 +17,8 @@ from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
+from imgfs.image import Buffer
+
 T = TypeVar("T")
 
 MOST_BYTES = 64 << 20  # of all reads of one batch
@@ -47,16 +49,16 @@ Steps: TypeAlias = Generator[Sequence[Read] | OpenFile, Any, T]
 
 def read(offset: int, length: int, file: int = 0) -> Steps[bytes]:
     """The bytes of the range; fewer where the file ends before it does."""
-    found: list[bytes] = yield [Read(offset, length, file)]
-    return found[0]
+    (found,) = yield from read_all([Read(offset, length, file)])
+    return found
 
 
 def read_all(reads: Sequence[Read]) -> Steps[list[bytes]]:
     """As `read`, several at once; together they may ask for `MOST_BYTES`."""
     if not reads:
         return []
-    found: list[bytes] = yield reads
-    return found
+    found: list[Buffer] = yield reads
+    return [bytes(part) for part in found]
 
 
 def open_file(name: str) -> Steps[Opened]:
