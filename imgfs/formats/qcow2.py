@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import NamedTuple
 
 from imgfs._native import _tables
@@ -30,8 +31,11 @@ from imgfs.units import format_size
 
 MOST_TABLES = 1 << 20  # bytes of L2 tables that one step of a map reads
 SLICE = 64 << 10  # bytes of an L2 table that are read at least
+EXTENDED_SLICE = 16 << 10  # of one with subclusters, which may make 32 pieces an entry
+MOST_PIECES = 16384  # or so, of one step past what was asked for: nobody waits longer for a map
 WINDOW = 8192  # L1 entries that one step looks at
 KEPT_L1 = 1 << 20  # bytes of an L1 table that is kept; of a longer one, parts are read when needed
+_ALIKE = (0, t.SUBCLUSTERS_ALL, t.SUBCLUSTERS_ALL << t.SUBCLUSTERS)
 SNAPSHOT_GUESS = 128  # bytes of an entry of the snapshot table
 SECTOR = 512
 
@@ -124,7 +128,10 @@ def _host_runs(table: bytes, step: int) -> Iterator[tuple[int, int]]:
 
 
 def _extended_runs(table: bytes, step: int) -> Iterator[tuple[int, int, int]]:
-    """As `_host_runs`, of extended entries, with the subcluster bitmap that they all have."""
+    """As `_host_runs`, of extended entries, with the subcluster bitmap that they all have.
+
+    A cluster whose subclusters are not alike is alone.
+    """
     words = array("Q", table)
     numbers = iter(_tables.runs(words[1::2].tobytes(), t.ENTRY.size, True, 0))
     bitmaps = zip(numbers, numbers, numbers, strict=True)
@@ -133,11 +140,25 @@ def _extended_runs(table: bytes, step: int) -> Iterator[tuple[int, int, int]]:
         while count:
             if not left:
                 left, bitmap, _ = next(bitmaps)
-            taken = min(count, left)
+            taken = min(count, left) if bitmap in _ALIKE else 1
             yield taken, value, bitmap
             count, left = count - taken, left - taken
             if value & t.ENTRY_OFFSET:
                 value += taken * step
+
+
+@lru_cache(maxsize=256)
+def _subcluster_runs(bitmap: int) -> tuple[tuple[int, int], ...]:
+    """Of a cluster: (end, what the bitmap has set of the run's first), of subclusters alike."""
+    each = 1 << t.SUBCLUSTERS | 1  # the two bits of a subcluster
+    runs: list[tuple[int, int]] = []
+    for index in range(t.SUBCLUSTERS):
+        bits = bitmap >> index & each
+        if runs and runs[-1][1] == bits:
+            runs[-1] = (index + 1, bits)
+        else:
+            runs.append((index + 1, bits))
+    return tuple(runs)
 
 
 class Qcow2Disk(Disk):
@@ -198,7 +219,7 @@ class Qcow2Disk(Disk):
         if not 0 <= offset < end:
             raise OutOfRange(f"{self.name}: [{offset}, {offset + length}) of {self.size} bytes")
         clusters = -(-self.size // self._cluster)
-        unit = min(self._cluster, SLICE)
+        unit = min(self._cluster, EXTENDED_SLICE if self.header.extended_l2 else SLICE)
         first = offset // self._cluster * self._entry // unit * unit
         last = -(-end // self._cluster) * self._entry
         last = min(-(-last // unit) * unit, clusters * self._entry)
@@ -206,8 +227,13 @@ class Qcow2Disk(Disk):
         reads = [Read(part.host, part.end - part.start) for part in parts if part.host]
         tables = iter((yield from read_all(reads)))
         pieces = PieceListBuilder(self._guest(first))
+        room = MOST_PIECES
         for part in parts:
             for upto, value, bitmap in self._runs(part, next(tables) if part.host else b""):
+                if pieces.end > offset:
+                    room -= 1 if bitmap in _ALIKE else len(_subcluster_runs(bitmap))
+                    if room <= 0:
+                        return pieces.finish(pieces.end)
                 to = self._guest(upto)
                 try:
                     self._append(pieces, to, value, bitmap, part)
@@ -373,33 +399,19 @@ class Qcow2Disk(Disk):
         elif not bitmap:
             self._append_nothing(pieces, end)
         else:
-            while pieces.end < end:
-                upto = min(pieces.end + self._cluster, end)
-                self._append_mixed(pieces, upto, host, allocated, zero, part)
-                host += self._cluster
-
-    def _append_mixed(
-        self,
-        pieces: PieceListBuilder,
-        end: int,
-        host: int,
-        allocated: int,
-        zero: int,
-        part: _Part,
-    ) -> None:
-        """One cluster, of `host`, whose subclusters are not all alike."""
-        step = self._cluster // t.SUBCLUSTERS
-        start = pieces.end
-        for index in range(t.SUBCLUSTERS):
-            if pieces.end == end:
-                break
-            upto = min(start + (index + 1) * step, end)
-            if allocated >> index & 1:
-                self._append_data(pieces, upto, host + index * step, part)
-            elif zero >> index & 1:
-                pieces.zero(upto)
-            else:
-                self._append_nothing(pieces, upto)
+            step = self._cluster // t.SUBCLUSTERS
+            start, done = pieces.end, 0
+            for upto, bits in _subcluster_runs(bitmap):
+                to = min(start + upto * step, end)
+                if bits & t.SUBCLUSTERS_ALL:
+                    self._append_data(pieces, to, host + done * step, part)
+                elif bits:
+                    pieces.zero(to)
+                else:
+                    self._append_nothing(pieces, to)
+                if to == end:
+                    break
+                done = upto
 
     def _wrong(self, pieces: PieceListBuilder, part: _Part, what: str) -> CorruptImage:
         entry = pieces.end // self._cluster * self._entry
