@@ -35,7 +35,8 @@ SECTOR = 512
 def layout(extents: ExtentList, about: About) -> Layout:
     """A qcow2 without a backing file; holes are not allocated.
 
-    Raises UnsupportedFeature for disks that qcow2 cannot hold: of more than 32 PiB or so.
+    Raises UnsupportedFeature for disks that qcow2 cannot hold: of more than 2 EiB, or with nearly
+    64 PiB of data.
     """
     for bits in range(SMALLEST_CLUSTER_BITS, t.MAX_CLUSTER_BITS + 1):
         data = Clusters(extents, 1 << bits)

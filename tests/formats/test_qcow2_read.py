@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.formats.qcow2 import Qcow2Disk, open_disk
+from imgfs.formats import qcow2_tables as t
+from imgfs.formats.qcow2 import MOST_PIECES, SLICE, Qcow2Disk, open_disk
 from imgfs.pieces import Kind
 from tests.drive import Files
 from tests.formats import qemu
@@ -210,3 +211,29 @@ def test_l1_tables_too_long_to_be_kept(tmp_path: Path) -> None:
     for place in places:
         assert files.read(disk, place, 512) == b"\7" * 512
     assert [run[0] for run in our_map(files, disk) if run[2] == "data"] == places
+
+
+@pytest.mark.parametrize("bitmap", [None, 0x5555_5555])
+def test_scattered_tables_are_mapped_in_steps(bitmap: int | None) -> None:
+    """Full tables of which no entry continues the one before: as many pieces as there can be."""
+    cluster, tables = 65536, 8 if bitmap is None else 2
+    entries = tables * cluster // (8 if bitmap is None else 16)
+    hosts = [(index * 7 % entries + 100) * cluster for index in range(entries)]
+    l1 = b"".join(t.ENTRY.pack((3 + i) * cluster) for i in range(tables))
+    header = t.HEADER_V2.pack(
+        *(t.MAGIC, 3, 0, 0, 16, entries * cluster, 0, tables, 2 * cluster, cluster, 1, 0, 0)
+    ) + t.HEADER_V3.pack(0 if bitmap is None else t.Incompatible.EXTENDED_L2, 0, 0, 4, 104)
+    rest = b"" if bitmap is None else t.ENTRY.pack(bitmap)
+    content = (header.ljust(2 * cluster, b"\0") + l1).ljust(3 * cluster, b"\0")
+    content += b"".join(t.ENTRY.pack(host) + rest for host in hosts)
+    files = Files(content)
+    disk = files.run(open_disk("disk.qcow2", (entries + 100) * cluster))
+    at = steps = 0
+    while at < disk.size:
+        pieces = files.run(disk.map(at, disk.size - at))
+        assert len(pieces) <= MOST_PIECES + SLICE // 2
+        for piece in pieces.between(at, pieces.end):
+            if piece.kind == Kind.DATA:
+                assert piece.offset == hosts[piece.start // cluster] + piece.start % cluster
+        at, steps = pieces.end, steps + 1
+    assert steps >= entries // MOST_PIECES
