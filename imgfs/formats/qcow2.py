@@ -188,6 +188,7 @@ class Qcow2Disk(Disk):
         self._data = data
         self._cluster = header.cluster_size
         self._entry = header.entry_size
+        self._extended = header.extended_l2
 
     def facts(self) -> list[tuple[str, str]]:
         header = self.header
@@ -219,7 +220,7 @@ class Qcow2Disk(Disk):
         if not 0 <= offset < end:
             raise OutOfRange(f"{self.name}: [{offset}, {offset + length}) of {self.size} bytes")
         clusters = -(-self.size // self._cluster)
-        unit = min(self._cluster, EXTENDED_SLICE if self.header.extended_l2 else SLICE)
+        unit = min(self._cluster, EXTENDED_SLICE if self._extended else SLICE)
         first = offset // self._cluster * self._entry // unit * unit
         last = -(-end // self._cluster) * self._entry
         last = min(-(-last // unit) * unit, clusters * self._entry)
@@ -303,7 +304,7 @@ class Qcow2Disk(Disk):
             return
         if part.host % self._cluster == at % self._cluster:
             whole = table[: len(table) // self._entry * self._entry]
-            if self.header.extended_l2:
+            if self._extended:
                 for count, value, bitmap in _extended_runs(whole, self._cluster):
                     at += count * self._entry
                     yield at, value, bitmap
@@ -330,7 +331,7 @@ class Qcow2Disk(Disk):
             raise self._wrong(pieces, part, f"has the offset {host}, which is not aligned")
         # Offset 0 of an external data file is as good as any.
         stored = bool(host) or (self.header.data_file is not None and bool(value & t.ENTRY_COPIED))
-        if self.header.extended_l2:
+        if self._extended:
             self._append_subclusters(pieces, end, host, stored, bitmap, part)
         elif value & t.ENTRY_ZERO:
             if self.header.version == 2:

@@ -311,9 +311,10 @@ class _Qcow2Layout(Layout):
         """Up to `end` of the file, where the disk is shifted by so much."""
         content = self._allocated.content
         index = bisect_right(content.ends, pieces.end - shift)
+        zero = int(Flags.ZERO)
         while pieces.end < end and index < len(content.ends):
             upto = min(end, content.ends[index] + shift)
-            if content.flags[index] & Flags.ZERO:
+            if content.flags[index] & zero:
                 pieces.zero(upto)
             else:
                 pieces.data(upto, pieces.end - shift)
