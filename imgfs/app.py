@@ -301,7 +301,16 @@ class Mount:
             # A mistake must show at once in the command that mounts.
             return options.hard and self._is_open
 
-        return ImageNodes(name, file_name, shown, open_stored, open_disk, waits, self._invalidate)
+        return ImageNodes(
+            name,
+            file_name,
+            shown,
+            open_stored,
+            open_disk,
+            waits,
+            self._invalidate,
+            read_only=options.read_only,
+        )
 
     async def _open_source(self, wanted: Wanted) -> Source:
         return await self._sources.open(wanted.text, wanted.options, wanted.directory)
@@ -342,6 +351,9 @@ class Mount:
                 log.error("%s; the mount stays as it is", exc)
 
     async def aclose(self) -> None:
+        """Make durable what was written, and close all.  Before this the sources must be there."""
+        for image in self._images:
+            await image.snapshots.aclose()
         await self._stored.aclose()
 
     def _told(self) -> MountStatus:

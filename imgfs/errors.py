@@ -133,6 +133,14 @@ class NotPermitted(ImgfsError):
     errno = _errno.EPERM
 
 
+class SnapshotNotFound(ImgfsError):
+    errno = _errno.ENOENT
+
+
+class CorruptSnapshot(ImgfsError):
+    """A file that snapshots are kept in is damaged; names it, and what is wrong."""
+
+
 class OutOfRange(ImgfsError):
     """A layer was asked for bytes outside of it: a bug in the caller."""
 

@@ -15,7 +15,6 @@ from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource
 from imgfs.views.opening import Chain, open_chain
 from imgfs.views.raw import RawView
-from imgfs.views.view import View
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class StoredViews:
         self._open_source = open_source
         self._open_cache = open_cache
         self._entries: dict[Wanted, _Entry] = {}
-        self._wanted: dict[View, Wanted] = {}
+        self._wanted: dict[RawView, Wanted] = {}
         self._sources: list[Source] = []
 
     async def get(self, wanted: Wanted) -> RawView:
@@ -75,7 +74,7 @@ class StoredViews:
         """The disk in it, to be called `name`.  Raises as `open_chain` does."""
         return await open_chain(name, stored, self._beside, format)
 
-    async def _beside(self, view: View, name: str) -> RawView:
+    async def _beside(self, view: RawView, name: str) -> RawView:
         wanted = self._wanted[view]
         options = wanted.options
         if options.backing is not None and options.backing != "any":

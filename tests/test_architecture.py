@@ -18,7 +18,7 @@ CHECKOUT = Path(__file__).parents[1]
 LONGEST = 500
 
 # Each may import itself and what stands behind it.
-LAYERS = ["fuse", "tree", "views", "cache", "sources"]
+LAYERS = ["fuse", "tree", "views", "overlays", "cache", "sources"]
 # These may import nothing of the layers.
 PURE = ["formats", "guest", "extents", "errors", "units", "url", "image", "mapjson"]
 PURE += ["pieces", "steps", "status", "metrics", "rates", "tomllines", "configschema"]

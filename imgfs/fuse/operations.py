@@ -134,6 +134,7 @@ class Operations(WritingOperations):
             return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
         view = await self._view_for_open(node)
         native.publish(inode, view.map)
+        node.open_files += 1
         return pyfuse3.FileInfo(fh=inode, keep_cache=True)
 
     @guarded
@@ -154,7 +155,11 @@ class Operations(WritingOperations):
 
     @guarded
     async def release(self, handle: int) -> None:
-        self._made.pop(handle, None)
+        if self._made.pop(handle, None) is not None:
+            return
+        node = self._tree.nodes.get(self._inode_of(handle))
+        if node is not None:
+            node.open_files -= 1
         self._release_writer(handle)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:

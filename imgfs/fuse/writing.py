@@ -91,7 +91,12 @@ class WritingOperations(pyfuse3.Operations):
         handle = self._new_handle()
         self._writers[handle] = OpenWriter(writer, node.inode)
         native.publish(node.inode, view.map)
+        node.open_files += 1
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+
+    def _inode_of(self, handle: int) -> int:
+        opened = self._writers.get(handle)
+        return handle if opened is None else opened.inode
 
     def _writer(self, handle: int) -> OpenWriter:
         try:
@@ -207,6 +212,7 @@ class WritingOperations(pyfuse3.Operations):
         try:
             return info, await self._entry(node)
         except BaseException:
+            node.open_files -= 1
             self._release_writer(info.fh)
             raise
 

@@ -12,10 +12,13 @@ import trio
 
 from imgfs import mapjson
 from imgfs.errors import ImgfsError, SourceChanged, SourceUnreachable
+from imgfs.overlays.store import Base, base_of
+from imgfs.sources.base import Identity
 from imgfs.sources.patience import patiently
 from imgfs.status import ImageStatus, State
 from imgfs.tree.names import encode
 from imgfs.tree.nodes import Node, Tree
+from imgfs.tree.snapshots import BaseDisk, Snapshots
 from imgfs.views.opening import Chain
 from imgfs.views.raw import RawView
 from imgfs.views.view import View
@@ -55,6 +58,8 @@ class ImageNodes:
         open_disk: OpenDisk,
         waits: Callable[[], bool],
         invalidate: Invalidate,
+        *,
+        read_only: bool = False,
     ) -> None:
         self.name = name
         self.file_name = file_name
@@ -68,6 +73,7 @@ class ImageNodes:
         self._views: list[View] = []  # of this generation
         self._places: list[Place] = []
         self._extents_size: tuple[View, int] | None = None
+        self.snapshots = Snapshots(BaseDisk(name, url, self._base, lambda: None, read_only))
         self._opening = trio.Lock()
         self._failed = ""
 
@@ -79,6 +85,8 @@ class ImageNodes:
         tree.add(
             directory, b"extents.json", make=self._fresh_extents, made_size=self._size_of_extents
         )
+
+        self.snapshots.add_to(tree, directory)
 
     def add_original(self, tree: Tree, directory: Node) -> None:
         """Put the source's bytes as stored there, under the file's own name."""
@@ -113,6 +121,17 @@ class ImageNodes:
                 if self._chain.disk is not stored:
                     self._follow(self._chain.disk)
             return self._chain.disk
+
+    async def _base(self) -> tuple[View, Base]:
+        """The disk that snapshots are of, and what tells it from others."""
+        disk = await self.opened_disk()
+        chain = self._chain
+        assert chain is not None
+        identities = [file.source.stat.identity for file in chain.files]
+        kinds = "+".join("none" if i is None else i.kind for i in identities)
+        tokens = "+".join("" if i is None else i.token for i in identities)
+        identity = None if None in identities else Identity(kinds, tokens)
+        return disk, base_of(self.url, disk.size, "+".join(chain.formats), identity)
 
     async def _get_stored(self) -> RawView:
         if self._stored is None:

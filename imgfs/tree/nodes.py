@@ -60,6 +60,7 @@ class Node:
     changed: Callable[[Node], Awaitable[None]] | None = None  #: the view turned out to be stale
     folder: Folder | None = None  #: of a directory that can be changed
     mtime_ns: int | None = None  #: of a directory, where it is known
+    open_files: int = 0  #: of its view, those that are open now
     lookups: int = 0  #: how often the kernel was given the inode and has not forgotten it
     is_linked: bool = True
 

@@ -12,6 +12,7 @@ from imgfs.formats.probe import RAW, probe
 from imgfs.steps import Steps
 from imgfs.views.decoded import DecodedView, Layer
 from imgfs.views.drive import drive
+from imgfs.views.raw import RawView
 from imgfs.views.view import View
 
 #: The formats that imgfs reads itself, as qemu calls them, and the modules that do.
@@ -25,7 +26,7 @@ READERS = {
 MOST_LAYERS = 64
 
 #: Opens the file that a view's header names.  Raises UsageError where it must not be followed.
-OpenBeside = Callable[[View, str], Awaitable[View]]
+OpenBeside = Callable[[RawView, str], Awaitable[RawView]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,11 @@ class Chain:
     disk: View
     layers: tuple[Layer, ...]
     formats: tuple[str, ...]
+    files: tuple[RawView, ...]  #: all that are read for it
 
 
 async def open_chain(
-    name: str, stored: View, open_beside: OpenBeside, format: str | None = None
+    name: str, stored: RawView, open_beside: OpenBeside, format: str | None = None
 ) -> Chain:
     """The disk in the file, to be called `name`.  Without a format it is probed.
 
@@ -47,11 +49,12 @@ async def open_chain(
     """
     layers: list[Layer] = []
     formats: list[str] = []
+    opened = [stored]
     view, wanted = stored, format
     wanted_id: str | None = None
     while True:
         found = wanted if wanted is not None else await drive(probe(view.size), [view])
-        layer = await _open_layer(view, found, open_beside)
+        layer = await _open_layer(view, found, open_beside, opened)
         own_id = layer.disk.own_id if layer.disk is not None else None
         if wanted_id is not None and own_id != wanted_id:
             raise CorruptImage(
@@ -68,12 +71,15 @@ async def open_chain(
         below = await open_beside(view, backing.name)
         if any(below is layer.files[0] for layer in layers):
             raise CorruptImage(f"{stored.name}: its backing files form a loop at {below.name}")
+        opened.append(below)
         view, wanted, wanted_id = below, backing.format, backing.wanted_id
     disk = stored if layers[0].disk is None else DecodedView(name, layers)
-    return Chain(disk, tuple(layers), tuple(formats))
+    return Chain(disk, tuple(layers), tuple(formats), tuple(opened))
 
 
-async def _open_layer(view: View, format: str, open_beside: OpenBeside) -> Layer:
+async def _open_layer(
+    view: RawView, format: str, open_beside: OpenBeside, opened: list[RawView]
+) -> Layer:
     if format == RAW:
         return Layer([view])
     module = READERS.get(format)
@@ -83,9 +89,10 @@ async def _open_layer(view: View, format: str, open_beside: OpenBeside) -> Layer
             f"serve it by -o command='qemu-nbd -r -f {format} …', or mount it with -o format=raw"
         )
     reader: Callable[[str, int], Steps[Disk]] = import_module(module).open_disk
-    files = [view]
+    files: list[View] = [view]
 
     async def beside(name: str) -> View:
-        return await open_beside(view, name)
+        opened.append(await open_beside(view, name))
+        return opened[-1]
 
     return Layer(files, await drive(reader(view.name, view.size), files, beside))

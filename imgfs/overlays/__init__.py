@@ -1,0 +1,30 @@
+"""Snapshots on disk: what was written over a base, in layers.  Version 1 of the format.
+
+    ROOT/NAME-DIGEST/lock             held while anything below it is made, renamed or removed
+    ROOT/NAME-DIGEST/base             JSON: which base, how large, and its identity
+    ROOT/NAME-DIGEST/snapshots        JSON: each snapshot's name, and its layers from the top down
+    ROOT/NAME-DIGEST/layers/ID/data   bytes at the disk's own offsets; holes where there are none
+    ROOT/NAME-DIGEST/layers/ID/log    which of them are the layer's
+    ROOT/NAME-DIGEST/layers/ID/lock   held by the process that writes the layer; says which it is
+
+ROOT is $STATE_DIRECTORY, $XDG_STATE_HOME/imgfs or ~/.local/state/imgfs.  `base` and `snapshots` are
+replaced by renaming, each with a checksum of its own.  A layer that no snapshot names is removed
+when the directory is used next.
+
+A log is a header and batches (log.py): ranges of whole blocks of 4 KiB, each DATA (its bytes are in
+`data`), ZERO, or BELOW (the next layer's, or the base's); later batches stand over earlier ones.
+A batch is written only after its bytes in `data` are durable, and counts when its checksum is
+right.  At the end of a log a batch may be torn by a crash: it is cut off.  Anywhere else a wrong
+checksum means that the file is damaged, and the snapshot is refused.
+
+What a crash leaves.  A block of `data` holds bytes of that same block of the disk, or a hole, so:
+
+- a block that no batch names shows what is below, whatever `data` holds there;
+- a block that a batch calls DATA shows what was written to it last, or an earlier write that was
+  synced, sector by sector, as the disk below `data` leaves it;
+- punching a block before the batch that calls it ZERO is there shows zeroes early, which is what
+  was written later; data in a block that a batch still calls ZERO shows the zeroes, which were
+  synced.
+
+So each sector is the base's, the last synced one, or one written later.
+"""

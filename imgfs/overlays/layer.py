@@ -1,0 +1,209 @@
+"""One layer: a sparse file of bytes, the log that says which are the layer's, and a lock."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+from array import array
+from pathlib import Path
+
+from imgfs._native import _map
+from imgfs.errors import Busy, CorruptSnapshot
+from imgfs.overlays.log import Batch, Kind, decode, encode, header, write_all
+
+_COMPACT = 1 << 20  # bytes of a log that are not worth it
+_SLACK = 4  # times as long as it need be
+
+#: starts, ends and kinds (_map.STORE or _map.ZERO, a byte each) of ranges in bytes
+Ranges = tuple["array[int]", "array[int]", bytes]
+
+
+class Layer:
+    """An open layer.  Its methods wait for the disk; one thread at a time, but for `store`.
+
+    `state` says of each byte STORE (the layer's, in `store`), ZERO, or ASK (what is below says).
+    """
+
+    def __init__(self, path: Path, data: int, log: int, lock: int | None) -> None:
+        """For `open_layer` only."""
+        self.path = path
+        self.data = data
+        self.lock = lock
+        self._log = log
+        content = path.joinpath("log").read_bytes()
+        batches, self._end, self.size = decode(content, str(path / "log"))
+        if os.fstat(data).st_size < self.size:
+            raise CorruptSnapshot(f"{path / 'data'}: is shorter than the disk")
+        self.store = _map.Store(data, max(self.size, os.fstat(data).st_size), whole=True)
+        self.state = _map.SegmentMap(self.size)
+        self._sequence = len(batches)
+        for batch in batches:
+            self._apply(batch)
+
+    @property
+    def is_empty(self) -> bool:
+        """Does it change nothing of what is below?"""
+        return len(self.state) <= 1 and all(
+            kind == _map.ASK for _, _, kind, _ in self.state.segments(0, self.state.size)
+        )
+
+    def ranges(self) -> Ranges:
+        """All that is the layer's."""
+        starts, ends, kinds = array("Q"), array("Q"), bytearray()
+        for start, end, kind, _ in self.state.segments(0, self.state.size):
+            if kind != _map.ASK:
+                starts.append(start)
+                ends.append(end)
+                kinds.append(kind)
+        return starts, ends, bytes(kinds)
+
+    def stored_bytes(self) -> int:
+        """What it takes on disk."""
+        return os.fstat(self.data).st_blocks * 512
+
+    def resize(self, size: int) -> None:
+        """Make `data` as long, and drop what lies beyond; the log hears of it at `commit`."""
+        os.ftruncate(self.data, size)
+        self.store.resize(size)
+
+    def commit(self, ranges: Ranges, size: int) -> None:
+        """Make the ranges durable, whose bytes have been written: the fsync of a snapshot.
+
+        Raises OSError; then nothing has changed that a later commit does not mend.
+        """
+        os.fdatasync(self.data)
+        records = array("Q")
+        for start, end, kind in zip(*ranges, strict=True):
+            records.extend((start, end, Kind.DATA if kind == _map.STORE else Kind.ZERO))
+        if records or size != self.size:
+            self._append(Batch(self._sequence + 1, size, records))
+
+    def drop(self, start: int, end: int) -> None:
+        """The range is what is below from now on."""
+        self._append(Batch(self._sequence + 1, self.size, array("Q", (start, end, Kind.BELOW))))
+
+    def _append(self, batch: Batch) -> None:
+        packed = encode(batch)
+        try:
+            write_all(self._log, packed, self._end)
+            os.fdatasync(self._log)
+        except OSError:
+            # What is there of it must not be taken for a batch that was damaged.
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._log, self._end)
+            raise
+        self._end += len(packed)
+        self._sequence = batch.sequence
+        self._apply(batch)
+        if self._end > _COMPACT and self._end > _SLACK * 24 * len(self.state):
+            with contextlib.suppress(OSError):  # a full disk: it stays as long as it is
+                self._compact()
+
+    def _apply(self, batch: Batch) -> None:
+        if self.state.size != batch.size:
+            self.state.resize(batch.size)
+        if self.store.size < batch.size:
+            raise CorruptSnapshot(f"{self.path / 'data'}: is shorter than the disk")
+        self.size = batch.size
+        for start, end, kind in batch:
+            if kind == Kind.DATA:
+                self.state.set_store(start, end, self.store, start)
+            elif kind == Kind.ZERO:
+                self.state.set_zero(start, end)
+            else:
+                self.state.set_ask(start, end)
+
+    def _compact(self) -> None:
+        """Say all that the log says in one batch."""
+        records = array("Q")
+        for start, end, kind in zip(*self.ranges(), strict=True):
+            records.extend((start, end, Kind.DATA if kind == _map.STORE else Kind.ZERO))
+        content = header(self.size) + encode(Batch(1, self.size, records))
+        fd = _write_new(self.path / "log", content)
+        os.close(self._log)
+        self._log, self._end, self._sequence = fd, len(content), 1
+
+    def close(self) -> None:
+        os.close(self.data)
+        os.close(self._log)
+        if self.lock is not None:
+            os.close(self.lock)
+
+
+def make_layer(path: Path, size: int) -> None:
+    """A new one that changes nothing of a disk of `size` bytes; durable but for its name."""
+    path.mkdir(mode=0o700)
+    fd = os.open(path / "data", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        os.ftruncate(fd, size)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+    os.close(_write_new(path / "log", header(size)))
+
+
+def open_layer(path: Path, *, writable: bool = False) -> Layer:
+    """Raises CorruptSnapshot, Busy when another writes it, and OSError."""
+    lock = lock_layer(path) if writable else None
+    data = log = -1
+    try:
+        flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
+        try:
+            data, log = os.open(path / "data", flags), os.open(path / "log", flags)
+        except FileNotFoundError as exc:
+            raise CorruptSnapshot(f"{exc.filename}: is missing") from None
+        layer = Layer(path, data, log, lock)
+        if writable:
+            os.ftruncate(log, layer._end)  # a torn batch is not to be read with a next one behind
+        return layer
+    except BaseException:
+        for fd in (data, log, lock if lock is not None else -1):
+            if fd >= 0:
+                os.close(fd)
+        raise
+
+
+def lock_layer(path: Path) -> int:
+    """Hold it for writing until the descriptor is closed.  Raises Busy and OSError."""
+    fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as exc:
+        holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "another process"
+        os.close(fd)
+        if exc.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
+            raise
+        raise Busy(f"{path}: is open for writing in process {holder}; end that first") from None
+    os.ftruncate(fd, 0)
+    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    return fd
+
+
+def _write_new(path: Path, content: bytes) -> int:
+    """Put a file of this content in the place of what is there; durable.  Returns it, open."""
+    fresh = path.with_name(path.name + ".new")
+    fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(fd, content, 0)
+        os.fsync(fd)
+        fresh.rename(path)
+        sync_directory(path.parent)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """As `_write_new`, closed."""
+    os.close(_write_new(path, content))
+
+
+def sync_directory(path: Path) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

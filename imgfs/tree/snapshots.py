@@ -1,0 +1,259 @@
+"""`snapshots/` of an image: `mkdir` takes one, `rmdir` deletes it, `mv` renames it."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from imgfs.errors import (
+    AlreadyThere,
+    Busy,
+    ImgfsError,
+    NotPermitted,
+    ReadOnlyView,
+    SnapshotNotFound,
+)
+from imgfs.overlays.store import Base, SnapshotPath, SnapshotStore
+from imgfs.tree.names import encode, shown
+from imgfs.tree.nodes import Folder, Node, Tree
+from imgfs.views.overlay import SnapshotView
+from imgfs.views.view import View
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class BaseDisk:
+    """What snapshots are taken of, and stand on; `may_snapshot` raises Busy while it is written."""
+
+    name: str
+    url: str
+    open: Callable[[], Awaitable[tuple[View, Base]]]
+    may_snapshot: Callable[[], None]
+    read_only: bool = False
+
+
+class Snapshots:
+    """All snapshots of one image that are open in this mount."""
+
+    def __init__(self, disk: BaseDisk, state: Path | None = None) -> None:
+        self.disk = disk
+        self._state = state
+        self._store: SnapshotStore | None = None
+        self._views: dict[SnapshotPath, SnapshotView] = {}
+        self._changing = trio.Lock()
+
+    @property
+    def store(self) -> SnapshotStore:
+        if self._store is None:
+            self._store = SnapshotStore(self.disk.url, self._state)
+        return self._store
+
+    def has_any(self) -> bool:
+        """Waits for the disk.  Raises CorruptSnapshot and OSError."""
+        return bool(self.store.snapshots())
+
+    def add_to(self, tree: Tree, directory: Node) -> None:
+        """Put `snapshots/` there."""
+        SnapshotsFolder(self, tree, directory, None)
+
+    async def view(self, path: SnapshotPath) -> SnapshotView:
+        """Its disk, which this process alone may write from now on.
+
+        Raises SnapshotNotFound, CorruptSnapshot, SourceChanged and Busy.
+        """
+        async with self._changing:
+            return await self._view(path)
+
+    async def _view(self, path: SnapshotPath) -> SnapshotView:
+        if path not in self._views:
+            below, base = await self.disk.open()
+            with _translated(self.disk.name):
+                await trio.to_thread.run_sync(self.store.check_base, base)
+                snapshot = await trio.to_thread.run_sync(self.store.get, path)
+                layers = await trio.to_thread.run_sync(
+                    partial(self.store.open_layers, snapshot, writable=True)
+                )
+            self._views[path] = SnapshotView("/".join((self.disk.name, *path)), layers, below)
+        return self._views[path]
+
+    async def create(self, path: SnapshotPath) -> None:
+        """Take one: of the base, or of the snapshot above, as it is at this moment."""
+        if self.disk.read_only:
+            raise ReadOnlyView(f"{self.disk.name}: was mounted with ro, which takes no snapshots")
+        async with self._changing:
+            below, base = await self.disk.open()
+            await below.check()
+            self.disk.may_snapshot()
+            if path[:-1]:
+                parent = await self._view(path[:-1])
+                await parent.freeze(lambda top, size: self.store.create(path, base, size, top))
+            else:
+                with _translated(self.disk.name):
+                    await trio.to_thread.run_sync(self.store.create, path, base, below.size)
+
+    async def delete(self, path: SnapshotPath) -> None:
+        async with self._changing:
+            with _translated(self.disk.name):
+                paths = [each.path for each in await trio.to_thread.run_sync(self.store.snapshots)]
+                if not any(each[:-1] == path for each in paths):
+                    # It holds the lock that says that somebody writes it.
+                    view = self._views.pop(path, None)
+                    if view is not None:
+                        await view.aclose()
+                await trio.to_thread.run_sync(self.store.delete, path)
+
+    async def rename(self, path: SnapshotPath, name: str) -> None:
+        async with self._changing:
+            with _translated(self.disk.name):
+                await trio.to_thread.run_sync(self.store.rename, path, name)
+            fresh = (*path[:-1], name)
+            self._views = {
+                (*fresh, *key[len(path) :]) if key[: len(path)] == path else key: view
+                for key, view in self._views.items()
+            }
+
+    async def aclose(self) -> None:
+        """Make all that was written durable.  Raises nothing: who wrote it was told at fsync."""
+        for view in self._views.values():
+            try:
+                await view.aclose()
+            except ImgfsError as exc:
+                log.error("%s", exc)
+        self._views.clear()
+
+
+class SnapshotsFolder(Folder):
+    """One `snapshots/`: the image's, or a snapshot's."""
+
+    def __init__(
+        self, snapshots: Snapshots, tree: Tree, directory: Node, above: SnapshotFolder | None
+    ) -> None:
+        self.snapshots = snapshots
+        self.tree = tree
+        self.above = above
+        self.node = tree.add(directory, b"snapshots", children={}, folder=self)
+        self.node.refresh = self.refresh
+
+    @property
+    def path(self) -> SnapshotPath:
+        return () if self.above is None else self.above.path
+
+    async def refresh(self) -> None:
+        """Show those that there are by now: another process may have made some."""
+        with _translated(self.snapshots.disk.name):
+            found = await trio.to_thread.run_sync(self.snapshots.store.snapshots)
+        names = {encode(each.path[-1]) for each in found if each.path[:-1] == self.path}
+        children = self.node.children
+        assert children is not None
+        for name in [name for name in children if name not in names]:
+            self.tree.remove(self.node, name)
+        for name in names - set(children):
+            SnapshotFolder(self, name)
+
+    async def mkdir(self, name: bytes) -> Node:
+        text = _checked(name)
+        await self.snapshots.create((*self.path, text))
+        await self.refresh()
+        return self._child(name)
+
+    async def rmdir(self, name: bytes) -> None:
+        node = self._child(name)
+        if _is_open(node):
+            raise Busy(f"{_text(name)}: a file of it is open")
+        await self.snapshots.delete((*self.path, _text(name)))
+        self.tree.remove(self.node, name)
+
+    async def rename(self, name: bytes, new_name: bytes, *, replace: bool) -> None:
+        node = self._child(name)
+        assert self.node.children is not None
+        if new_name in self.node.children:
+            if new_name == name:
+                return
+            raise AlreadyThere(f"{_text(new_name)}: is another snapshot; delete that first")
+        await self.snapshots.rename((*self.path, _text(name)), _checked(new_name))
+        # The nodes stay: who has a file open, and the kernel's pages of it, are not disturbed.
+        assert isinstance(node.folder, SnapshotFolder)
+        del self.node.children[name]
+        self.node.children[new_name] = node
+        node.folder.renamed(new_name)
+
+    async def unlink(self, name: bytes) -> None:
+        raise NotPermitted(f"{_text(name)}: is a snapshot; rmdir deletes it")
+
+    async def create(self, name: bytes) -> Node:
+        raise NotPermitted(f"{_text(name)}: mkdir takes a snapshot; there are no files beside them")
+
+    def _child(self, name: bytes) -> Node:
+        children = self.node.children or {}
+        if name not in children:
+            raise SnapshotNotFound(f"{_text(name)}: no such snapshot")
+        return children[name]
+
+
+class SnapshotFolder(Folder):
+    """One snapshot's directory."""
+
+    def __init__(self, parent: SnapshotsFolder, name: bytes) -> None:
+        self.parent = parent
+        self.name = name
+        self.node = parent.tree.add(parent.node, name, children={}, folder=self)
+        raw = parent.tree.add(self.node, name + b".raw")
+        raw.prepare = partial(self._open_raw, raw)
+        SnapshotsFolder(parent.snapshots, parent.tree, self.node, self)
+
+    @property
+    def path(self) -> SnapshotPath:
+        return (*self.parent.path, _text(self.name))
+
+    async def _open_raw(self, node: Node) -> None:
+        view = await self.parent.snapshots.view(self.path)
+        if node.view is None:
+            node.view, node.prepare = view, None
+
+    def renamed(self, name: bytes) -> None:
+        """Its files are called after it."""
+        old, self.name = self.name, name
+        assert self.node.children is not None
+        for each in list(self.node.children):
+            if each.startswith(old + b"."):
+                self.node.children[name + each[len(old) :]] = self.node.children.pop(each)
+
+    async def unlink(self, name: bytes) -> None:
+        raise NotPermitted(f"{_text(name)}: is a view of the snapshot; rmdir deletes that")
+
+    async def create(self, name: bytes) -> Node:
+        raise NotPermitted(f"{_text(name)}: a snapshot's directory holds its views only")
+
+    async def mkdir(self, name: bytes) -> Node:
+        raise NotPermitted(f"{_text(name)}: snapshots are taken in snapshots/")
+
+
+@contextlib.contextmanager
+def _translated(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        raise ImgfsError(f"{name}: its snapshots: {exc.filename}: {exc.strerror}") from exc
+
+
+def _is_open(node: Node) -> bool:
+    return bool(node.open_files) or any(map(_is_open, (node.children or {}).values()))
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _checked(name: bytes) -> str:
+    """Raises NotPermitted for a name that the views' names could not be made of."""
+    text = _text(name)
+    if shown(text) != text:
+        raise NotPermitted(f"{text}: a snapshot cannot have that name; take a shorter one")
+    return text

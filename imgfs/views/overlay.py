@@ -1,0 +1,259 @@
+"""A disk with layers of writes over it: as it was at some moment, or to be written on."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import trio
+
+from imgfs._native import _map
+from imgfs.errors import ImgfsError, NoSpace, SourceChanged, TooLarge
+from imgfs.extents import ExtentList
+from imgfs.image import Buffer
+from imgfs.overlays.layer import Layer
+from imgfs.overlays.log import BLOCK
+from imgfs.views.view import View
+from imgfs.views.writable import Writable
+
+_ERRORS: dict[int, type[ImgfsError]] = {
+    errno.ENOSPC: NoSpace,
+    errno.EDQUOT: NoSpace,
+    errno.EFBIG: TooLarge,
+}
+
+#: Given the top layer, of which all is committed, and the size: a new one to write from now on.
+Freeze = Callable[[Layer, int], Layer | None]
+
+
+@contextlib.contextmanager
+def _translated(name: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as exc:
+        kind = _ERRORS.get(exc.errno or 0, ImgfsError)
+        raise kind(f"{name}: the snapshot's files: {exc.strerror}") from exc
+
+
+class OverlayView(View):
+    """`layers` from the top down over `below`, which may be shorter or longer than this disk.
+
+    Its map says of every byte where it is once it is prepared; where `below` must be asked for it
+    the map says ASK, or names a block of the cache that is absent.
+    """
+
+    def __init__(
+        self, name: str, size: int, layers: Sequence[Layer], below: View, mode: int = 0o400
+    ) -> None:
+        super().__init__(name, size, below.mtime_ns, mode)
+        self.layers = list(layers)
+        self.below = below
+        self.map = _map.SegmentMap(size)
+        self._preparing = trio.Lock()
+        self._is_prepared = False
+        below.when_stale(self.mark_stale)
+
+    async def prepare(self) -> None:
+        async with self._preparing:
+            if not self._is_prepared:
+                self.refuse_stale()
+                await self.below.prepare()
+                await trio.to_thread.run_sync(self._publish)
+                self.refuse_stale()
+                self.stored_bytes = await trio.to_thread.run_sync(self.map.data_bytes)
+                self._is_prepared = True
+
+    def _publish(self) -> None:
+        for layer in self.layers:
+            self.map.fill(*layer.ranges(), layer.store)
+        step, at = 1 << 30, 0
+        while at < self.size:
+            end = min(at + step, self.size)
+            for start, to, kind, _ in self.map.segments(at, end - at):
+                shared = min(to, self.below.size)
+                if kind == _map.ASK and start < shared:
+                    self.map.copy(start, self.below.map, start, shared - start)
+                if kind == _map.ASK and shared < to:
+                    self.map.set_zero(max(start, shared), to)
+            at = end
+
+    async def _check(self) -> None:
+        await self.below.check()
+
+    async def _extents(self, offset: int, length: int) -> ExtentList:
+        await self.prepare()
+        ends, flags = await trio.to_thread.run_sync(self.map.extents, offset, length)
+        return ExtentList(offset, ends, flags)
+
+    async def _read(self, offset: int, length: int) -> Buffer:
+        self.refuse_stale()
+        await self.prepare()
+        local = await self._local(offset, length)
+        if local is not None:
+            return local
+        found = bytearray()
+        for start, end, _, _ in self.map.segments(offset, length):
+            part: Buffer | None = await self._local(start, end - start)
+            if part is None:
+                try:
+                    part = await self.below.read(start, end - start)
+                except SourceChanged as exc:
+                    self.mark_stale(exc)
+                    raise
+            found += part
+        return found
+
+    async def _local(self, offset: int, length: int) -> Buffer | None:
+        with _translated(self.name):
+            return await trio.to_thread.run_sync(
+                self.map.read, offset, length, abandon_on_cancel=True
+            )
+
+    async def aclose(self) -> None:
+        for layer in self.layers:
+            await trio.to_thread.run_sync(layer.close)
+
+
+class SnapshotView(OverlayView, Writable):
+    """Writes go to the first layer, which must have been opened for that.
+
+    While the layers change nobody writes: who comes meanwhile waits for `_commits`.
+    """
+
+    def __init__(self, name: str, layers: Sequence[Layer], below: View) -> None:
+        super().__init__(name, layers[0].size, layers, below, 0o600)
+        self._dirty = _map.SegmentMap(self.size)
+        self._commits = trio.Lock()
+        self._seen_writes = 0
+
+    @property
+    def top(self) -> Layer:
+        return self.layers[0]
+
+    async def prepare(self) -> None:
+        was_prepared = self._is_prepared
+        await super().prepare()
+        if not was_prepared:
+            async with self._commits:
+                if not self.map.writable and self.stale is None:
+                    self.map.set_target(self.top.store, self._dirty)
+        if self.map.writes != self._seen_writes:
+            self._seen_writes = self.map.writes
+            self.mtime_ns = time.time_ns()
+            self.stored_bytes = await trio.to_thread.run_sync(self.map.data_bytes)
+
+    def mark_stale(self, why: SourceChanged) -> None:
+        if self.stale is None:
+            self.map.set_target(None)
+        super().mark_stale(why)
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        await self.prepare()
+        end = offset + len(data)
+        if end > self.size:
+            await self.resize(end)
+        while not await self._apply(self.map.write, offset, data):
+            for start in {offset - offset % BLOCK, (end - 1) - (end - 1) % BLOCK}:
+                length = min(BLOCK, self.size - start)
+                if start < offset or start + length > end:
+                    old = await self._read(start, length)
+                    await self._apply(self.map.copy_up, start, old)
+
+    async def zero(self, offset: int, length: int, *, punch: bool) -> None:
+        await self.prepare()
+        end = offset + length
+        first = min(end, -(-offset // BLOCK) * BLOCK)
+        last = end if end == self.size else max(first, end - end % BLOCK)
+        if offset < first:
+            await self.write(offset, bytes(first - offset))
+        if first < last:
+            while not await self._apply(self.map.zero, first, last):
+                pass
+        if last < end:
+            await self.write(last, bytes(end - last))
+
+    async def _apply(self, change: Callable[..., bool], *args: object) -> bool:
+        """Do it, as soon as there is a target; False: something must be done before."""
+        while True:
+            self.refuse_stale()
+            with _translated(self.name):
+                if await trio.to_thread.run_sync(change, *args):
+                    return True
+            if self.map.writable:
+                return False
+            async with self._commits:
+                pass  # the layers were being changed
+            self.refuse_stale()
+            if not self.map.writable:
+                raise ImgfsError(f"{self.name}: is not open for writing any more")
+
+    async def resize(self, size: int) -> None:
+        await self.prepare()
+        async with self._commits:
+            self.refuse_stale()
+            old = self.size
+            with _translated(self.name):
+                if size > old:
+                    await trio.to_thread.run_sync(self.top.resize, size)
+                    await trio.to_thread.run_sync(self.map.resize, size)
+                else:
+                    await trio.to_thread.run_sync(self.map.resize, size)
+                    await trio.to_thread.run_sync(self.top.store.quiesce)
+                    await trio.to_thread.run_sync(self.top.resize, size)
+            self.size = size
+        cut = min(old, size) % BLOCK
+        if size > old and cut:
+            # The block in which the disk ended is to be the layer's as a whole.
+            start = old - cut
+            await self.write(start, await self._read(start, min(BLOCK, size - start)))
+        self._seen_writes = -1
+
+    async def settle(self) -> None:
+        pass  # what was accepted is in the layer's file
+
+    async def sync(self) -> None:
+        await self.prepare()
+        async with self._commits:
+            await self._commit()
+
+    async def _commit(self) -> None:
+        taken = self._dirty.take()
+        try:
+            with _translated(self.name):
+                await trio.to_thread.run_sync(self.top.commit, taken, self.size)
+        except BaseException:
+            self._dirty.fill(*taken, self.top.store)
+            raise
+
+    async def freeze(self, freeze: Freeze) -> None:
+        """Commit all, and go on in the layer that `freeze` gives; None: in the same.
+
+        Raises what that raises; then nothing has changed.
+        """
+        await self.prepare()
+        async with self._commits:
+            self.refuse_stale()
+            await trio.to_thread.run_sync(self.map.set_target, None)
+            try:
+                await self._commit()
+                with _translated(self.name):
+                    fresh = await trio.to_thread.run_sync(freeze, self.top, self.size)
+                if fresh is not None:
+                    self.layers.insert(0, fresh)
+                    self._dirty = _map.SegmentMap(self.size)
+            finally:
+                if self.stale is None:
+                    self.map.set_target(self.top.store, self._dirty)
+
+    async def aclose(self) -> None:
+        """Raises what the last commit raises."""
+        try:
+            if self._is_prepared:
+                async with self._commits:
+                    if self.stale is None:
+                        await trio.to_thread.run_sync(self.map.set_target, None)
+                    await self._commit()
+        finally:
+            await super().aclose()
