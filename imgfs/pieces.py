@@ -11,10 +11,11 @@ covering, and joins what continues its neighbour.
 from __future__ import annotations
 
 import enum
+import zlib
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, TypeAlias
 
 
@@ -24,12 +25,14 @@ class Kind(enum.IntEnum):
     DATA = 2  #: bytes of a file, from `offset` on
     CODED = 3  #: compressed: `detail` is a `Coded`
     LITERAL = 4  #: `detail` is the bytes themselves
+    ADLER32 = 5  #: a checksum of a file's bytes from `offset` on: `detail` is an `Adler32`
 
 
 class Codec(enum.Enum):
     DEFLATE = "deflate"  #: RFC 1951, without a header
     ZLIB = "zlib"  #: RFC 1950
     ZSTD = "zstd"  #: RFC 8878
+    GRAIN = "grain"  #: a grain marker of VMDK (sector and length), then RFC 1950
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,17 +47,32 @@ class Coded:
     length: int
     unit: int
     skip: int = 0
+    sector: int = 0  #: GRAIN: what its marker must say
 
 
-Detail: TypeAlias = Coded | bytes | None
+@dataclass(frozen=True, slots=True)
+class Adler32:
+    """The four bytes that end a zlib stream (RFC 1950) of `length` bytes of a file and of
+    `zeroes` more; the piece is those from `skip` on."""
+
+    length: int
+    zeroes: int = 0
+    skip: int = 0
+
+    def of(self, data: bytes | memoryview) -> bytes:
+        """All four, of the file's `length` bytes."""
+        return zlib.adler32(bytes(self.zeroes), zlib.adler32(data)).to_bytes(4, "big")
+
+
+Detail: TypeAlias = Coded | Adler32 | bytes | None
 
 
 class Piece(NamedTuple):
     start: int
     end: int
     kind: Kind
-    file: int = 0  #: DATA and CODED: which of the files, as `imgfs.steps` counts them
-    offset: int = 0  #: DATA and CODED: of the first byte there
+    file: int = 0  #: DATA, CODED and ADLER32: which of the files, as `imgfs.steps` counts them
+    offset: int = 0  #: DATA, CODED and ADLER32: of the first byte there
     detail: Detail = None
 
     def clip(self, start: int, end: int) -> Piece:
@@ -63,8 +81,8 @@ class Piece(NamedTuple):
         offset, detail = self.offset, self.detail
         if self.kind == Kind.DATA:
             offset += cut
-        elif isinstance(detail, Coded):
-            detail = Coded(detail.codec, detail.length, detail.unit, detail.skip + cut)
+        elif isinstance(detail, Coded | Adler32):
+            detail = replace(detail, skip=detail.skip + cut)
         elif isinstance(detail, bytes):
             detail = detail[cut : end - self.start]
         return Piece(start, end, self.kind, self.file, offset, detail)
@@ -155,6 +173,10 @@ class PieceListBuilder:
 
     def coded(self, end: int, offset: int, coded: Coded, file: int = 0) -> None:
         self._append(end, Kind.CODED, file, offset, coded)
+
+    def adler32(self, offset: int, adler32: Adler32, file: int = 0) -> None:
+        """Four bytes."""
+        self._append(self._end + 4, Kind.ADLER32, file, offset, adler32)
 
     def literal(self, content: bytes) -> None:
         self._append(self._end + len(content), Kind.LITERAL, detail=content)

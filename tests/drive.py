@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from imgfs.formats.codecs import decode
 from imgfs.formats.disk import Disk
-from imgfs.pieces import Coded, Kind, PieceList
+from imgfs.pieces import Adler32, Coded, Kind, PieceList
 from imgfs.steps import MOST_BYTES, Opened, OpenFile, Steps
 
 T = TypeVar("T")
@@ -81,8 +81,19 @@ class Files:
             elif piece.kind == Kind.CODED:
                 assert isinstance(piece.detail, Coded)
                 coded = pread(self.opened[piece.file], piece.offset, piece.detail.length)
-                unit = decode(piece.detail.codec, coded, piece.detail.unit, str(piece))
+                unit = decode(
+                    piece.detail.codec,
+                    coded,
+                    piece.detail.unit,
+                    str(piece),
+                    sector=piece.detail.sector,
+                )
                 part = unit[piece.detail.skip : piece.detail.skip + size]
+            elif piece.kind == Kind.ADLER32:
+                assert isinstance(piece.detail, Adler32)
+                summed = pread(self.opened[piece.file], piece.offset, piece.detail.length)
+                assert len(summed) == piece.detail.length, piece
+                part = piece.detail.of(summed)[piece.detail.skip : piece.detail.skip + size]
             elif piece.kind == Kind.LITERAL:
                 assert isinstance(piece.detail, bytes)
                 part = piece.detail

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import zlib
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgfs.pieces import Codec, Coded, Kind, Piece, PieceList, PieceListBuilder
+from imgfs.pieces import Adler32, Codec, Coded, Kind, Piece, PieceList, PieceListBuilder
 
 CODED = Coded(Codec.ZLIB, 77, 64)
 
@@ -26,6 +28,8 @@ def lists(draw: st.DrawFn) -> PieceList:
             builder.data(end, draw(st.integers(0, 20)), draw(st.integers(0, 1)))
         elif kind == Kind.CODED:
             builder.coded(end, draw(st.integers(0, 20)), CODED)
+        elif kind == Kind.ADLER32:
+            builder.adler32(draw(st.integers(0, 20)), Adler32(5, 3))
         else:
             builder.literal(draw(st.binary(min_size=length, max_size=length)))
     assert start <= builder.end
@@ -49,6 +53,11 @@ def test_a_part_says_what_the_whole_says(pieces: PieceList, data: st.DataObject)
         for at in range(piece.start, piece.end)
     }
     assert part == {at: whole[at] for at in range(start, end)}
+
+
+@given(st.binary(), st.integers(0, 9))
+def test_adler32_is_what_zlib_writes(data: bytes, zeroes: int) -> None:
+    assert Adler32(len(data), zeroes).of(data) == zlib.compress(data + bytes(zeroes))[-4:]
 
 
 def test_neighbours_are_joined() -> None:
