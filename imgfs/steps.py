@@ -65,3 +65,30 @@ def open_file(name: str) -> Steps[Opened]:
     """Raises what opening it raises, and UsageError where the name may not be followed."""
     opened: Opened = yield OpenFile(name)
     return opened
+
+
+def together(several: Sequence[Steps[T]]) -> Steps[list[T]]:
+    """All of them: what each needs next is read in one batch.  None may open a file, and what they
+    ask for at once must be allowed together."""
+    results: dict[int, T] = {}
+    needs: dict[int, Sequence[Read]] = {}
+
+    def go_on(index: int, answer: list[bytes] | None) -> None:
+        try:
+            need = several[index].send(answer)
+        except StopIteration as end:
+            results[index] = end.value
+            needs.pop(index, None)
+            return
+        if isinstance(need, OpenFile):
+            raise TypeError(f"a file opened beside others: {need.name!r}")
+        needs[index] = need
+
+    for index in range(len(several)):
+        go_on(index, None)
+    while needs:
+        asked = list(needs.items())
+        found = iter((yield from read_all([read for _, reads in asked for read in reads])))
+        for index, reads in asked:
+            go_on(index, [next(found) for _ in reads])
+    return [results[index] for index in range(len(several))]
