@@ -17,6 +17,7 @@ from imgfs.pieces import PieceList
 from imgfs.steps import Steps, read
 
 MAP = 1 << 20  # bytes of the map of blocks that are read at once
+TOGETHER = 1024  # entries of it that are read even if one is wanted
 MOST_BLOCKS = 0x3FFFFFFF  # qemu's limit
 MOST_BLOCK_BYTES = 1 << 30
 NO_UUID = bytes(16)
@@ -37,8 +38,9 @@ class VdiDisk(Disk):
 
     def map(self, offset: int, length: int) -> Steps[PieceList]:
         block = self._header.cbBlock
-        first = offset // block
-        end = min(-(-(offset + length) // block), self._blocks, first + MAP // 4)
+        first = offset // block // TOGETHER * TOGETHER
+        wanted = -(-(offset + length) // block // TOGETHER) * TOGETHER
+        end = min(wanted, self._blocks, first + MAP // 4)
         at = self._header.offBlocks + 4 * first
         table = yield from read(at, 4 * (end - first))
         whole = len(table) // 4

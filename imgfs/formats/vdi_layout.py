@@ -16,7 +16,6 @@ from imgfs.pieces import PieceList
 
 BLOCK = 1 << 20  # bytes
 OFF_BLOCKS = 512
-MOST_BLOCKS = 0x3FFFFFFF  # qemu's limit
 _HEADER_SIZE = t.HEADER.size + t.LCHS_GEOMETRY.size
 
 
@@ -25,9 +24,9 @@ class VdiLayout(Layout):
         """Raises UnsupportedFeature for a disk that is too large."""
         blocks = Clusters(extents, BLOCK)
         off_data = -(-(OFF_BLOCKS + blocks.total * 4) // BLOCK) * BLOCK
-        if blocks.total > MOST_BLOCKS or off_data >= 1 << 32:
+        if off_data >= 1 << 32:
             raise UnsupportedFeature(
-                f"{about.name}: a vdi holds 1 PiB at most, and the disk has {extents.end} bytes"
+                f"{about.name}: a vdi holds less than 1 PiB, and the disk has {extents.end} bytes"
             )
         self.size = off_data + blocks.count * BLOCK
         header = t.Header(
