@@ -1,11 +1,40 @@
-"""What steps are given, whatever the driver has."""
+"""What steps are given, and steps that go on together."""
 
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from imgfs.image import Buffer
-from imgfs.steps import Read, read, read_all
+from imgfs.steps import Read, Steps, open_file, read, read_all, together
+from tests.drive import Files
+
+CONTENT = bytes(range(256))
+Batches = list[list[tuple[int, int]]]
+BATCHES = st.lists(
+    st.lists(st.tuples(st.integers(0, 300), st.integers(1, 9)), max_size=3), max_size=4
+)
+
+
+def reader(batches: Batches) -> Steps[list[bytes]]:
+    found = []
+    for batch in batches:
+        found += yield from read_all([Read(offset, length) for offset, length in batch])
+    return found
+
+
+@given(st.lists(BATCHES, max_size=5))
+def test_together(several: list[Batches]) -> None:
+    files = Files(CONTENT)
+    alone = [Files(CONTENT).run(reader(batches)) for batches in several]
+    assert files.run(together([reader(batches) for batches in several])) == alone
+    assert files.reads == max((sum(map(bool, batches)) for batches in several), default=0)
+
+
+def test_no_file_is_opened_beside_others() -> None:
+    with pytest.raises(TypeError, match="'x'"):
+        Files(CONTENT, {"x": b""}).run(together([open_file("x")]))
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])

@@ -120,8 +120,8 @@ def is_part(name: str) -> bool:
 
 def _lines(text: bytes) -> list[str]:
     """Stripped, without comments."""
-    text = text.split(b"\0", 1)[0].removeprefix(b"\xef\xbb\xbf")
-    lines = _decode(text).replace("\r", "\n").split("\n")
+    text = text.split(b"\0", 1)[0].removeprefix(b"\xef\xbb\xbf").replace(b"\r", b"\n")
+    lines = _decode(text).split("\n")
     return [line for line in map(str.strip, lines) if line and not line.startswith("#")]
 
 
