@@ -48,6 +48,7 @@ def materialise(layout: Layout, disk: Path, out: Path) -> None:
             pieces = layout.map(offset, length)
             assert (pieces.start, pieces.end) == (offset, offset + length)
             for piece in pieces:
+                assert piece.kind != Kind.LITERAL or piece.end - piece.start <= 1 << 20
                 if piece.kind != Kind.ZERO:
                     length = piece.end - piece.start
                     os.pwrite(fd, files.content(pieces, piece.start, length), piece.start)

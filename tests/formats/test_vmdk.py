@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.errors import CorruptImage
 from imgfs.formats.disk import Disk
 from imgfs.formats.vmdk import open_disk
 from imgfs.pieces import Kind
@@ -136,12 +137,22 @@ def test_a_chain(tmp_path: Path) -> None:
     assert kinds == {Kind.BELOW}
 
 
-def test_opening_reads_little(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [8 << 40, 48 << 40])
+def test_little_is_read(size: int, tmp_path: Path) -> None:
+    """Of a directory that is kept, and of one that is not."""
     path = tmp_path / "disk.vmdk"
-    qemu.img("create", "-f", "vmdk", path, "8T")
+    qemu.img("create", "-f", "vmdk", path, str(size))
     qemu.io(path, "vmdk", "write -P 7 5T 512")
     files, disk = opened(path)
-    assert (files.reads, files.bytes_read) == (2, 65536 + 1536 + (8 << 40 >> 25) * 4)
+    directory = (size >> 25) * 4
+    kept = directory <= 4 * MiB
+    assert files.reads == 1 + kept
+    assert files.bytes_read == 65536 + 1536 + kept * directory
     assert files.read(disk, 5 << 40, 513) == b"\7" * 512 + b"\0"
     assert files.reads == 3
     assert files.bytes_read < 2 * MiB
+    with path.open("r+b") as file:
+        file.truncate(30 << 9)  # within the redundant directory, so that all others are lost
+    files, disk = opened(path)
+    with pytest.raises(CorruptImage, match="ends in its grain directory"):
+        files.read(disk, size - 1, 1)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import subprocess
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -151,6 +153,19 @@ def test_a_name_that_cannot_stand_in_a_descriptor(tmp_path: Path) -> None:
         materialise(vmdk_layout.layout(extents, About(name, "stat:1", 0)), disk, out)
         assert "identical" in qemu.img("compare", "-f", "raw", "-F", "vmdk", disk, out)
         assert Files(out).run(open_disk("d", out.stat().st_size)).size == MiB
+
+
+def test_readers_look_at_the_checksum(tmp_path: Path) -> None:
+    """So it cannot be left out."""
+    out = check("streamOptimized", GRAIN, [(0, GRAIN)], tmp_path)
+    with out.open("r+b") as file:
+        file.seek(128 * 512 + 12 + 2 + 5 + 5 + GRAIN)
+        checksum = file.read(4)
+        assert checksum == zlib.adler32((tmp_path / "disk.raw").read_bytes()).to_bytes(4, "big")
+        file.seek(-4, os.SEEK_CUR)
+        file.write(bytes(4))
+    with pytest.raises(subprocess.CalledProcessError):
+        qemu.raw(out, "vmdk")
 
 
 def test_disks_that_no_vmdk_holds(kind: str) -> None:
