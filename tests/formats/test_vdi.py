@@ -27,7 +27,7 @@ def opened(image: Bytes) -> tuple[Files, Disk]:
     return files, files.run(open_disk("disk.vdi", size_of(image)))
 
 
-@pytest.mark.parametrize("seed", range(300 if LONG else 6))
+@pytest.mark.parametrize("seed", range(100 if LONG else 6))
 def test_written_by_qemu_io(seed: int, tmp_path: Path) -> None:
     """In an order that is not sequential."""
     rng = random.Random(seed)

@@ -16,7 +16,7 @@ from tests.drive import Files, size_of
 from tests.formats import qemu
 
 MiB = 1 << 20
-SEEDS = range(300 if os.environ.get("IMGFS_TEST_LONG") else 3)
+SEEDS = range(100 if os.environ.get("IMGFS_TEST_LONG") else 3)
 PLAIN = ["monolithicSparse", "monolithicFlat", "twoGbMaxExtentSparse", "twoGbMaxExtentFlat"]
 
 
