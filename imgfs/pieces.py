@@ -11,7 +11,7 @@ covering, and joins what continues its neighbour.
 from __future__ import annotations
 
 import enum
-import zlib
+from abc import ABC, abstractmethod
 from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
@@ -25,7 +25,7 @@ class Kind(enum.IntEnum):
     DATA = 2  #: bytes of a file, from `offset` on
     CODED = 3  #: compressed: `detail` is a `Coded`
     LITERAL = 4  #: `detail` is the bytes themselves
-    ADLER32 = 5  #: a checksum of a file's bytes from `offset` on: `detail` is an `Adler32`
+    DERIVED = 5  #: made of a file's bytes: `detail` is a `Derived`
 
 
 class Codec(enum.Enum):
@@ -50,29 +50,30 @@ class Coded:
     sector: int = 0  #: GRAIN: what its marker must say
 
 
-@dataclass(frozen=True, slots=True)
-class Adler32:
-    """The four bytes that end a zlib stream (RFC 1950) of `length` bytes of a file and of
-    `zeroes` more; the piece is those from `skip` on."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Derived(ABC):
+    """Bytes that are made of others, in a file; the piece is those from `skip` on."""
 
-    length: int
-    zeroes: int = 0
     skip: int = 0
 
-    def of(self, data: bytes | memoryview) -> bytes:
-        """All four, of the file's `length` bytes."""
-        return zlib.adler32(bytes(self.zeroes), zlib.adler32(data)).to_bytes(4, "big")
+    @abstractmethod
+    def needs(self, start: int, end: int) -> tuple[int, int]:
+        """The range of the file of which the bytes `[start, end)` are made; it may be empty."""
+
+    @abstractmethod
+    def make(self, data: bytes | memoryview, start: int, end: int) -> bytes:
+        """The bytes `[start, end)`, of what the file has in the range that `needs` says."""
 
 
-Detail: TypeAlias = Coded | Adler32 | bytes | None
+Detail: TypeAlias = Coded | Derived | bytes | None
 
 
 class Piece(NamedTuple):
     start: int
     end: int
     kind: Kind
-    file: int = 0  #: DATA, CODED and ADLER32: which of the files, as `imgfs.steps` counts them
-    offset: int = 0  #: DATA, CODED and ADLER32: of the first byte there
+    file: int = 0  #: DATA, CODED and DERIVED: which of the files, as `imgfs.steps` counts them
+    offset: int = 0  #: DATA and CODED: of the first byte there
     detail: Detail = None
 
     def clip(self, start: int, end: int) -> Piece:
@@ -81,7 +82,7 @@ class Piece(NamedTuple):
         offset, detail = self.offset, self.detail
         if self.kind == Kind.DATA:
             offset += cut
-        elif isinstance(detail, Coded | Adler32):
+        elif isinstance(detail, Coded | Derived):
             detail = replace(detail, skip=detail.skip + cut)
         elif isinstance(detail, bytes):
             detail = detail[cut : end - self.start]
@@ -174,9 +175,8 @@ class PieceListBuilder:
     def coded(self, end: int, offset: int, coded: Coded, file: int = 0) -> None:
         self._append(end, Kind.CODED, file, offset, coded)
 
-    def adler32(self, offset: int, adler32: Adler32, file: int = 0) -> None:
-        """Four bytes."""
-        self._append(self._end + 4, Kind.ADLER32, file, offset, adler32)
+    def derived(self, end: int, derived: Derived, file: int = 0) -> None:
+        self._append(end, Kind.DERIVED, file, detail=derived)
 
     def literal(self, content: bytes) -> None:
         self._append(self._end + len(content), Kind.LITERAL, detail=content)

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from imgfs.formats.codecs import decode
 from imgfs.formats.disk import Disk
-from imgfs.pieces import Adler32, Coded, Kind, PieceList
+from imgfs.pieces import Coded, Derived, Kind, PieceList
 from imgfs.steps import MOST_BYTES, Opened, OpenFile, Steps
 
 T = TypeVar("T")
@@ -89,11 +89,13 @@ class Files:
                     sector=piece.detail.sector,
                 )
                 part = unit[piece.detail.skip : piece.detail.skip + size]
-            elif piece.kind == Kind.ADLER32:
-                assert isinstance(piece.detail, Adler32)
-                summed = pread(self.opened[piece.file], piece.offset, piece.detail.length)
-                assert len(summed) == piece.detail.length, piece
-                part = piece.detail.of(summed)[piece.detail.skip : piece.detail.skip + size]
+            elif piece.kind == Kind.DERIVED:
+                assert isinstance(piece.detail, Derived)
+                skip = piece.detail.skip
+                first, last = piece.detail.needs(skip, skip + size)
+                used = pread(self.opened[piece.file], first, last - first)
+                assert len(used) == last - first, piece
+                part = piece.detail.make(used, skip, skip + size)
             elif piece.kind == Kind.LITERAL:
                 assert isinstance(piece.detail, bytes)
                 part = piece.detail

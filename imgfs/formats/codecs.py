@@ -12,9 +12,7 @@ _MARKER = struct.Struct("<QI")  # of a grain: lba, size (VMware, Virtual Disk Fo
 _WBITS = {Codec.DEFLATE: -zlib.MAX_WBITS, Codec.ZLIB: zlib.MAX_WBITS}
 
 
-def decode(
-    codec: Codec, data: bytes | memoryview, unit: int, where: str, *, sector: int = 0
-) -> bytes:
+def decode(codec: Codec, data: bytes | memoryview, unit: int, where: str, sector: int = 0) -> bytes:
     """The `unit` bytes that the data begins with the code of; what follows that is ignored.
 
     Never makes more than that, whatever the data says.  `sector` is for Codec.GRAIN.  Raises

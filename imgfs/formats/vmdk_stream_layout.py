@@ -3,13 +3,15 @@
 VMware, "Virtual Disk Format 5.0", "Stream-Optimized Compressed Sparse Extents".  In order: header,
 descriptor, for each grain table that is not empty its grains and itself, the grain directory,
 footer, end of stream.  A grain is a zlib stream (RFC 1950) of two stored blocks (RFC 1951), so that
-all sizes are known; only its checksum depends on what it holds.
+all sizes are known; its checksum depends on what it holds, so that it is a piece that is derived.
 """
 
 from __future__ import annotations
 
 import struct
+import zlib
 from bisect import bisect_right
+from dataclasses import dataclass
 
 from imgfs.extents import ExtentList
 from imgfs.formats import vmdk_tables as t
@@ -18,7 +20,6 @@ from imgfs.formats.layout import About, Clusters, Layout
 from imgfs.formats.vmdk_layout import (
     DESCRIPTOR_SECTORS,
     GRAIN,
-    GRAIN_SECTORS,
     GTES,
     SECTOR,
     SPAN,
@@ -29,20 +30,68 @@ from imgfs.formats.vmdk_layout import (
     descriptor,
     header_sector,
 )
-from imgfs.pieces import Adler32, PieceList, PieceListBuilder
+from imgfs.pieces import Derived, PieceList, PieceListBuilder
 
+_UNIT_HEAD = t.GRAIN_MARKER.size + 7  # bytes of marker, zlib header and block header
 _BLOCK = GRAIN // 2  # a stored block has at most 65535 bytes
 _ZLIB_HEADER = b"\x78\x01"
 _STORED = struct.Struct("<BHH")  # BFINAL and BTYPE=00, LEN, NLEN
 _FIRST = _STORED.pack(0, _BLOCK, _BLOCK ^ 0xFFFF)
 _LAST = _STORED.pack(1, _BLOCK, _BLOCK ^ 0xFFFF)
 _CODED = len(_ZLIB_HEADER) + 2 * _STORED.size + GRAIN + 4  # bytes
+_CHECKSUM = t.GRAIN_MARKER.size + _CODED - 4  # where it is in a unit
 _UNIT = -(-(t.GRAIN_MARKER.size + _CODED) // SECTOR)  # sectors of a grain with its marker
 _TABLE = 1 + TABLE_SECTORS  # sectors of a grain table with its marker
 
 
 def _marker(sectors: int, kind: int) -> bytes:
     return t.MARKER.pack(sectors, 0, kind).ljust(SECTOR, b"\0")
+
+
+@dataclass(frozen=True, slots=True)
+class StoredGrains(Derived):
+    """Units of grains that follow each other on the disk, as far as it goes.
+
+    A unit is marker, zlib header, two stored blocks, checksum, and zeroes up to a sector.
+    """
+
+    offset: int  #: of the first grain on the disk, in bytes
+    disk_size: int  #: bytes
+
+    def needs(self, start: int, end: int) -> tuple[int, int]:
+        first, low = divmod(start, _UNIT * SECTOR)
+        last, high = divmod(end, _UNIT * SECTOR)
+        in_first = high if last == first else _UNIT * SECTOR
+        if low < _CHECKSUM + 4 and in_first > _CHECKSUM:
+            low = 0
+        a, b = first * GRAIN + _stored_before(low), last * GRAIN + _stored_before(high)
+        return min(self.offset + a, self.disk_size), min(self.offset + b, self.disk_size)
+
+    def make(self, data: bytes | memoryview, start: int, end: int) -> bytes:
+        size = _UNIT * SECTOR
+        at, _ = self.needs(start, end)  # where the data begins on the disk
+        made = bytearray()
+        for grain in range(start // size, -(-end // size)):
+            offset = self.offset + grain * GRAIN
+            stored = data[max(0, offset - at) : max(0, offset + GRAIN - at)]
+            lead = bytes(max(0, at - offset)) if stored else b""
+            unit = _unit(offset // SECTOR, b"".join((lead, stored)).ljust(GRAIN, b"\0"))
+            made += unit[max(0, start - grain * size) : min(size, end - grain * size)]
+        return bytes(made)
+
+
+def _stored_before(at: int) -> int:
+    """How many bytes of the grain a unit has before byte `at`."""
+    first = min(max(0, at - _UNIT_HEAD), _BLOCK)
+    second = min(max(0, at - _UNIT_HEAD - _BLOCK - _STORED.size), _BLOCK)
+    return first + second
+
+
+def _unit(sector: int, grain: bytes) -> bytes:
+    marker = t.GRAIN_MARKER.pack(sector, _CODED)
+    checksum = zlib.adler32(grain).to_bytes(4, "big")
+    blocks = (_FIRST, grain[:_BLOCK], _LAST, grain[_BLOCK:])
+    return b"".join((marker, _ZLIB_HEADER, *blocks, checksum)).ljust(_UNIT * SECTOR, b"\0")
 
 
 class VmdkStreamLayout(Layout):
@@ -122,36 +171,13 @@ class VmdkStreamLayout(Layout):
         size = _UNIT * SECTOR
         first, end = (builder.end - start) // size, -(-(b - start) // size)
         for low, high, before in self._grains.runs_by_rank(rank + first, rank + end):
-            for grain in range(low, high):
-                at = start + (before - rank + grain - low) * size
-                self._append_grain(builder, grain, at, b)
-
-    def _append_grain(self, builder: PieceListBuilder, grain: int, at: int, b: int) -> None:
-        """The part of it, which begins at byte `at` of the file, from the builder's end to `b`."""
-        whole = PieceListBuilder(at)
-        offset = grain * GRAIN
-        whole.literal(t.GRAIN_MARKER.pack(grain * GRAIN_SECTORS, _CODED) + _ZLIB_HEADER + _FIRST)
-        self._append_block(whole, offset)
-        whole.literal(_LAST)
-        self._append_block(whole, offset + _BLOCK)
-        stored = min(GRAIN, self._disk_size - offset)
-        whole.adler32(offset, Adler32(stored, GRAIN - stored))
-        end = at + _UNIT * SECTOR
-        if whole.end < end:
-            whole.zero(end)
-        for piece in whole.finish(end).between(max(at, builder.end), min(b, end)):
-            builder.piece(piece)
-
-    def _append_block(self, builder: PieceListBuilder, offset: int) -> None:
-        end = builder.end + _BLOCK
-        stored = min(_BLOCK, max(0, self._disk_size - offset))
-        if stored:
-            builder.data(builder.end + stored, offset)
-        if stored < _BLOCK:
-            builder.zero(end)
+            at = start + (before - rank) * size  # in the file
+            end = min(b, at + (high - low) * size)
+            skip = builder.end - at
+            builder.derived(end, StoredGrains(low * GRAIN, self._disk_size, skip=skip))
 
     def _append_table(self, builder: PieceListBuilder, table: int, at: int, b: int) -> None:
-        """As `_append_grain`, of a table, whose marker is at byte `at` of the file."""
+        """As much as there is to `b` of a table, whose marker is at byte `at` of the file."""
         end = at + _TABLE * SECTOR
         if not builder.end < min(b, end):
             return

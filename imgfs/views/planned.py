@@ -5,8 +5,8 @@
                      |  the rest, when it is read: fetched through the views below, and published
                      |  again, since they know more by then
 
-What is not planned yet is (ASK, UNKNOWN) in the map; compressed data, which only Python can give,
-is (ASK, DATA).
+What is not planned yet is (ASK, UNKNOWN) in the map; what only Python can give, compressed data and
+what is derived from other bytes, is (ASK, DATA).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from imgfs.errors import SourceChanged
 from imgfs.extents import ExtentList
 from imgfs.formats.codecs import decode
 from imgfs.image import Buffer
-from imgfs.pieces import Coded, Kind, Piece, PieceList
+from imgfs.pieces import Coded, Derived, Kind, Piece, PieceList
 from imgfs.views.drive import all_of
 from imgfs.views.view import View
 
@@ -38,8 +38,8 @@ class PlannedView(View):
         self.files = files
         self.map = _map.SegmentMap(size)
         self._plans: OrderedDict[tuple[int, int], PieceList] = OrderedDict()
-        self._units: OrderedDict[tuple[int, int], bytes] = OrderedDict()
-        self._decoding: dict[tuple[int, int], trio.Event] = {}
+        self._units: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
+        self._decoding: dict[tuple[int, int, int], trio.Event] = {}
         self._preparing = trio.Lock()
         self._is_prepared = False
         for file in files:
@@ -165,13 +165,21 @@ class PlannedView(View):
             if self.stale is None:
                 self._publish_piece(piece)
             return content
+        if isinstance(piece.detail, Derived):
+            return await self._derived(piece.file, piece.detail, length)
         assert isinstance(piece.detail, Coded)
         unit = await self._unit(piece.file, piece.offset, piece.detail)
         return unit[piece.detail.skip : piece.detail.skip + length]
 
+    async def _derived(self, file: int, derived: Derived, length: int) -> bytes:
+        start, end = derived.skip, derived.skip + length
+        first, last = derived.needs(start, end)
+        data = await self.files[file].read(first, last - first) if first < last else b""
+        return await trio.to_thread.run_sync(derived.make, memoryview(data), start, end)
+
     async def _unit(self, file: int, offset: int, coded: Coded) -> bytes:
         """Decompressed, once for all who want it now."""
-        key = (file, offset)
+        key = (file, offset, coded.sector)
         while key in self._decoding:
             await self._decoding[key].wait()
         if key in self._units:
@@ -184,7 +192,7 @@ class PlannedView(View):
             data = await below.read(offset, length)
             where = f"{self.name}: compressed data at {offset} of {below.name}"
             unit = await trio.to_thread.run_sync(
-                decode, coded.codec, memoryview(data), coded.unit, where
+                decode, coded.codec, memoryview(data), coded.unit, where, coded.sector
             )
         finally:
             del self._decoding[key]
