@@ -9,9 +9,10 @@ all sizes are known; its checksum depends on what it holds, so that it is a piec
 from __future__ import annotations
 
 import struct
-import zlib
 from bisect import bisect_right
 from dataclasses import dataclass
+
+from isal.isal_zlib import adler32
 
 from imgfs.extents import ExtentList
 from imgfs.formats import vmdk_tables as t
@@ -41,6 +42,7 @@ _LAST = _STORED.pack(1, _BLOCK, _BLOCK ^ 0xFFFF)
 _CODED = len(_ZLIB_HEADER) + 2 * _STORED.size + GRAIN + 4  # bytes
 _CHECKSUM = t.GRAIN_MARKER.size + _CODED - 4  # where it is in a unit
 _UNIT = -(-(t.GRAIN_MARKER.size + _CODED) // SECTOR)  # sectors of a grain with its marker
+_PADDING = bytes(_UNIT * SECTOR - t.GRAIN_MARKER.size - _CODED)
 _TABLE = 1 + TABLE_SECTORS  # sectors of a grain table with its marker
 
 
@@ -70,14 +72,18 @@ class StoredGrains(Derived):
     def make(self, data: bytes | memoryview, start: int, end: int) -> bytes:
         size = _UNIT * SECTOR
         at, _ = self.needs(start, end)  # where the data begins on the disk
-        made = bytearray()
+        data = memoryview(data)
+        made: list[bytes | memoryview] = []
         for grain in range(start // size, -(-end // size)):
             offset = self.offset + grain * GRAIN
             stored = data[max(0, offset - at) : max(0, offset + GRAIN - at)]
-            lead = bytes(max(0, at - offset)) if stored else b""
-            unit = _unit(offset // SECTOR, b"".join((lead, stored)).ljust(GRAIN, b"\0"))
-            made += unit[max(0, start - grain * size) : min(size, end - grain * size)]
-        return bytes(made)
+            if len(stored) < GRAIN:
+                lead = bytes(max(0, at - offset)) if stored else b""
+                stored = memoryview(b"".join((lead, stored)).ljust(GRAIN, b"\0"))
+            unit = _unit(offset // SECTOR, stored)
+            low, high = start - grain * size, end - grain * size
+            made += unit if low <= 0 and high >= size else [b"".join(unit)[max(0, low) : high]]
+        return b"".join(made)
 
 
 def _stored_before(at: int) -> int:
@@ -87,11 +93,12 @@ def _stored_before(at: int) -> int:
     return first + second
 
 
-def _unit(sector: int, grain: bytes) -> bytes:
+def _unit(sector: int, grain: memoryview) -> list[bytes | memoryview]:
+    """In parts."""
     marker = t.GRAIN_MARKER.pack(sector, _CODED)
-    checksum = zlib.adler32(grain).to_bytes(4, "big")
+    checksum = adler32(grain).to_bytes(4, "big")
     blocks = (_FIRST, grain[:_BLOCK], _LAST, grain[_BLOCK:])
-    return b"".join((marker, _ZLIB_HEADER, *blocks, checksum)).ljust(_UNIT * SECTOR, b"\0")
+    return [marker, _ZLIB_HEADER, *blocks, checksum, _PADDING]
 
 
 class VmdkStreamLayout(Layout):
