@@ -114,6 +114,18 @@ class ExtentList:
         if run is not None:
             yield run, at
 
+    def hole_ranges(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The extents known to be zeroes, cut to `[start, end)`, which lies inside the list."""
+        at = start
+        zero = int(Flags.ZERO)
+        for index in range(bisect_right(self.ends, start), len(self.ends)):
+            if at >= end:
+                break
+            to = min(end, self.ends[index])
+            if self.flags[index] & zero:
+                yield at, to
+            at = to
+
 
 class ExtentListBuilder:
     """Builds an `ExtentList` by appending; refuses gaps, overlaps and no progress."""

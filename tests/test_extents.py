@@ -132,3 +132,12 @@ def test_what_clip_refuses() -> None:
 def test_what_from_data_ranges_refuses(ranges: list[tuple[int, int]]) -> None:
     with pytest.raises(ValueError, match="data range"):
         from_data_ranges(iter(ranges), 100)
+
+
+@given(starts, pieces, st.data())
+def test_hole_ranges(start: int, pieces: list[tuple[int, Flags]], data: st.DataObject) -> None:
+    extents, model = build(start, pieces)
+    first = data.draw(st.integers(start, extents.end))
+    end = data.draw(st.integers(first, extents.end))
+    holes = [i for a, b in extents.hole_ranges(first, end) for i in range(a, b)]
+    assert holes == [i for i in range(first, end) if model[i - start] & Flags.ZERO]

@@ -59,7 +59,8 @@ class Operations(WritingOperations):
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = node.inode
         entry.st_uid, entry.st_gid = self._owner
-        entry.attr_timeout = entry.entry_timeout = 1
+        entry.attr_timeout = 1
+        entry.entry_timeout = 0 if node.is_fleeting else 1
         mtime_ns = self._start_ns
         if node.children is not None:
             entry.st_mode = stat.S_IFDIR | (0o555 if node.folder is None else 0o755)
@@ -92,6 +93,8 @@ class Operations(WritingOperations):
         node = directory.children.get(name)
         if node is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
+        if node.renew is not None:
+            node = await node.renew()
         entry = await self._attributes(node)
         # While that waited a new generation may have taken the name.
         node = self._tree.nodes.get(node.inode) or directory.children[name]

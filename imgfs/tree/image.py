@@ -16,6 +16,7 @@ from imgfs.overlays.store import Base, base_of
 from imgfs.sources.base import Identity
 from imgfs.sources.patience import patiently
 from imgfs.status import ImageStatus, State
+from imgfs.tree.formats import FORMATS, FormatNodes, Shown
 from imgfs.tree.names import encode
 from imgfs.tree.nodes import Node, Tree
 from imgfs.tree.snapshots import BaseDisk, Snapshots
@@ -73,7 +74,9 @@ class ImageNodes:
         self._views: list[View] = []  # of this generation
         self._places: list[Place] = []
         self._extents_size: tuple[View, int] | None = None
-        self.snapshots = Snapshots(BaseDisk(name, url, self._base, lambda: None, read_only))
+        self.snapshots = Snapshots(
+            BaseDisk(name, url, self._base, lambda: None, read_only, self._backing)
+        )
         self._opening = trio.Lock()
         self._failed = ""
 
@@ -87,6 +90,15 @@ class ImageNodes:
         )
 
         self.snapshots.add_to(tree, directory)
+        FormatNodes(
+            tree,
+            directory,
+            self.name,
+            FORMATS,
+            self._shown,
+            follow=self._follow,
+            changed=self._changed,
+        )
 
     def add_original(self, tree: Tree, directory: Node) -> None:
         """Put the source's bytes as stored there, under the file's own name."""
@@ -122,16 +134,24 @@ class ImageNodes:
                     self._follow(self._chain.disk)
             return self._chain.disk
 
+    async def _shown(self) -> Shown:
+        disk = await self.opened_disk()
+        assert self._chain is not None
+        identity = _identity(self._chain)
+        known = f"{self.url} {disk.size}" if identity is None else identity.token
+        return Shown(disk, known)
+
     async def _base(self) -> tuple[View, Base]:
         """The disk that snapshots are of, and what tells it from others."""
         disk = await self.opened_disk()
         chain = self._chain
         assert chain is not None
-        identities = [file.source.stat.identity for file in chain.files]
-        kinds = "+".join("none" if i is None else i.kind for i in identities)
-        tokens = "+".join("" if i is None else i.token for i in identities)
-        identity = None if None in identities else Identity(kinds, tokens)
-        return disk, base_of(self.url, disk.size, "+".join(chain.formats), identity)
+        formats = "+".join(chain.formats)
+        return disk, base_of(self.url, disk.size, formats, _identity(chain))
+
+    def _backing(self) -> tuple[str, str]:
+        assert self._chain is not None
+        return self.url, self._chain.formats[0]
 
     async def _get_stored(self) -> RawView:
         if self._stored is None:
@@ -180,7 +200,7 @@ class ImageNodes:
 
     def _drop_kernel_cache(self, view: View) -> None:
         for place in self._places[:1]:
-            for node in place.tree.nodes.values():
+            for node in list(place.tree.nodes.values()):
                 if node.view is view:
                     self._invalidate(node.inode)
 
@@ -241,3 +261,12 @@ class ImageNodes:
             "errors": sum(view.answered.errors for view in views),
             "last_error": self._failed or (failed[0] if failed else ""),
         }
+
+
+def _identity(chain: Chain) -> Identity | None:
+    """Of all the files that the disk is in; None where one of them has none."""
+    found = [file.source.stat.identity for file in chain.files]
+    known = [identity for identity in found if identity is not None]
+    if len(known) < len(found):
+        return None
+    return Identity("+".join(i.kind for i in known), "+".join(i.token for i in known))

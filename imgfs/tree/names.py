@@ -11,8 +11,11 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import PurePosixPath
 
+from imgfs.formats.vmdk_descriptor import is_part
+
 #: In a directory only files with one of these are images.
 IMAGE_EXTENSIONS = (".raw", ".img", ".dd", ".iso", ".bin")
+IMAGE_EXTENSIONS += (".qcow2", ".qcow", ".vmdk", ".vdi", ".vhd", ".vpc", ".vhdx", ".avhdx", ".qed")
 RESERVED = (".imgfs", "originals")
 _MOST_BYTES = 255 - len(".delta.qcow2")  # a name that gets an extension must fit in a directory
 
@@ -25,7 +28,8 @@ def image_name(file_name: str) -> str:
 
 def is_image(file_name: str) -> bool:
     """Is it an image, in a directory of all kinds of files?"""
-    return PurePosixPath(file_name).suffix.lower() in IMAGE_EXTENSIONS
+    known = PurePosixPath(file_name).suffix.lower() in IMAGE_EXTENSIONS
+    return known and not is_part(file_name)  # of a vmdk, whose descriptor is the image
 
 
 def directory_names(file_names: Iterable[str]) -> dict[str, str]:

@@ -58,6 +58,9 @@ class Node:
     prepare: Callable[[], Awaitable[object]] | None = None
     refresh: Callable[[], Awaitable[None]] | None = None
     changed: Callable[[Node], Awaitable[None]] | None = None  #: the view turned out to be stale
+    #: the node that has this one's name by now, which may be another, with its view
+    renew: Callable[[], Awaitable[Node]] | None = None
+    is_fleeting: bool = False  #: the name may mean something else at any time
     folder: Folder | None = None  #: of a directory that can be changed
     mtime_ns: int | None = None  #: of a directory, where it is known
     open_files: int = 0  #: of its view, those that are open now

@@ -19,10 +19,15 @@ from imgfs.errors import (
     ReadOnlyView,
     SnapshotNotFound,
 )
+from imgfs.overlays.layer import Layer
 from imgfs.overlays.store import Base, SnapshotPath, SnapshotStore
-from imgfs.tree.names import encode, shown
+from imgfs.tree.formats import FORMATS, FormatNodes, Shown
+from imgfs.tree.names import encode
+from imgfs.tree.names import shown as shown_name
 from imgfs.tree.nodes import Folder, Node, Tree
-from imgfs.views.overlay import SnapshotView
+from imgfs.views.delta import delta
+from imgfs.views.encoded import EncodedView
+from imgfs.views.overlay import OverlayView, SnapshotView
 from imgfs.views.view import View
 
 log = logging.getLogger(__name__)
@@ -37,6 +42,8 @@ class BaseDisk:
     open: Callable[[], Awaitable[tuple[View, Base]]]
     may_snapshot: Callable[[], None]
     read_only: bool = False
+    #: the file that the disk is in, as qemu names it, and its format; known once the disk is open
+    backing: Callable[[], tuple[str, str]] = lambda: ("", "raw")
 
 
 class Snapshots:
@@ -97,6 +104,18 @@ class Snapshots:
             else:
                 with _translated(self.disk.name):
                     await trio.to_thread.run_sync(self.store.create, path, base, below.size)
+
+    async def frozen(self, path: SnapshotPath) -> Shown:
+        """The snapshot's disk as it is now, which stays so."""
+        async with self._changing:
+            view = await self._view(path)
+
+            def freeze(top: Layer, size: int) -> Layer | None:
+                return None if top.is_empty else self.store.freeze(path, size, top)
+
+            disk = await view.frozen(freeze)
+        names = [layer.path.name for layer in disk.layers]
+        return Shown(disk, " ".join((self.disk.url, *names)))
 
     async def delete(self, path: SnapshotPath) -> None:
         async with self._changing:
@@ -207,6 +226,14 @@ class SnapshotFolder(Folder):
         raw = parent.tree.add(self.node, name + b".raw")
         raw.prepare = partial(self._open_raw, raw)
         SnapshotsFolder(parent.snapshots, parent.tree, self.node, self)
+        FormatNodes(
+            parent.tree,
+            self.node,
+            _text(name),
+            {**FORMATS, ".delta.qcow2": self._delta},
+            self._frozen,
+            fleeting=True,
+        )
 
     @property
     def path(self) -> SnapshotPath:
@@ -216,6 +243,14 @@ class SnapshotFolder(Folder):
         view = await self.parent.snapshots.view(self.path)
         if node.view is None:
             node.view, node.prepare = view, None
+
+    async def _frozen(self) -> Shown:
+        return await self.parent.snapshots.frozen(self.path)
+
+    async def _delta(self, shown: Shown, name: str) -> EncodedView:
+        assert isinstance(shown.disk, OverlayView)
+        backing = self.parent.snapshots.disk.backing()
+        return await delta(shown.disk, name, shown.identity, *backing)
 
     def renamed(self, name: bytes) -> None:
         """Its files are called after it."""
@@ -254,6 +289,6 @@ def _text(name: bytes) -> str:
 def _checked(name: bytes) -> str:
     """Raises NotPermitted for a name that the views' names could not be made of."""
     text = _text(name)
-    if shown(text) != text:
+    if shown_name(text) != text:
         raise NotPermitted(f"{text}: a snapshot cannot have that name; take a shorter one")
     return text

@@ -65,9 +65,18 @@ class OverlayView(View):
                 self.stored_bytes = await trio.to_thread.run_sync(self.map.data_bytes)
                 self._is_prepared = True
 
-    def _publish(self) -> None:
+    def layered(self) -> _map.SegmentMap:
+        """What is in the layers: STORE or ZERO; the rest is ASK."""
+        found = _map.SegmentMap(self.size)
+        self._fill(found)
+        return found
+
+    def _fill(self, into: _map.SegmentMap) -> None:
         for layer in self.layers:
-            self.map.fill(*layer.ranges(), layer.store)
+            into.fill(*layer.ranges(), layer.store)
+
+    def _publish(self) -> None:
+        self._fill(self.map)
         step, at = 1 << 30, 0
         while at < self.size:
             end = min(at + step, self.size)
@@ -83,9 +92,21 @@ class OverlayView(View):
         await self.below.check()
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
-        await self.prepare()
-        ends, flags = await trio.to_thread.run_sync(self.map.extents, offset, length)
+        """As the layers and the base's own extents say, and not what was found out by reading."""
+        shared = min(self.size, self.below.size)
+        below = await self.below.extents(0, shared)
+        marked = await trio.to_thread.run_sync(self._marked, below)
+        ends, flags = marked.extents(offset, length)
         return ExtentList(offset, ends, flags)
+
+    def _marked(self, below: ExtentList) -> _map.SegmentMap:
+        """A map in which what is zero is ZERO."""
+        marked = self.layered()
+        for start, end in below.hole_ranges(0, below.end):
+            marked.fill_zero(start, end)
+        if below.end < self.size:
+            marked.fill_zero(below.end, self.size)
+        return marked
 
     async def _read(self, offset: int, length: int) -> Buffer:
         self.refuse_stale()
@@ -127,6 +148,7 @@ class SnapshotView(OverlayView, Writable):
         self._dirty = _map.SegmentMap(self.size)
         self._commits = trio.Lock()
         self._seen_writes = 0
+        self._frozen: OverlayView | None = None
 
     @property
     def top(self) -> Layer:
@@ -210,6 +232,11 @@ class SnapshotView(OverlayView, Writable):
             await self.write(start, await self._read(start, min(BLOCK, size - start)))
         self._seen_writes = -1
 
+    async def _extents(self, offset: int, length: int) -> ExtentList:
+        await self.prepare()
+        ends, flags = await trio.to_thread.run_sync(self.map.extents, offset, length)
+        return ExtentList(offset, ends, flags)
+
     async def settle(self) -> None:
         pass  # what was accepted is in the layer's file
 
@@ -227,10 +254,27 @@ class SnapshotView(OverlayView, Writable):
             self._dirty.fill(*taken, self.top.store)
             raise
 
-    async def freeze(self, freeze: Freeze) -> None:
+    async def frozen(self, freeze: Freeze) -> OverlayView:
+        """The disk as it is now, which stays so; while nothing is written it is the same one.
+
+        `freeze` must give a new layer unless the one it gets is empty.  Raises as `freeze` does.
+        """
+        await self.prepare()
+        if self._frozen is None or not self._is_clean():
+            size, layers = await self.freeze(freeze)
+            self._frozen = OverlayView(self.name, size, layers, self.below)
+            self._frozen.mtime_ns = self.mtime_ns
+        return self._frozen
+
+    def _is_clean(self) -> bool:
+        """Has nothing been written since the layers below the top were frozen?"""
+        return self.top.is_empty and self.top.size == self.size and len(self._dirty) <= 1
+
+    async def freeze(self, freeze: Freeze) -> tuple[int, list[Layer]]:
         """Commit all, and go on in the layer that `freeze` gives; None: in the same.
 
-        Raises what that raises; then nothing has changed.
+        Returns the size and the layers below that.  Raises what `freeze` raises; then nothing has
+        changed.
         """
         await self.prepare()
         async with self._commits:
@@ -243,6 +287,7 @@ class SnapshotView(OverlayView, Writable):
                 if fresh is not None:
                     self.layers.insert(0, fresh)
                     self._dirty = _map.SegmentMap(self.size)
+                return self.size, self.layers[1:]
             finally:
                 if self.stale is None:
                     self.map.set_target(self.top.store, self._dirty)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 
 import trio
 
@@ -91,9 +91,8 @@ class PlannedView(View):
 
     async def _publish(self, pieces: PieceList) -> None:
         """Say in the map where the bytes are."""
-        for piece in pieces:
-            if piece.kind == Kind.DATA:
-                await self.files[piece.file].resolve(piece.offset, piece.end - piece.start)
+        for file, (start, end) in _reaches(pieces).items():
+            await self.files[file].resolve(start, end - start)
         if self.stale is None:
             await trio.to_thread.run_sync(self._publish_now, pieces)
         self.refuse_stale()
@@ -115,8 +114,20 @@ class PlannedView(View):
             self.map.set_ask(piece.start, piece.end, _map.DATA)
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
-        await self.resolve(offset, length)
-        ends, flags = await trio.to_thread.run_sync(self.map.extents, offset, length)
+        """As the files' own extents and tables say, and not what was found out by reading: this is
+        the same whenever it is asked for."""
+        end = offset + length
+        marked = _map.SegmentMap(end)
+        at = offset
+        while at < end:
+            pieces = await self._planned(at, end)
+            holes = {
+                file: await self.files[file].extents(start, to - start)
+                for file, (start, to) in _reaches(pieces).items()
+            }
+            part = pieces.between(at, min(end, pieces.end))
+            at = await trio.to_thread.run_sync(_mark_holes, marked, part, holes)
+        ends, flags = marked.extents(offset, length)
         return ExtentList(offset, ends, flags)
 
     async def _read(self, offset: int, length: int) -> Buffer:
@@ -201,3 +212,31 @@ class PlannedView(View):
         while len(self._units) > 1 and sum(map(len, self._units.values())) > MOST_UNITS:
             self._units.popitem(last=False)
         return unit
+
+
+def _reaches(pieces: PieceList) -> dict[int, tuple[int, int]]:
+    """Of each file from where to where it is used."""
+    found: dict[int, tuple[int, int]] = {}
+    for piece in pieces:
+        if piece.kind == Kind.DATA:
+            start, end = piece.offset, piece.offset + piece.end - piece.start
+            low, high = found.get(piece.file, (start, end))
+            found[piece.file] = min(low, start), max(high, end)
+    return found
+
+
+def _mark_holes(
+    marked: _map.SegmentMap, pieces: Iterable[Piece], files: Mapping[int, ExtentList]
+) -> int:
+    """Mark as zero what is; returns where the pieces end."""
+    end = 0
+    for piece in pieces:
+        end = piece.end
+        if piece.kind == Kind.ZERO:
+            marked.set_zero(piece.start, piece.end)
+        elif piece.kind == Kind.DATA:
+            shift = piece.start - piece.offset
+            known = files[piece.file]
+            for start, to in known.hole_ranges(piece.offset, piece.offset + end - piece.start):
+                marked.set_zero(start + shift, to + shift)
+    return end
