@@ -172,6 +172,19 @@ class PieceListBuilder:
         """From the present end up to `end`: the file's bytes from `offset` on."""
         self._append(end, Kind.DATA, file, offset)
 
+    def data_each(self, count: int, length: int, offset: int, stride: int) -> None:
+        """As `data` so many times: `length` bytes each, which begin `stride` bytes apart in file 0
+        and do not continue each other."""
+        if count < 1 or length < 1 or stride == length:
+            raise ValueError(f"{count} pieces of {length} bytes at each {stride}")
+        self.data(self._end + length, offset)
+        start, more = self._end, count - 1
+        self._end = start + more * length
+        self._ends.extend(range(start + length, self._end + 1, length))
+        self._kinds += bytes([Kind.DATA]) * more
+        self._files.frombytes(bytes(self._files.itemsize * more))
+        self._offsets.extend(range(offset + stride, offset + count * stride, stride))
+
     def coded(self, end: int, offset: int, coded: Coded, file: int = 0) -> None:
         self._append(end, Kind.CODED, file, offset, coded)
 

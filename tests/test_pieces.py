@@ -103,3 +103,24 @@ def test_a_range_outside() -> None:
     builder.zero(8)
     with pytest.raises(ValueError, match="not inside"):
         list(builder.finish(8).between(0, 9))
+
+
+@given(st.integers(0, 9), st.integers(1, 20), st.integers(1, 9), st.integers(0, 30), st.data())
+def test_data_each(start: int, count: int, length: int, offset: int, data: st.DataObject) -> None:
+    stride = data.draw(st.integers(1, 20).filter(lambda stride: stride != length))
+    builder, one_by_one = PieceListBuilder(start), PieceListBuilder(start)
+    for each in (builder, one_by_one):
+        if start:
+            each.data(start + start, offset)
+    builder.data_each(count, length, offset + 7, stride)
+    for number in range(count):
+        one_by_one.data(one_by_one.end + length, offset + 7 + number * stride)
+    for each in (builder, one_by_one):
+        each.zero(each.end + 1)
+    assert list(builder.finish(builder.end)) == list(one_by_one.finish(one_by_one.end))
+
+
+def test_data_each_refuses_no_progress() -> None:
+    for count, length, stride in ((0, 1, 2), (1, 0, 2), (3, 4, 4)):
+        with pytest.raises(ValueError):
+            PieceListBuilder().data_each(count, length, 0, stride)
