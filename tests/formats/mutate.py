@@ -14,7 +14,7 @@ from imgfs.pieces import Kind
 from imgfs.steps import Steps
 from tests.drive import Files
 
-COUNT = 20_000 if os.environ.get("IMGFS_TEST_LONG") else 300
+COUNT = 5_000 if os.environ.get("IMGFS_TEST_LONG") else 300
 LONGEST_S = 1.0
 MOST_MEMORY = 100 << 20
 _VALUES = (0, 1, 0x7F, 0x80, 0xFF, 0xFFFF, 0x7FFFFFFF, 0xFFFFFFFF, 1 << 32, (1 << 63) - 1, 1 << 63)

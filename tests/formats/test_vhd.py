@@ -365,6 +365,7 @@ def test_a_table_of_millions() -> None:
         files.run(disk.map((2 << 20) * 512, 512))
 
 
+@pytest.mark.timeout(900)  # of the long run
 def test_mutations() -> None:
     rng = random.Random(5)
     made = Differencing(200 * 65536, 65536, NAMES, "x.vhd")
