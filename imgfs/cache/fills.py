@@ -94,6 +94,8 @@ class Fills:
         self._queue: deque[Fill] = deque()
         self._writing = 0  # bytes of fills ahead that were fetched
         self._failed: deque[tuple[float, Fill]] = deque(maxlen=64)
+        self._may_start = trio.Event()
+        nursery.start_soon(self._start_ahead)
 
     def wanted(self, first: int, count: int) -> list[Fill]:
         """A reader needs these blocks: the fills to wait for, running or just failed."""
@@ -109,7 +111,7 @@ class Fills:
         """A stream will soon need these blocks: the fills that this made."""
         _, new = self._cover(first, count, ahead=True)
         self._queue.extend(new)
-        self._start_ahead()
+        self._may_start.set()
         return new
 
     def came(self, fill: Fill) -> None:
@@ -120,7 +122,7 @@ class Fills:
             self._writing += fill.flight.length if fill.ahead else 0
             fill.flight = None
             fill.fetched.set()
-            self._start_ahead()
+            self._may_start.set()
 
     def drop(self, fills: list[Fill]) -> None:
         """Nobody waits for these any more; those that still queue are forgotten."""
@@ -147,9 +149,18 @@ class Fills:
             block = fill.first + fill.count
         return fills, new
 
-    def _start_ahead(self) -> None:
-        while self._queue and self.window.has_room and self._writing < WRITING:
-            self._start(self._queue.popleft())
+    async def _start_ahead(self) -> None:
+        """Start what is queued as there is room, in order.
+
+        One at a time: trio runs tasks that were started together in any order, and a source that
+        is asked for the last block first sends it first, while the reader waits for the first.
+        """
+        while True:
+            while self._queue and self.window.has_room and self._writing < WRITING:
+                self._start(self._queue.popleft())
+                await trio.lowlevel.checkpoint()
+            self._may_start = trio.Event()
+            await self._may_start.wait()
 
     def _start(self, fill: Fill) -> None:
         fill.running = True
@@ -166,7 +177,7 @@ class Fills:
             if fill.error_is_for_all:
                 self._failed.append((trio.current_time(), fill))
             self._forget(fill)
-            self._start_ahead()
+            self._may_start.set()
 
     def _failed_at(self, block: int) -> Fill | None:
         """The fill that failed there a moment ago."""

@@ -3,8 +3,8 @@
     candidate   one miss ended here
         |  the next miss begins where it ended (holes between do not count)
         v
-    stream      blocks are fetched up to `next`; the second half of the last window is watched
-        |  that half is read: the next window, larger, is fetched
+    stream      blocks are fetched up to `next`; the last window, from `mark` on, is watched
+        |  its first block is read: the next window, larger, is fetched
         v
     dropped     when more than WATCHES streams are followed, the one that moved least recently
 
@@ -14,7 +14,8 @@ A window is counted in bytes of data: what is zero costs nothing to read.
 
 Where a round trip is long, small windows gain nothing: while the answer is on its way as much
 again could be.  So the first is what comes in meanwhile, and they grow faster.  The largest is some
-times what the line holds (window.py), because at least half a window is ahead of the reader.
+times what the line holds (window.py): between one and two windows are ahead of the reader, and
+where that is less than what may be on its way the line idles.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ FIRST_WINDOW = 1 << 20
 MOST_FIRST_WINDOW = 8 << 20
 FIRST_RATE = 40e6  # bytes a second that a line is taken for
 LONG_TRIP_S = 0.05
-MOST_WINDOW = 32 << 20  # or, if that is more,
-LINES = 2.5  # times what may be on its way at once
+MOST_WINDOW = 16 << 20  # or, if that is more,
+LINES = 2  # times what may be on its way at once
 SLACK = 64 << 10  # what a sequential reader may leave out
 CANDIDATES = 64
 
@@ -45,6 +46,7 @@ class Stream:
 
     slot: int
     low: int  # reads from here to `next` are its
+    mark: int  # and those from here on are in the last window
     next: int
     window: int = 0
     moved: int = 0
@@ -84,7 +86,7 @@ class Readahead:
         """A read came to Python.  True when it is part of a stream."""
         for stream in self._streams.values():
             if stream.low <= start <= stream.next + SLACK:
-                if end > (stream.low + stream.next) // 2:
+                if end > stream.mark:
                     self._advance(stream, end)
                 return True
         for at, (ended, goes_on) in enumerate(self._candidates):
@@ -126,31 +128,29 @@ class Readahead:
             oldest = min(self._streams.values(), key=lambda s: s.moved)
             self._drop(oldest.fills)
             free = oldest.slot
-        stream = self._streams[free] = Stream(free, start, start)
+        stream = self._streams[free] = Stream(free, start, start, start)
         return stream
 
     def _advance(self, stream: Stream, read_to: int) -> None:
-        """Fetch the next window, and watch its second half."""
+        """Fetch the next window, and watch it."""
         stream.moved = next(self._clock)
-        most = min(self._most, max(MOST_WINDOW, int(LINES * self._line.limit)))
+        most = min(self._most, max(MOST_WINDOW, LINES * self._line.limit))
         stream.window = min(stream.window * self._growth or self._first, most)
-        stream.low = (stream.low + stream.next) // 2
-        stream.next = max(stream.next, read_to)
+        stream.low = stream.mark
+        stream.mark = stream.next = max(stream.next, read_to)
         stream.fills = [fill for fill in stream.fills if not fill.ended.is_set()]
-        left, middle = stream.window, None
+        left = stream.window
         for start, end in self._extents.data_ranges(stream.next) if self._more(stream) else ():
             end = min(end, start + left)
             stream.fills += self._fetch(start, end)
             left -= end - start
             stream.next = end
-            if middle is None and left <= stream.window // 2:
-                middle = max(start, end - (stream.window // 2 - left))
             if left <= 0:
                 break
         if left:
             stream.window = 0  # there is no more to be ahead of
-        if middle is not None:
-            self._map.watch(stream.slot, middle, stream.next)
+        if stream.mark < stream.next:
+            self._map.watch(stream.slot, stream.mark, stream.next)
 
     def _more(self, stream: Stream) -> bool:
         return self._most > 0 and stream.next < self._extents.end

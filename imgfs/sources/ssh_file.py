@@ -126,9 +126,11 @@ class SshFile:
         async def work(session: Session) -> ExtentList | None:
             with self._used(), self._gone_is_changed():
                 found = await self._ranges(await self._opened(session))
+                is_certain = False
                 if found is None:
-                    found = await self._walked(session)
-                self._compare(await self._look(session))
+                    found, is_certain = await self._walked(session)
+                if not is_certain:
+                    self._compare(await self._look(session))
             return found
 
         return await self._link.run(work)
@@ -233,6 +235,8 @@ class SshFile:
         """A handle and the state of what it leads to, both of one file in one state."""
         for _ in range(TRIES):
             before = await self._look(session)
+            # Now it is known how long the line is, and whether more lanes are worth it.
+            in_background(session.lanes.widen())
             with file_errors(self.name):
                 file = await self._link.request(partial(self._open_in, session.lanes.first))
                 attrs, after = await asyncio.gather(
@@ -264,8 +268,8 @@ class SshFile:
             token = None  # written to in between; what SFTP says is compared
         return State(found.size, found.mtime_s, found.mode, token)
 
-    async def _walked(self, session: Session) -> ExtentList | None:
-        """Extents from the helper, of the state that was opened."""
+    async def _walked(self, session: Session) -> tuple[ExtentList | None, bool]:
+        """Extents from the helper, and whether they are certainly of the state that was opened."""
         assert self._state is not None
         for attempt in range(TRIES):
             try:
@@ -277,12 +281,12 @@ class SshFile:
             if answer is None:
                 if not session.alive:
                     raise Broken(session.lost or _lost(self.name))
-                return None
+                return None, False
             found, token = answer
             known = self._state.token
             if known is not None and known.exact == token.exact and known != token:
                 raise SourceChanged(f"{self.name}: changed since it was opened")
-            return found
+            return found, token.exact and known == token
         raise AssertionError("unreachable")
 
     async def _ranges(self, file: Any) -> ExtentList | None:

@@ -2,7 +2,8 @@
 
 A command is run there (see ssh_scripts): the first of python3, perl and qemu-img that answers.
 One process is kept for identities; maps have others, so that a long walk
-keeps nobody waiting.  No failure here is an error: without an answer the file is all data, and its
+keeps nobody waiting.  To start one takes three round trips, so one of each kind is started with
+the connection.  No failure here is an error: without an answer the file is all data, and its
 identity is what SFTP tells.  Nothing that the server says is believed before it was checked: ranges
 ascend inside the size, an answer has an end, and lines and lists are bounded.
 """
@@ -213,12 +214,22 @@ class Helpers:
         self._kept: Helper | None = None
         self._idle: list[Helper] = []  # for maps
         self._asking = asyncio.Lock()
+        self._warming = asyncio.Lock()  # held while the first process for maps starts
         self._mapping = asyncio.Semaphore(MAPS_AT_ONCE)
 
     async def warm_up(self) -> None:
-        """Start the process that tells identities, so that the first need not wait for it."""
+        """Start a process for identities and one for maps, so that the first need not wait."""
+        await asyncio.gather(self._warm_identities(), self._warm_maps())
+
+    async def _warm_identities(self) -> None:
         async with self._asking:
             self._kept = self._kept or await self._start()
+
+    async def _warm_maps(self) -> None:
+        async with self._warming:
+            helper = await self._start()
+            if helper is not None:
+                self._put_back(helper)
 
     async def identity(self, path: bytes) -> Token | None:
         """The file's state, or None where nobody can tell.  Raises SourceNotFound."""
@@ -248,6 +259,8 @@ class Helpers:
     async def extents(self, path: bytes, size: int) -> tuple[ExtentList, Token] | None:
         """All extents, or None where nobody can tell.  Raises SourceChanged, SourceNotFound."""
         async with self._mapping:
+            async with self._warming:
+                pass
             while (helper := self._idle.pop() if self._idle else await self._start()) is not None:
                 try:
                     found = await helper.extents(path, size)

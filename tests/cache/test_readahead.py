@@ -59,6 +59,37 @@ def test_the_window_is_that_of_the_fastest_stream(tmp_path: Path) -> None:
     with_cache(source, body, tmp_path, limit=1 << 30)
 
 
+def test_a_stream_is_asked_for_in_order(tmp_path: Path) -> None:
+    """A source that sends in the order of its requests must not send what is wanted first last."""
+    source = MemorySource(os.urandom(96 * MIB))
+
+    async def body(image: CachedImage, space: CacheSpace) -> None:
+        for offset in range(0, 64 * MIB, MIB):
+            if image.map.read(offset, MIB) is None:
+                await image.read(offset, MIB)
+            await settled()
+        ahead = [offset for offset, length in source.fetched if length > MIB]
+        assert len(ahead) > 20
+        assert ahead == sorted(ahead)
+
+    with_cache(source, body, tmp_path, limit=1 << 30)
+
+
+def test_a_whole_window_is_ahead_of_a_stream(tmp_path: Path) -> None:
+    """Whoever reads into the last window is not the one who waits for the next."""
+    source = MemorySource(os.urandom(96 * MIB))
+
+    async def body(image: CachedImage, space: CacheSpace) -> None:
+        for offset in range(0, 48 * MIB, MIB):
+            if image.map.read(offset, MIB) is None:
+                await image.read(offset, MIB)
+            await settled()
+            if offset > 16 * MIB:
+                assert max(at + length for at, length in source.fetched) >= offset + 16 * MIB
+
+    with_cache(source, body, tmp_path, limit=1 << 30)
+
+
 def test_a_stream_goes_over_holes(tmp_path: Path) -> None:
     """A megabyte of data every ten: the next data is where the stream goes on."""
     size, parts, content = 200 * MIB, [], bytearray()
