@@ -235,8 +235,6 @@ class SshFile:
         """A handle and the state of what it leads to, both of one file in one state."""
         for _ in range(TRIES):
             before = await self._look(session)
-            # Now it is known how long the line is, and whether more lanes are worth it.
-            in_background(session.lanes.widen())
             with file_errors(self.name):
                 file = await self._link.request(partial(self._open_in, session.lanes.first))
                 attrs, after = await asyncio.gather(

@@ -2,10 +2,10 @@
 
 A command is run there (see ssh_scripts): the first of python3, perl and qemu-img that answers.
 One process is kept for identities; maps have others, so that a long walk
-keeps nobody waiting.  To start one takes three round trips, so one of each kind is started with
-the connection.  No failure here is an error: without an answer the file is all data, and its
-identity is what SFTP tells.  Nothing that the server says is believed before it was checked: ranges
-ascend inside the size, an answer has an end, and lines and lists are bounded.
+keeps nobody waiting.  To start one takes three round trips, so where those are long one of each
+kind is started with the connection.  No failure here is an error: without an answer the file is all
+data, and its identity is what SFTP tells.  Nothing that the server says is believed before it was
+checked: ranges ascend inside the size, an answer has an end, and lines and lists are bounded.
 """
 
 from __future__ import annotations
@@ -218,14 +218,12 @@ class Helpers:
         self._mapping = asyncio.Semaphore(MAPS_AT_ONCE)
 
     async def warm_up(self) -> None:
-        """Start a process for identities and one for maps, so that the first need not wait."""
-        await asyncio.gather(self._warm_identities(), self._warm_maps())
-
-    async def _warm_identities(self) -> None:
+        """Start the process that tells identities, so that the first need not wait for it."""
         async with self._asking:
             self._kept = self._kept or await self._start()
 
-    async def _warm_maps(self) -> None:
+    async def warm_up_maps(self) -> None:
+        """Start a process for maps, which the first then need not wait for."""
         async with self._warming:
             helper = await self._start()
             if helper is not None:

@@ -32,7 +32,7 @@ from imgfs.errors import ImgfsError, LoginRefused, SourceTimeout, SourceUnreacha
 from imgfs.sources.ssh_errors import Broken, file_errors, login_errors
 from imgfs.sources.ssh_handles import Handles
 from imgfs.sources.ssh_helper import Helpers
-from imgfs.sources.ssh_lanes import Lanes
+from imgfs.sources.ssh_lanes import LONG_S, Lanes
 from imgfs.sources.ssh_login import Answers, options
 from imgfs.sources.ssh_settings import SshSettings
 from imgfs.url import SshUrl
@@ -45,6 +45,7 @@ SAFE_READ = 32 << 10  # what every SFTP server answers at once
 MOST_READ = 1 << 20  # more gains nothing and delays what is behind it
 FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 2.0
+SFTP_TRIPS = 4  # that it takes to start an SFTP client
 
 
 class Session:
@@ -208,9 +209,12 @@ class SshLink:
             connection = await self._log_in()
             helpers = Helpers(connection, self.settings, self.where)
             in_background(helpers.warm_up())
+            begun = self._loop.time()
             with login_errors(self.where):
                 async with asyncio.timeout(self.settings.timeout_s):
                     sftp = await connection.start_sftp_client(path_encoding=None)
+            if self._loop.time() - begun >= SFTP_TRIPS * LONG_S:
+                in_background(helpers.warm_up_maps())
         except BaseException as exc:
             if connection is not None:
                 connection.abort()
