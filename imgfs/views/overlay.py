@@ -253,6 +253,8 @@ class SnapshotView(OverlayView, Writable):
         except BaseException:
             self._dirty.fill(*taken, self.top.store)
             raise
+        # From now on an fsync with nothing to log is answered natively.
+        self._dirty.settle()
 
     async def frozen(self, freeze: Freeze) -> OverlayView:
         """The disk as it is now, which stays so; while nothing is written it is the same one.
