@@ -161,5 +161,10 @@ FAMILIES = (
     _counter(
         "fast_path_disk_waits", "Reads that waited for the disk.", _fast_path("waited_for_disk")
     ),
+    _counter("fast_path_writes", "Writes answered natively.", _fast_path("writes")),
+    _counter("fast_path_written_bytes", "Bytes of those.", _fast_path("bytes_written")),
+    _counter("fast_path_zeroes", "Holes punched and ranges zeroed.", _fast_path("zeroes")),
+    _counter("fast_path_syncs", "Syncs answered natively.", _fast_path("syncs")),
+    _counter("fast_path_spare_writes", "Writes by the spare threads.", _fast_path("handed_over")),
     _gauge("fast_path_queue_length", "Requests that wait for Python.", _fast_path("queue_length")),
 )

@@ -65,6 +65,11 @@ class FastPathStatus(TypedDict, total=False):
     parked: int  #: counter; reads that waited for blocks on their way
     interrupts: int  #: counter
     waited_for_disk: int  #: counter
+    writes: int  #: counter
+    bytes_written: int  #: counter
+    zeroes: int  #: counter; holes punched and ranges zeroed
+    syncs: int  #: counter
+    handed_over: int  #: counter; writes for which no request thread could be spared
 
 
 class MountStatus(TypedDict):

@@ -71,6 +71,11 @@ def status(**images: ImageStatus) -> MountStatus:
             "parked": 6,
             "interrupts": 7,
             "waited_for_disk": 8,
+            "writes": 23,
+            "bytes_written": 24,
+            "zeroes": 25,
+            "syncs": 26,
+            "handed_over": 27,
         },
     }
 
@@ -136,6 +141,11 @@ def test_whole_text() -> None:
         "fast_path_parked_total": 6,
         "fast_path_interrupts_total": 7,
         "fast_path_disk_waits_total": 8,
+        "fast_path_writes_total": 23,
+        "fast_path_written_bytes_total": 24,
+        "fast_path_zeroes_total": 25,
+        "fast_path_syncs_total": 26,
+        "fast_path_spare_writes_total": 27,
     }.items():
         expected[f"imgfs_{name}", frozenset()] = value
     assert found == expected

@@ -32,7 +32,8 @@ def seek(fd: int, offset: int, whence: int) -> int:
 def test_tree_and_bytes(mount: Mounter, sparse: Path) -> None:
     m = mount(sparse)
     assert sorted(p.name for p in m.point.iterdir()) == [
-        ".imgfs", "disk.raw", "extents.json", "original",
+        ".imgfs", "disk.qcow2", "disk.raw", "disk.stream.vmdk", "disk.vdi", "disk.vhd",
+        "disk.vhdx", "disk.vmdk", "extents.json", "original", "snapshots",
     ]  # fmt: skip
     raw = m.point / "disk.raw"
     assert raw.read_bytes() == sparse.read_bytes()
