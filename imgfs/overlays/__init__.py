@@ -24,7 +24,9 @@ What a crash leaves.  A block of `data` holds bytes of that same block of the di
   synced, sector by sector, as the disk below `data` leaves it;
 - punching a block before the batch that calls it ZERO is there shows zeroes early, which is what
   was written later; data in a block that a batch still calls ZERO shows the zeroes, which were
-  synced.
+  synced;
+- `data` is never shorter than the log says: growing makes `data` longer before the log hears of it,
+  shrinking makes it shorter afterwards.
 
 So each sector is the base's, the last synced one, or one written later.
 """

@@ -34,13 +34,16 @@ class Layer:
         self._log = log
         content = path.joinpath("log").read_bytes()
         batches, self._end, self.size = decode(content, str(path / "log"))
-        if os.fstat(data).st_size < self.size:
-            raise CorruptSnapshot(f"{path / 'data'}: is shorter than the disk")
-        self.store = _map.Store(data, max(self.size, os.fstat(data).st_size), whole=True)
+        longest = max((batch.size for batch in batches), default=0)
+        self.store = _map.Store(data, max(self.size, longest), whole=True)
         self.state = _map.SegmentMap(self.size)
         self._sequence = len(batches)
+        self._is_lost = False
         for batch in batches:
             self._apply(batch)
+        if os.fstat(data).st_size < self.size:
+            raise CorruptSnapshot(f"{path / 'data'}: is shorter than the disk of {self.size} bytes")
+        self.store.resize(self.size)
 
     @property
     def is_empty(self) -> bool:
@@ -64,16 +67,31 @@ class Layer:
         return os.fstat(self.data).st_blocks * 512
 
     def resize(self, size: int) -> None:
-        """Make `data` as long, and drop what lies beyond; the log hears of it at `commit`."""
-        os.ftruncate(self.data, size)
+        """Make `data` as long, and drop what lies beyond.
+
+        The log hears of growth at `commit`, and of shrinking before, so that `data` is never
+        shorter than it says.
+        """
+        if size < self.size:
+            self._append(Batch(self._sequence + 1, size, array("Q")))
         self.store.resize(size)
+        os.ftruncate(self.data, size)
 
     def commit(self, ranges: Ranges, size: int) -> None:
         """Make the ranges durable, whose bytes have been written: the fsync of a snapshot.
 
         Raises OSError; then nothing has changed that a later commit does not mend.
         """
-        os.fdatasync(self.data)
+        if self._is_lost:
+            raise OSError(
+                errno.EIO, "what was written may be lost since the disk failed; open it anew"
+            )
+        try:
+            os.fdatasync(self.data)
+        except OSError:
+            # Linux tells of it once, and takes the pages for clean from then on.
+            self._is_lost = True
+            raise
         records = array("Q")
         for start, end, kind in zip(*ranges, strict=True):
             records.extend((start, end, Kind.DATA if kind == _map.STORE else Kind.ZERO))
@@ -98,14 +116,17 @@ class Layer:
         self._sequence = batch.sequence
         self._apply(batch)
         if self._end > _COMPACT and self._end > _SLACK * 24 * len(self.state):
-            with contextlib.suppress(OSError):  # a full disk: it stays as long as it is
+            try:
                 self._compact()
+            except OSError:
+                # A full disk: it stays as long as it is.  If it was replaced and only its name could
+                # not be forced out, nobody knows which of the two a crash leaves.
+                there = self.path.joinpath("log").stat().st_ino
+                self._is_lost = there != os.fstat(self._log).st_ino
 
     def _apply(self, batch: Batch) -> None:
         if self.state.size != batch.size:
             self.state.resize(batch.size)
-        if self.store.size < batch.size:
-            raise CorruptSnapshot(f"{self.path / 'data'}: is shorter than the disk")
         self.size = batch.size
         for start, end, kind in batch:
             if kind == Kind.DATA:
@@ -192,6 +213,8 @@ def _write_new(path: Path, content: bytes) -> int:
         sync_directory(path.parent)
     except BaseException:
         os.close(fd)
+        with contextlib.suppress(OSError):
+            fresh.unlink()
         raise
     return fd
 
