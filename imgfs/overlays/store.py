@@ -282,7 +282,9 @@ class SnapshotStore:
     def _locked(self) -> Iterator[None]:
         self.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in (self.directory, self.directory / "layers"):
-            path.mkdir(mode=0o700, exist_ok=True)
+            if not path.is_dir():
+                path.mkdir(mode=0o700, exist_ok=True)
+                sync_directory(path.parent)
         fd = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)

@@ -1,0 +1,173 @@
+"""Run by test_power_loss: random work on snapshots, in one thread, that says what it does.
+
+`python -m tests.overlays.writer ROOT MARKS SEED STEPS` writes a line of JSON to MARKS before each
+step ("will"), and after it ("did").
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import sys
+from pathlib import Path
+
+from imgfs._native import _map
+from imgfs.overlays.layer import Layer
+from imgfs.overlays.store import Base, SnapshotPath, SnapshotStore
+
+SECTOR, BLOCK = 512, 4096
+SIZE = 24 * BLOCK
+MOST = 32 * BLOCK
+BASE = Base("file:///d/disk.img", SIZE, "raw", "stat", "1")
+
+
+def content(version: int) -> bytes:
+    """A sector's bytes in this version of it; 0 is zeroes."""
+    return version.to_bytes(4, "little") * (SECTOR // 4)
+
+
+class Disk:
+    """A snapshot's disk, open for writing, as a view has it; it never reads what is below."""
+
+    def __init__(self, layers: list[Layer]) -> None:
+        self.layers = layers
+        self.size = layers[0].size
+        self.map = _map.SegmentMap(self.size)
+        for layer in layers:
+            self.map.fill(*layer.ranges(), layer.store)
+        self.dirty = _map.SegmentMap(self.size)
+        self.map.set_target(layers[0].store, self.dirty)
+
+    def resize(self, size: int) -> None:
+        if size > self.size:
+            self.layers[0].resize(size)
+            self.map.resize(size)
+        else:
+            self.map.resize(size)
+            self.layers[0].resize(size)
+        self.size = size
+
+    def commit(self) -> None:
+        self.layers[0].commit(self.dirty.take(), self.size)
+
+    def put_over(self, fresh: Layer) -> None:
+        self.layers.insert(0, fresh)
+        self.dirty = _map.SegmentMap(self.size)
+        self.map.set_target(fresh.store, self.dirty)
+
+    def close(self) -> None:
+        self.map.set_target(None)
+        for layer in self.layers:
+            layer.close()
+
+
+class Writer:
+    def __init__(self, root: Path, marks: int, seed: int) -> None:
+        self.store = SnapshotStore(BASE.url, root)
+        self.open: dict[SnapshotPath, Disk] = {}
+        self.sizes: dict[SnapshotPath, int] = {}
+        self.random = random.Random(seed)
+        self.marks = marks
+        self.version = 0
+
+    def mark(self, *words: object) -> None:
+        os.write(self.marks, json.dumps(words).encode() + b"\n")
+
+    def step(self, what: str) -> None:
+        some = sorted(self.sizes)
+        path = self.random.choice(some) if some else None
+        if what == "create":
+            parent = path if path is not None and self.random.random() < 0.6 else ()
+            self.create((*parent, f"s{self.version}"))
+        elif path is not None:
+            getattr(self, what)(path)
+        self.version += 1
+
+    def disk(self, path: SnapshotPath) -> Disk:
+        if path not in self.open:
+            self.open[path] = Disk(self.store.open_layers(self.store.get(path), writable=True))
+        return self.open[path]
+
+    def create(self, path: SnapshotPath) -> None:
+        above = self.open.get(path[:-1])
+        if above is not None:
+            self.commit(path[:-1])
+        size = self.sizes.get(path[:-1], SIZE)
+        self.mark("will", "create", path, size)
+        fresh = self.store.create(path, BASE, size, above and above.layers[0])
+        self.mark("did")
+        if above is not None and fresh is not None:
+            above.put_over(fresh)
+        self.sizes[path] = size
+
+    def write(self, path: SnapshotPath) -> None:
+        disk = self.disk(path)
+        first = self.random.randrange(disk.size // BLOCK)
+        count = min(self.random.randint(1, 4), disk.size // BLOCK - first)
+        self.mark("will", "write", path, first * 8, (first + count) * 8, self.version + 1)
+        assert disk.map.write(first * BLOCK, content(self.version + 1) * (count * 8))
+        self.mark("did")
+
+    def zero(self, path: SnapshotPath) -> None:
+        disk = self.disk(path)
+        first = self.random.randrange(disk.size // BLOCK)
+        count = min(self.random.randint(1, 6), disk.size // BLOCK - first)
+        self.mark("will", "write", path, first * 8, (first + count) * 8, 0)
+        assert disk.map.zero(first * BLOCK, (first + count) * BLOCK)
+        self.mark("did")
+
+    def resize(self, path: SnapshotPath) -> None:
+        size = self.random.randrange(4, MOST // BLOCK) * BLOCK
+        disk = self.disk(path)
+        self.mark("will", "resize", path, size)
+        disk.resize(size)
+        self.mark("did")
+        self.sizes[path] = size
+
+    def commit(self, path: SnapshotPath) -> None:
+        disk = self.disk(path)
+        self.mark("will", "commit", path)
+        disk.commit()
+        self.mark("did")
+
+    def close(self, path: SnapshotPath) -> None:
+        if path in self.open:
+            self.commit(path)
+            self.open.pop(path).close()
+
+    def rename(self, path: SnapshotPath) -> None:
+        for each in sorted(self.sizes):
+            if each[: len(path)] == path:
+                self.close(each)
+        name = f"r{self.version}"
+        self.mark("will", "rename", path, name)
+        self.store.rename(path, name)
+        self.mark("did")
+        for each in sorted(self.sizes):
+            if each[: len(path)] == path:
+                self.sizes[(*path[:-1], name, *each[len(path) :])] = self.sizes.pop(each)
+
+    def delete(self, path: SnapshotPath) -> None:
+        if any(each[: len(path)] == path and each != path for each in self.sizes):
+            return
+        self.close(path)
+        self.mark("will", "delete", path)
+        self.store.delete(path)
+        self.mark("did")
+        del self.sizes[path]
+
+
+STEPS = ["write"] * 8 + ["zero"] * 3 + ["commit"] * 4 + ["create"] * 2
+STEPS += ["resize", "rename", "delete", "close"]
+
+
+def main() -> None:
+    root, marks, seed, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+    writer = Writer(root, os.open(marks, os.O_WRONLY | os.O_CREAT, 0o600), seed)
+    for _ in range(steps):
+        writer.step(writer.random.choice(STEPS))
+
+
+if __name__ == "__main__":
+    main()
