@@ -119,8 +119,8 @@ class Layer:
             try:
                 self._compact()
             except OSError:
-                # A full disk: it stays as long as it is.  If it was replaced and only its name could
-                # not be forced out, nobody knows which of the two a crash leaves.
+                # A full disk: it stays as long as it is.  If it was replaced, and only its name
+                # could not be forced out, nobody knows which of the two a crash leaves.
                 there = self.path.joinpath("log").stat().st_ino
                 self._is_lost = there != os.fstat(self._log).st_ino
 
