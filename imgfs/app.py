@@ -141,6 +141,31 @@ async def open_source(text: str, options: Options) -> AsyncIterator[Source]:
         raise sole(group) from None
 
 
+@asynccontextmanager
+async def open_disk(text: str, options: Options) -> AsyncIterator[tuple[str, Chain]]:
+    """The disk in a source, for as long as the block runs, and the source as it is shown."""
+    where = parse(text)
+    text = _absolute(where) if isinstance(where, str) else text
+    try:
+        async with trio.open_nursery() as nursery:
+            sources = Sources(options, nursery)
+
+            async def open_source(wanted: Wanted) -> Source:
+                return await sources.open(wanted.text, wanted.options)
+
+            stored = StoredViews(open_source)
+            try:
+                view = await stored.get(Wanted(text, options, Policy()))
+                yield shown_source(text), await stored.chain(view.name, view, options.format)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await stored.aclose()
+                    await sources.aclose()
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
+
+
 class Caches:
     """What the images of a mount share: the cache's place on disk, and its limit."""
 
@@ -387,6 +412,12 @@ def _forget_name(parent: int, name: bytes) -> None:
 def _shown(where: SshUrl | ObjectUrl | NbdUrl | NbdCommand) -> str:
     """A command's arguments are nobody else's business."""
     return where.name if isinstance(where, NbdCommand) else where.text
+
+
+def shown_source(text: str) -> str:
+    """What a person named, as it is shown: absolute, and without a secret.  Raises UsageError."""
+    where = parse(text)
+    return _absolute(where) if isinstance(where, str) else _shown(where)
 
 
 def _absolute(path: str) -> str:

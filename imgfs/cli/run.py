@@ -8,10 +8,11 @@ from typing import TypeVar
 
 import trio
 
-from imgfs.app import open_source
+from imgfs.app import open_disk, open_source
 from imgfs.cli.terminal import Terminal, is_there
 from imgfs.config import Options
 from imgfs.sources.base import Source
+from imgfs.views.opening import Chain
 
 Result = TypeVar("Result")
 
@@ -19,14 +20,30 @@ Result = TypeVar("Result")
 def with_source(text: str, options: Options, look: Callable[[Source], Awaitable[Result]]) -> Result:
     """Open the source that a person named, and return what `look` finds in it."""
 
-    async def work() -> Result:
+    async def work(options: Options) -> Result:
         async with open_source(text, options) as source:
             return await look(source)
 
+    return _run(work, options)
+
+
+def with_disk(
+    text: str, options: Options, look: Callable[[str, Chain], Awaitable[Result]]
+) -> Result:
+    """As `with_source`, with the source as it is shown, and the disk in it."""
+
+    async def work(options: Options) -> Result:
+        async with open_disk(text, options) as (url, chain):
+            return await look(url, chain)
+
+    return _run(work, options)
+
+
+def _run(work: Callable[[Options], Awaitable[Result]], options: Options) -> Result:
     asking = Terminal()
     if is_there():
         options = replace(options, prompt=asking.ask)
     try:
-        return trio.run(work)
+        return trio.run(work, options)
     finally:
         asking.close()

@@ -141,6 +141,24 @@ class SnapshotStore:
                 return each
         raise SnapshotNotFound(f"{self.url}: has no snapshot {'/'.join(path)}")
 
+    def size_of(self, path: SnapshotPath) -> int:
+        """Bytes of its disk.  Raises SnapshotNotFound."""
+        layers = self.open_layers(self.get(path), writable=False)
+        try:
+            return layers[0].size
+        finally:
+            for layer in layers:
+                layer.close()
+
+    def own_bytes(self, snapshot: Snapshot) -> int:
+        """What it takes on disk, without what others stand on too, as far as that can be seen."""
+        total = 0
+        for name in snapshot.layers:
+            if not self.is_shared(name, snapshot.path):
+                with contextlib.suppress(OSError):
+                    total += (self._layer_path(name) / "data").stat().st_blocks * 512
+        return total
+
     def has_any(self) -> bool:
         return bool(self.snapshots())
 

@@ -12,8 +12,7 @@ import trio
 
 from imgfs import mapjson
 from imgfs.errors import ImgfsError, SourceChanged, SourceUnreachable
-from imgfs.overlays.store import Base, base_of
-from imgfs.sources.base import Identity
+from imgfs.overlays.store import Base
 from imgfs.sources.patience import patiently
 from imgfs.status import ImageStatus, State
 from imgfs.tree.formats import FORMATS, FormatNodes, Shown
@@ -137,17 +136,15 @@ class ImageNodes:
     async def _shown(self) -> Shown:
         disk = await self.opened_disk()
         assert self._chain is not None
-        identity = _identity(self._chain)
+        identity = self._chain.identity
         known = f"{self.url} {disk.size}" if identity is None else identity.token
         return Shown(disk, known)
 
     async def _base(self) -> tuple[View, Base]:
         """The disk that snapshots are of, and what tells it from others."""
         disk = await self.opened_disk()
-        chain = self._chain
-        assert chain is not None
-        formats = "+".join(chain.formats)
-        return disk, base_of(self.url, disk.size, formats, _identity(chain))
+        assert self._chain is not None
+        return disk, self._chain.base(self.url)
 
     def _backing(self) -> tuple[str, str]:
         assert self._chain is not None
@@ -261,12 +258,3 @@ class ImageNodes:
             "errors": sum(view.answered.errors for view in views),
             "last_error": self._failed or (failed[0] if failed else ""),
         }
-
-
-def _identity(chain: Chain) -> Identity | None:
-    """Of all the files that the disk is in; None where one of them has none."""
-    found = [file.source.stat.identity for file in chain.files]
-    known = [identity for identity in found if identity is not None]
-    if len(known) < len(found):
-        return None
-    return Identity("+".join(i.kind for i in known), "+".join(i.token for i in known))

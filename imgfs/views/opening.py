@@ -9,6 +9,8 @@ from importlib import import_module
 from imgfs.errors import CorruptImage, UnsupportedFeature
 from imgfs.formats.disk import Disk
 from imgfs.formats.probe import RAW, probe
+from imgfs.overlays.store import Base, base_of
+from imgfs.sources.base import Identity
 from imgfs.steps import Steps
 from imgfs.views.decoded import DecodedView, Layer
 from imgfs.views.drive import drive
@@ -37,6 +39,19 @@ class Chain:
     layers: tuple[Layer, ...]
     formats: tuple[str, ...]
     files: tuple[RawView, ...]  #: all that are read for it
+
+    @property
+    def identity(self) -> Identity | None:
+        """Of all the files that the disk is in; None where one of them has none."""
+        found = [file.source.stat.identity for file in self.files]
+        known = [identity for identity in found if identity is not None]
+        if len(known) < len(found):
+            return None
+        return Identity("+".join(i.kind for i in known), "+".join(i.token for i in known))
+
+    def base(self, url: str) -> Base:
+        """What snapshots of it are of.  Raises NotPermitted when it has no identity."""
+        return base_of(url, self.disk.size, "+".join(self.formats), self.identity)
 
 
 async def open_chain(

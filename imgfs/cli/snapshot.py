@@ -1,0 +1,175 @@
+"""`imgfs snapshot list|create|delete|export`: snapshots without a mount.
+
+A snapshot's name is as its path in a mount: `x`, or `x/y` for y in x's snapshots/.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import click
+import trio
+
+from imgfs.app import shown_source
+from imgfs.cli.run import with_disk
+from imgfs.config import Options, parse_options
+from imgfs.errors import ImgfsError, UsageError
+from imgfs.overlays.store import SnapshotPath, SnapshotStore, stores
+from imgfs.units import format_size
+from imgfs.views.delta import delta
+from imgfs.views.opening import Chain
+from imgfs.views.overlay import OverlayView
+from imgfs.views.view import View
+
+_PIECE = 1 << 20
+_options = click.option("-o", "options", multiple=True, help="As of `imgfs mount`.")
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """One line of `list`; `used` is bytes on disk of the snapshot's own writes."""
+
+    source: str
+    name: str
+    created: int
+    used: int
+
+
+@click.group("snapshot")
+def command() -> None:
+    """List, take, delete and export snapshots; no mount is needed."""
+
+
+@command.command("list")
+@click.argument("source", required=False)
+@click.option("--json", "as_json", is_flag=True, help="For programs.")
+def list_command(source: str | None, as_json: bool) -> None:
+    """The snapshots of SOURCE, or of all sources."""
+    with _plainly():
+        known = stores() if source is None else [SnapshotStore(shown_source(source))]
+        found = [
+            Listed(store.url, "/".join(each.path), each.created, store.own_bytes(each))
+            for store in known
+            for each in store.snapshots()
+        ]
+    if as_json:
+        rows = [{name: getattr(each, name) for name in Listed.__slots__} for each in found]
+        click.echo(json.dumps(rows, indent=2))
+        return
+    for each in found:
+        when = time.strftime("%F %R", time.localtime(each.created))
+        click.echo(f"{when}  {format_size(each.used):>10}  {each.name}  of {each.source}")
+
+
+@command.command("create")
+@click.argument("source")
+@click.argument("name")
+@_options
+def create_command(source: str, name: str, options: tuple[str, ...]) -> None:
+    """Take snapshot NAME of SOURCE, or x/y: of its snapshot x."""
+    path = _path(name)
+
+    async def create(url: str, chain: Chain) -> None:
+        store = SnapshotStore(url)
+        with _plainly():
+            size = chain.disk.size if len(path) == 1 else store.size_of(path[:-1])
+            await trio.to_thread.run_sync(store.create, path, chain.base(url), size)
+
+    with_disk(source, parse_options(options), create)
+
+
+@command.command("delete")
+@click.argument("source")
+@click.argument("name")
+def delete_command(source: str, name: str) -> None:
+    """Delete snapshot NAME of SOURCE, which need not be reachable."""
+    with _plainly():
+        SnapshotStore(shown_source(source)).delete(_path(name))
+
+
+@command.command("export")
+@click.argument("source")
+@click.argument("name")
+@click.argument("file", type=click.Path(path_type=Path))
+@_options
+def export_command(source: str, name: str, file: Path, options: tuple[str, ...]) -> None:
+    """Write what snapshot NAME changes to FILE, a qcow2 whose backing file is SOURCE."""
+
+    async def export(disk: OverlayView, url: str, chain: Chain) -> None:
+        shown = " ".join((url, *(layer.path.name for layer in disk.layers)))
+        view = await delta(disk, file.name, shown, url, chain.formats[0])
+        await _write(view, file)
+
+    _with_snapshot(source, _path(name), parse_options(options), export)
+
+
+def _with_snapshot(
+    source: str,
+    path: SnapshotPath,
+    options: Options,
+    work: Callable[[OverlayView, str, Chain], Awaitable[None]],
+) -> None:
+    """The snapshot's disk, which nobody writes meanwhile.  Raises Busy when somebody does."""
+
+    async def run(url: str, chain: Chain) -> None:
+        store = SnapshotStore(url)
+        with _plainly():
+            await trio.to_thread.run_sync(store.check_base, chain.base(url))
+            snapshot = await trio.to_thread.run_sync(store.get, path)
+            layers = await trio.to_thread.run_sync(
+                partial(store.open_layers, snapshot, writable=True)
+            )
+        disk = OverlayView("/".join(path), layers[0].size, layers, chain.disk)
+        try:
+            await work(disk, url, chain)
+        finally:
+            with trio.CancelScope(shield=True):
+                await disk.aclose()
+
+    with_disk(source, options, run)
+
+
+async def _write(view: View, file: Path) -> None:
+    """The view as a file that is there as a whole, or not at all."""
+    from rich.progress import Progress
+
+    part = file.with_name(f".{file.name}.part")
+    extents = await view.extents(0, view.size)
+    with _plainly(), part.open("wb", buffering=0) as out, Progress(transient=True) as progress:
+        try:
+            bar = progress.add_task(file.name, total=extents.stored_bytes())
+            await trio.to_thread.run_sync(out.truncate, view.size)
+            for start, end in extents.data_ranges():
+                for at in range(start, end, _PIECE):
+                    length = min(_PIECE, end - at)
+                    data = await view.read(at, length)
+                    await trio.to_thread.run_sync(os.pwrite, out.fileno(), data, at)
+                    progress.advance(bar, length)
+            await trio.to_thread.run_sync(os.fsync, out.fileno())
+            part.rename(file)
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+
+
+def _path(name: str) -> SnapshotPath:
+    path = tuple(name.split("/"))
+    if not all(path) or any(each in (".", "..") for each in path):
+        raise UsageError(f"{name!r}: not a snapshot's name; write x, or x/y for y in x's snapshots")
+    return path
+
+
+@contextlib.contextmanager
+def _plainly() -> Iterator[None]:
+    """Errors of the system as one line."""
+    try:
+        yield
+    except OSError as exc:
+        raise ImgfsError(f"{exc.filename or 'snapshots'}: {exc.strerror}") from exc

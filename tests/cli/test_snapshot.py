@@ -1,0 +1,126 @@
+"""`imgfs snapshot`: what a shell does with snapshots while nothing is mounted."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Mount, imgfs, mount, sparse
+
+__all__ = ["mount", "sparse"]  # fixtures
+Mounter = Callable[..., Mount]
+MIB = 1 << 20
+
+
+def snapshot(*words: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "imgfs.cli.main", "snapshot", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=check)
+
+
+def qemu_img(*words: str | Path) -> str:
+    command = ["qemu-img", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    return tmp_path / "state/imgfs"
+
+
+def names(source: Path) -> list[str]:
+    return [each["name"] for each in json.loads(snapshot("list", source, "--json").stdout)]
+
+
+def put(path: Path, offset: int, data: bytes) -> None:
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        assert os.pwrite(fd, data, offset) == len(data)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def test_without_a_mount(sparse: Path, state: Path) -> None:
+    assert snapshot("list").stdout == ""
+    snapshot("create", sparse, "x")
+    snapshot("create", sparse, "x/y")
+    assert names(sparse) == ["x", "x/y"]
+    assert f"x/y  of {sparse}\n" in snapshot("list").stdout
+    refused = snapshot("create", sparse, "x", check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "has a snapshot x already" in refused.stderr
+    refused = snapshot("delete", sparse, "x", check=False)
+    assert refused.stderr == f"imgfs: {sparse}: x has snapshots itself\n"
+    sparse.unlink()
+    snapshot("delete", sparse, "x/y")
+    snapshot("delete", sparse, "x")
+    assert names(sparse) == []
+    assert list(state.glob("*/layers/*")) == []
+
+
+@pytest.mark.parametrize("name", ["", "x/", "/x", "a//b", "..", "x/."])
+def test_names_that_cannot_be(sparse: Path, name: str) -> None:
+    refused = snapshot("create", sparse, name, check=False)
+    assert (refused.returncode, "not a snapshot's name" in refused.stderr) == (1, True)
+
+
+def test_what_a_mount_made_and_back(mount: Mounter, sparse: Path, tmp_path: Path) -> None:
+    snapshot("create", sparse, "x")
+    m = mount(sparse)
+    raw = m.point / "snapshots/x/x.raw"
+    put(raw, 3 * MIB + 5, b"changed")
+    held = snapshot("create", sparse, "x/y", check=False)
+    assert f"in process {m.pid}" in held.stderr
+    assert imgfs("umount", m.point, timeout=60).returncode == 0
+    snapshot("create", sparse, "x/y")
+    m = mount(sparse)
+    inner = m.point / "snapshots/x/snapshots/y/y.raw"
+    with inner.open("rb") as file:
+        file.seek(3 * MIB)
+        assert file.read(12) == bytes(5) + b"changed"
+    assert imgfs("umount", m.point, timeout=60).returncode == 0
+
+
+def test_export(mount: Mounter, sparse: Path, tmp_path: Path) -> None:
+    snapshot("create", sparse, "x")
+    m = mount(sparse)
+    raw = m.point / "snapshots/x/x.raw"
+    put(raw, 10 * MIB, os.urandom(100_000))
+    subprocess.run(["fallocate", "-p", "-o", "5M", "-l", "1M", raw], check=True, timeout=20)
+    copy = tmp_path / "copy.raw"
+    subprocess.run(["cp", raw, copy], check=True, timeout=60)
+    assert imgfs("umount", m.point, timeout=60).returncode == 0
+    file = tmp_path / "x.qcow2"
+    snapshot("export", sparse, "x", file)
+    assert "No errors" in qemu_img("check", file)
+    info = json.loads(qemu_img("info", "--output=json", file))
+    assert (info["backing-filename"], info["backing-filename-format"]) == (str(sparse), "raw")
+    assert file.stat().st_blocks * 512 < MIB
+    assert "identical" in qemu_img("compare", "-F", "raw", file, copy)
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_export_to_where_there_is_no_room(sparse: Path) -> None:
+    snapshot("create", sparse, "x")
+    refused = snapshot("export", sparse, "x", "/proc/x.qcow2", check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "/proc/.x.qcow2.part" in refused.stderr
+    refused = snapshot("export", sparse, "nothing", "/proc/x.qcow2", check=False)
+    assert refused.stderr == f"imgfs: {sparse}: has no snapshot nothing\n"
+
+
+def test_another_base(sparse: Path, tmp_path: Path) -> None:
+    snapshot("create", sparse, "x")
+    os.utime(sparse)
+    refused = snapshot("export", sparse, "x", tmp_path / "x.qcow2", check=False)
+    assert "is not what its snapshots were taken of" in refused.stderr
+    refused = snapshot("create", sparse, "z", check=False)
+    assert "is not what its snapshots were taken of" in refused.stderr
+    assert names(sparse) == ["x"]
