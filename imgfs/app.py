@@ -22,7 +22,7 @@ from imgfs.cache.directory import default_limit, make_root, sweep
 from imgfs.cache.space import CacheSpace
 from imgfs.config import Options
 from imgfs.errors import CacheError, UsageError, sole
-from imgfs.sources.base import Source
+from imgfs.sources.base import Source, WritableSource
 from imgfs.sources.file import open_file
 from imgfs.sources.listing import Listed, Listing, LocalListing
 from imgfs.status import CacheStatus, FastPathStatus, MountStatus
@@ -36,6 +36,7 @@ from imgfs.url import ObjectUrl, SshUrl, parse
 from imgfs.url_nbd import NbdCommand, NbdUrl
 from imgfs.views.opening import Chain
 from imgfs.views.raw import RawView
+from imgfs.views.through import StoredView, ThroughView
 
 if TYPE_CHECKING:
     from imgfs import configfile
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHECK_S = 5.0
+_ONLY_READ = "http and S3 can only be read; mount it without write=through"
 
 
 class Sources:
@@ -71,8 +73,10 @@ class Sources:
         options = options or self._options
         where = parse(text)
         if isinstance(where, str):
-            return await open_file(where, extents=options.extents)
+            return await open_file(where, extents=options.extents, write=options.write_through)
         if isinstance(where, ObjectUrl):
+            if options.write_through:
+                raise UsageError(f"{where.text}: {_ONLY_READ}")
             from imgfs.sources.objects import open_object
 
             return await open_object(where, options.objects(), self._asyncio())
@@ -83,7 +87,7 @@ class Sources:
             if isinstance(where, NbdUrl):
                 return await open_nbd(where, settings, self._nursery)
             return await open_command(where, directory or self._directory, settings, self._nursery)
-        return await self._ssh().open(where, options.ssh())
+        return await self._ssh().open(where, options.ssh(), write=options.write_through)
 
     async def listing(self, text: str) -> Listing | None:
         """The directory that this names, or None when it names an image.  Raises UsageError."""
@@ -93,6 +97,8 @@ class Sources:
         if isinstance(where, NbdUrl | NbdCommand) or not where.is_directory:
             return None
         if isinstance(where, ObjectUrl):
+            if self._options.write_through:
+                raise UsageError(f"{where.text}: {_ONLY_READ}")
             from imgfs.sources.objects_listing import ObjectListing
 
             return ObjectListing(where, self._options.objects(), self._asyncio())
@@ -218,7 +224,7 @@ class Mount:
         self._sources = sources
         self._caches = Caches(options)
         self._nursery = nursery
-        self._stored = StoredViews(self._open_source, self._open_cache)
+        self._stored = StoredViews(self._open_source, self._open_cache, self._make_view)
         self._is_open = False
         self.tree = Tree()
         self._root = self.tree.add(None, b"", children={})
@@ -249,7 +255,14 @@ class Mount:
         listing = await self._sources.listing(self._text)
         if listing is not None:
             self.url = listing.url
-            listed = ListedImages(self.tree, self._root, listing, self._listed_image, _forget_name)
+            listed = ListedImages(
+                self.tree,
+                self._root,
+                listing,
+                self._listed_image,
+                _forget_name,
+                write=self._options.write_through,
+            )
             self._images = listed
             if not lazy:
                 await listed.refresh()
@@ -312,10 +325,10 @@ class Mount:
         wanted = Wanted(text, options, policy, directory)
         pinned = options.format
 
-        async def open_stored() -> RawView:
+        async def open_stored() -> StoredView:
             return await self._stored.get(wanted)
 
-        async def open_disk(stored: RawView) -> Chain:
+        async def open_disk(stored: StoredView) -> Chain:
             # Once probed it stays: or else a raw guest could write itself another format's header.
             nonlocal pinned
             chain = await self._stored.chain(name, stored, pinned)
@@ -343,6 +356,12 @@ class Mount:
     async def _open_cache(self, source: Source, policy: Policy) -> CachedImage:
         cached: CachedImage = await self._nursery.start(self._caches.hold, source, policy)
         return cached
+
+    def _make_view(self, source: Source, cache: CachedImage | None, policy: Policy) -> StoredView:
+        if not isinstance(source, WritableSource) or not source.is_writable:
+            return RawView(source, cache)
+        again = None if cache is None else partial(self._open_cache, policy=policy)
+        return ThroughView(source, cache, again, self._nursery, hard=policy.hard)
 
     def _invalidate(self, inode: int) -> None:
         import pyfuse3
@@ -374,6 +393,10 @@ class Mount:
                 log.info("%s: was read again", self.url)
             except UsageError as exc:
                 log.error("%s; the mount stays as it is", exc)
+
+    async def finish(self) -> None:
+        """See that all that was written is durable; raises the first error, and logs each."""
+        await self._stored.finish()
 
     async def aclose(self) -> None:
         """Make durable what was written, and close all.  Before this the sources must be there."""
@@ -463,10 +486,13 @@ async def run_mount(
             session.mount(operations, mountpoint, mount.url, options)
             await session.serve(operations, mountpoint, background, stop)
         finally:
-            nursery.cancel_scope.cancel()
             with trio.CancelScope(shield=True):
-                await mount.aclose()
-                await sources.aclose()
+                try:
+                    await mount.finish()
+                finally:
+                    nursery.cancel_scope.cancel()
+                    await mount.aclose()
+                    await sources.aclose()
     if not was_ready:
         raise stop.error()
 

@@ -49,10 +49,16 @@ class Options:
     format: str | None = None  #: of the image; None: what its content says
     #: where the file is that the image names: a source, or `any` to follow the name anywhere
     backing: str | None = field(default=None, repr=False)
+    write: bool = False  #: write=through: what is written goes to the source
     #: of http and S3, where a file says more than the environment
     object_settings: ObjectSettings | None = field(default=None, repr=False)
     #: how to ask the person, while the mount is not ready
     prompt: Prompt | None = field(default=None, compare=False, repr=False)
+
+    @property
+    def write_through(self) -> bool:
+        """Are sources opened for writing?"""
+        return self.write and not self.read_only
 
     def ssh(self) -> SshSettings:
         """The part that is about ssh."""
@@ -75,7 +81,12 @@ class Options:
 
     def nbd(self) -> NbdSettings:
         """The part that is about NBD."""
-        return NbdSettings(timeout_s=self.timeout, extents=self.extents, pin=self.identity)
+        return NbdSettings(
+            timeout_s=self.timeout,
+            extents=self.extents,
+            pin=self.identity,
+            write=self.write_through,
+        )
 
 
 def _number(name: str, value: str) -> int:
@@ -128,6 +139,8 @@ def parse_options(texts: tuple[str, ...]) -> Options:
             values[name] = format_name(value)
         elif name in ("identity", "backing") and value:
             values[name] = value
+        elif item == "write=through":
+            values[name] = True
         elif name in ("uid", "gid", "threads", "timeout"):
             values[name] = _number(name, value)
         elif _SECRETS.fullmatch(name):

@@ -90,6 +90,7 @@ class ImageSettings:
     hard: bool | None = None  #: wait for an absent server for ever
     #: the person's word that the image is the same for as long as this is
     identity: str | None = None
+    write: str | None = None  #: `through`: what is written goes to the source
     known_hosts: str | None = None  #: absolute path
     key: str | None = None  #: ssh's private key file, an absolute path
     config: str | None = None  #: of ssh, an absolute path
@@ -109,6 +110,7 @@ class ImageSettings:
             "hard": self.hard,
             "identity": self.identity,
             "prefetch": self.prefetch,
+            "write": True if self.write is not None else None,
         }
         options = replace(options, **_without_none(said))
         return replace(options, prefetch=None) if options.prefetch == PREFETCH_OFF else options
@@ -277,6 +279,8 @@ class _Reader:
             values["command"] = tuple(values["command"])
         else:
             refuse(at, None, "has no source")
+        if "write" in values and _is_object(str(values.get("source", ""))):
+            refuse(at, "write", "http and S3 can only be read")
         if re.match(r"~|\.{0,2}/", values.get("identity", "")):
             refuse(at, "identity", "is any text that names the image's state; an ssh key is: key")
         if "s3" in values:
@@ -380,3 +384,7 @@ def _https_hosts(image: ImageSettings) -> Iterator[str]:
     for text in (image.source, image.backing):
         if match := re.match(r"https://([^/?#\\]*)", text or "", re.IGNORECASE):
             yield match[1].lower()
+
+
+def _is_object(source: str) -> bool:
+    return source.lower().startswith(("http:", "https:", "s3:"))

@@ -24,6 +24,7 @@ Bytes: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 62)]
 Seconds: TypeAlias = Annotated[int, Meta(ge=1, le=86400)]
 
 _CHOICES = {"format": get_args(Format), "helpers": get_args(Helper), "extents": ("on", "off")}
+_CHOICES |= {"write": ("through",)}
 # msgspec's words for types, in a person's.
 _TYPES = {"`object`": "a table", "`array`": "a list", "`str`": "a text", "`int`": "a whole number"}
 _TYPES |= {"`bool`": "true or false", "`int | str`": "a size", "`float`": "a fraction"}
@@ -66,6 +67,7 @@ class DefaultsTable(Struct, frozen=True):
 class ImageTable(DefaultsTable, frozen=True):
     source: Text | UnsetType = UNSET
     command: Annotated[list[Text], Meta(min_length=1)] | UnsetType = UNSET
+    write: Literal["through"] | UnsetType = UNSET
     identity: Text | UnsetType = UNSET
     s3: dict[str, Any] | UnsetType = UNSET
     http: dict[str, Any] | UnsetType = UNSET

@@ -17,7 +17,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from imgfs.errors import OutOfRange, ShortRead
+from imgfs.errors import OutOfRange, ReadOnlyView, ShortRead
 from imgfs.extents import ExtentList, all_data
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,8 @@ class Counters:
     reads: int = 0
     misses: int = 0  #: those reads that waited for the source; a layer that keeps bytes counts them
     bytes_read: int = 0
+    writes: int = 0  #: zeroes and sizes too
+    bytes_written: int = 0  #: without zeroes
     errors: int = 0
     in_flight: int = 0
     last_error: str = ""
@@ -40,6 +42,21 @@ class Counters:
     @contextlib.contextmanager
     def counted(self, length: int) -> Iterator[None]:
         """Around a read of so many bytes."""
+        with self._under_way():
+            yield
+        self.reads += 1
+        self.bytes_read += length
+
+    @contextlib.contextmanager
+    def changed(self, length: int = 0) -> Iterator[None]:
+        """Around a write of so many bytes."""
+        with self._under_way():
+            yield
+        self.writes += 1
+        self.bytes_written += length
+
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[None]:
         self.in_flight += 1
         try:
             yield
@@ -51,8 +68,6 @@ class Counters:
         finally:
             self.in_flight -= 1
         self.failure = None
-        self.reads += 1
-        self.bytes_read += length
 
 
 @dataclass(slots=True)
@@ -148,3 +163,86 @@ class Image(ABC):
             )
         if log.isEnabledFor(logging.DEBUG):
             log.debug("%s: %s %d %d", self.name, op, offset, length)
+
+
+class WritableImage(Image):
+    """An image that can be written where `is_writable` says so; otherwise ReadOnlyView.
+
+    What has returned is read from then on; calls that overlap in bytes and in time happen in any
+    order.  A call that fails or is cancelled may have changed any part of its range.
+    """
+
+    is_writable = False
+    is_resizable = True
+    knows_size = True  #: False: something that was to change it failed half-way, perhaps
+    can_punch = False  #: can it give back the space of a range in the middle?
+
+    async def write(self, offset: int, data: Buffer) -> None:
+        """Write all of `data`; beyond the end only where it `is_resizable`, and it is longer then.
+
+        Raises NoSpace, TooLarge, AccessDenied, OutOfRange, and whatever ImgfsError the layer has.
+        """
+        end = offset + len(data)
+        self._check_write("write", offset, end - offset, self.is_resizable)
+        if offset == end:
+            return
+        with self.counters.changed(end - offset), self._sizing(end > self.size):
+            await self._write(offset, data)
+        self.size = max(self.size, end)
+
+    async def zero(self, offset: int, length: int) -> None:
+        """The range, inside the image, reads as zeroes; where it `can_punch`, space is given back.
+
+        Raises as `write` does.
+        """
+        self._check_write("zero", offset, length, False)
+        if length == 0:
+            return
+        with self.counters.changed():
+            await self._zero(offset, length)
+
+    async def resize(self, size: int) -> None:
+        """Longer by zeroes, or cut.  Raises UnsupportedFeature where not `is_resizable`, and as
+        `write` does.
+        """
+        self._check_write("resize", 0, size, True)
+        with self.counters.changed(), self._sizing(True):
+            await self._resize(size)
+        self.size = size
+
+    async def flush(self) -> None:
+        """What was written before this was called is durable.
+
+        Raises NotDurable when that cannot be promised, and whatever ImgfsError the layer has.
+        """
+        self._check_write("flush", 0, 0, False)
+        with self.counters.changed():
+            await self._flush()
+
+    @abstractmethod
+    async def _write(self, offset: int, data: Buffer) -> None: ...
+
+    @abstractmethod
+    async def _zero(self, offset: int, length: int) -> None: ...
+
+    @abstractmethod
+    async def _resize(self, size: int) -> None: ...
+
+    @abstractmethod
+    async def _flush(self) -> None: ...
+
+    @contextlib.contextmanager
+    def _sizing(self, changes: bool) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:
+            self.knows_size = self.knows_size and not changes
+            raise
+
+    def _check_write(self, op: str, offset: int, length: int, may_grow: bool) -> None:
+        if not self.is_writable:
+            raise ReadOnlyView(f"{self.name}: is read-only")
+        if may_grow and offset >= 0 and length >= 0:
+            log.debug("%s: %s %d %d", self.name, op, offset, length)
+        else:
+            self._check_range(op, offset, length)

@@ -40,6 +40,8 @@ class ImageStatus(TypedDict):
     fetching: NotRequired[int]  #: requests to the source that wait now
     window: NotRequired[int]  #: bytes that readahead is ahead of the fastest stream; 0: off
     cached: NotRequired[int]  #: bytes on disk
+    bytes_written: NotRequired[int]  #: counter; sent to the source
+    dirty: NotRequired[int]  #: bytes that were written and are not at the source yet
     errors: NotRequired[int]  #: counter
     last_error: NotRequired[str]  #: one line; empty: none so far
 

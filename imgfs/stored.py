@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,10 +12,14 @@ import trio
 from imgfs.beside import beside
 from imgfs.cache.cached import CachedImage, Policy
 from imgfs.config import Options
+from imgfs.errors import ImgfsError
 from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource
 from imgfs.views.opening import Chain, open_chain
 from imgfs.views.raw import RawView
+from imgfs.views.through import StoredView, ThroughView
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,27 +36,33 @@ class Wanted:
 
 
 OpenSource = Callable[[Wanted], Awaitable[Source]]
+MakeView = Callable[[Source, CachedImage | None, Policy], StoredView]
 OpenCache = Callable[[Source, Policy], Awaitable[CachedImage]]
 
 
 @dataclass(slots=True)
 class _Entry:
     lock: trio.Lock = field(default_factory=trio.Lock)
-    view: RawView | None = None
-    cache: CachedImage | None = None
+    view: StoredView | None = None
 
 
 class StoredViews:
     """Views of sources' own bytes; with `open_cache`, through a cache where that pays."""
 
-    def __init__(self, open_source: OpenSource, open_cache: OpenCache | None = None) -> None:
+    def __init__(
+        self,
+        open_source: OpenSource,
+        open_cache: OpenCache | None = None,
+        make_view: MakeView = lambda source, cache, policy: RawView(source, cache),
+    ) -> None:
+        self._make_view = make_view
         self._open_source = open_source
         self._open_cache = open_cache
         self._entries: dict[Wanted, _Entry] = {}
-        self._wanted: dict[RawView, Wanted] = {}
+        self._wanted: dict[StoredView, Wanted] = {}
         self._sources: list[Source] = []
 
-    async def get(self, wanted: Wanted) -> RawView:
+    async def get(self, wanted: Wanted) -> StoredView:
         """The source as it is now, as far as is known: opened, if it is not open or stale.
 
         Raises what opening raises.
@@ -61,21 +72,23 @@ class StoredViews:
             if entry.view is None or entry.view.stale is not None:
                 source = await self._open_source(wanted)
                 self._sources.append(source)
-                if entry.cache is not None:
-                    await entry.cache.closed.wait()  # it was stale, and has the directory still
-                    entry.cache = None
+                if entry.view is not None and entry.view.cache is not None:
+                    await entry.view.cache.closed.wait()  # it was stale, and has the directory yet
+                cache = None
                 if self._open_cache is not None and not isinstance(source, FileSource):
-                    entry.cache = await self._open_cache(source, wanted.policy)
-                entry.view = RawView(source, entry.cache)
+                    cache = await self._open_cache(source, wanted.policy)
+                entry.view = self._make_view(source, cache, wanted.policy)
                 self._wanted[entry.view] = wanted
             return entry.view
 
-    async def chain(self, name: str, stored: RawView, format: str | None) -> Chain:
+    async def chain(self, name: str, stored: StoredView, format: str | None) -> Chain:
         """The disk in it, to be called `name`.  Raises as `open_chain` does."""
         return await open_chain(name, stored, self._beside, format)
 
-    async def _beside(self, view: RawView, name: str) -> RawView:
+    async def _beside(self, view: StoredView, name: str) -> StoredView:
         wanted = self._wanted[view]
+        # Only the image itself is written, never what is below it.
+        wanted = replace(wanted, options=replace(wanted.options, write=False))
         options = wanted.options
         if options.backing is not None and options.backing != "any":
             # What a person said is of this image, not of the next one in the chain.
@@ -84,6 +97,24 @@ class StoredViews:
             )
         text = beside(wanted.text, name, any_place=options.backing == "any")
         return await self.get(replace(wanted, text=text))
+
+    async def finish(self) -> None:
+        """See that all that was written is durable; raises the first error, and logs each."""
+        failed: list[ImgfsError] = []
+
+        async def one(view: ThroughView) -> None:
+            try:
+                await view.finish()
+            except ImgfsError as exc:
+                log.error("%s: at the end of the mount: %s", view.name, exc)
+                failed.append(exc)
+
+        async with trio.open_nursery() as nursery:
+            for entry in self._entries.values():
+                if isinstance(entry.view, ThroughView):
+                    nursery.start_soon(one, entry.view)
+        if failed:
+            raise failed[0]
 
     async def aclose(self) -> None:
         """Close them all; their caches must have been closed before."""

@@ -27,8 +27,11 @@ def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:
 class NbdServer:
     """nbdkit or qemu-nbd on a unix socket, or with `tcp` on a port of 127.0.0.1."""
 
-    def __init__(self, directory: Path, *words: object, tcp: bool = False) -> None:
+    def __init__(
+        self, directory: Path, *words: object, tcp: bool = False, write: bool = False
+    ) -> None:
         directory.mkdir(exist_ok=True)
+        self.read_only = [] if write else ["-r"]
         self.directory = directory
         self.socket = directory / "socket"
         self.port = free_port() if tcp else None
@@ -88,7 +91,7 @@ class Nbdkit(NbdServer):
         where = ["-U", self.socket]
         if self.port is not None:
             where = ["-i", "127.0.0.1", "-p", self.port]  # type: ignore[list-item]
-        return ["nbdkit", "-f", "-r", "-P", pid, *where, *self.words]
+        return ["nbdkit", "-f", *self.read_only, "-P", pid, *where, *self.words]
 
 
 class QemuNbd(NbdServer):
@@ -98,7 +101,7 @@ class QemuNbd(NbdServer):
         where = ["-k", self.socket]
         if self.port is not None:
             where = ["-b", "127.0.0.1", "-p", self.port]  # type: ignore[list-item]
-        return ["qemu-nbd", "-r", "-t", "-e", 8, "--pid-file", pid, *where, *self.words]
+        return ["qemu-nbd", *self.read_only, "-t", "-e", 8, "--pid-file", pid, *where, *self.words]
 
 
 def make_psk(directory: Path, user: str) -> Path:

@@ -20,7 +20,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -95,6 +95,8 @@ class CachedImage(Image):
         self._fills = Fills(nursery, most_blocks, self._run, Window())
         self._ahead: Readahead | None = None
         self._unrecorded = trio.Event()
+        #: is any of the range being written to the source just now?
+        self.is_being_written: Callable[[int, int], bool] = lambda start, end: False
         self._preparing = trio.Lock()
 
     async def prepare(self) -> None:
@@ -158,6 +160,23 @@ class CachedImage(Image):
             if self._ahead is not None:
                 self._ahead.stop()
             self.became_stale.set()
+
+    def spoil(self, start: int, end: int) -> None:
+        """The range is being written: what is being fetched of it is old."""
+        first = start // BLOCK
+        self._fills.spoil(first, -(-end // BLOCK) - first)
+
+    async def forget(self, start: int, end: int) -> None:
+        """The range was written at the source: drop what is cached of its blocks."""
+        end = min(end, self.size)
+        if start >= end:
+            return
+        first = start // BLOCK
+        count = -(-end // BLOCK) - first
+        self._fills.spoil(first, count)
+        if self._account is not None and self.store.missing(start, end - start) != [(first, count)]:
+            await self._account.drop(first, count)
+            self._fills.spoil(first, count)  # what wrote there meanwhile was dropped, too
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
         await self.prepare()
@@ -272,7 +291,7 @@ class CachedImage(Image):
             try:
                 await self._get(fill, runs)
                 if fill.parts is not None:
-                    fill.kept = await self._keep(runs, fill.parts, account)
+                    fill.kept = await self._keep(fill, runs, fill.parts, account)
             finally:
                 if fill.parts is None:
                     account.release(count)
@@ -302,16 +321,27 @@ class CachedImage(Image):
 
     async def _fetch(self, first: int, count: int) -> list[Part]:
         start, end = first * BLOCK, min((first + count) * BLOCK, self.size)
-        return [
-            (a, await self.source.read(a, b - a))
-            for a, b in self.source_extents.clip(start, end).data_ranges()
-        ]
+        wanted: list[tuple[int, int]] = []
+        for a, b, kind, _ in self.map.segments(start, end - start):
+            if kind == _map.ZERO:
+                continue
+            if wanted and wanted[-1][1] == a:
+                a = wanted.pop()[0]
+            wanted.append((a, b))
+        return [(a, await self.source.read(a, b - a)) for a, b in wanted]
 
-    async def _keep(self, runs: list[Run], parts: list[Part], account: Account) -> bool:
+    def _is_old(self, fill: Fill) -> bool:
+        start, end = fill.first * BLOCK, (fill.first + fill.count) * BLOCK
+        return not self._fills.may_keep(fill) or self.is_being_written(start, end)
+
+    async def _keep(self, fill: Fill, runs: list[Run], parts: list[Part], account: Account) -> bool:
         """Write what is not zero into blocks that are reserved, and publish it.
 
         False: nothing was kept, and the blocks were given back.
         """
+        if self._is_old(fill):
+            account.release(sum(run[1] for run in runs))
+            return False
         written: Written | None = None
         try:
             written = await trio.to_thread.run_sync(
@@ -323,10 +353,11 @@ class CachedImage(Image):
             else:
                 log.warning("%s: the cache cannot be written: %s", self.name, exc.strerror)
         finally:
-            if written is None or self.stale is not None:
+            if written is None or self.stale is not None or self._is_old(fill):
+                written = None
                 for run in runs:
                     await account.give_back(*run)
-        if written is None or self.stale is not None:
+        if written is None:
             return False
         account.keep(written.blocks, sum(run[1] for run in runs))
         account.checks |= written.checks

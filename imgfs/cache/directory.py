@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from imgfs.errors import CacheError
-from imgfs.sources.base import Source
+from imgfs.sources.base import Source, WritableSource
 
 log = logging.getLogger(__name__)
 
@@ -255,7 +255,13 @@ def _opened(path: Path, lock: int, source: Source, *, is_kept: bool) -> CacheDir
 
 
 def _is_exact(source: Source) -> bool:
-    """Can two states of the source be told apart?  Whole seconds cannot while they last."""
+    """Can two states of the source be told apart?  Whole seconds cannot while they last.
+
+    Of one that we write ourselves nothing is kept: what is recorded would have to be taken back,
+    durably, before each write.
+    """
+    if isinstance(source, WritableSource) and source.is_writable:
+        return False
     identity = source.stat.identity
     if identity is None:
         return False

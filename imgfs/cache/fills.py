@@ -6,6 +6,9 @@
        |            +-- at once when a reader wants it, else when the window has room (window.py)
        +----> dropped (its stream is gone)
 
+What is written while a fill runs spoils it: its bytes may be old.  It goes on for those who wait
+for it, who asked before; nobody else is given it, and it is not kept.
+
 An error is remembered for a moment: the kernel asks twice, and who has waited for the timeout
 once must not wait for it again.
 
@@ -16,7 +19,7 @@ disturbs nobody, and the bytes that are on the wire are kept.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
 
 import trio
@@ -43,6 +46,7 @@ class Fill:
     error: ImgfsError | None = None
     running: bool = False
     flight: Flight | None = None  #: while its bytes are on their way
+    spoilt: bool = False  #: something in it was written since it began
     kept: bool = False  #: whether its blocks became present (or are known to be zero)
 
     @property
@@ -92,6 +96,7 @@ class Fills:
         self._run = run
         self._of_block: dict[int, Fill] = {}
         self._queue: deque[Fill] = deque()
+        self._spoilt: set[Fill] = set()  # that still run
         self._writing = 0  # bytes of fills ahead that were fetched
         self._failed: deque[tuple[float, Fill]] = deque(maxlen=64)
         self._may_start = trio.Event()
@@ -130,6 +135,26 @@ class Fills:
             if not fill.running and fill in self._queue:
                 self._queue.remove(fill)
                 self._forget(fill)
+
+    def spoil(self, first: int, count: int) -> None:
+        """These blocks are being written, or were just now."""
+        if not self._of_block:
+            return
+        blocks: Iterable[int] = range(first, first + count)
+        if count > len(self._of_block):
+            blocks = [block for block in self._of_block if first <= block < first + count]
+        for fill in {self._of_block[block] for block in blocks if block in self._of_block}:
+            if fill.running:
+                fill.spoilt = True
+                self._spoilt.add(fill)
+                self._detach(fill)
+
+    def may_keep(self, fill: Fill) -> bool:
+        """Are the fill's bytes those of the source, and its blocks no other's that still runs?"""
+        end = fill.first + fill.count
+        return not fill.spoilt and not any(
+            each.first < end and fill.first < each.first + each.count for each in self._spoilt
+        )
 
     def _cover(self, first: int, count: int, *, ahead: bool) -> tuple[list[Fill], list[Fill]]:
         """The fills of these blocks, and those of them that are new."""
@@ -190,7 +215,12 @@ class Fills:
         return None
 
     def _forget(self, fill: Fill) -> None:
-        for block in range(fill.first, fill.first + fill.count):
-            del self._of_block[block]
+        self._detach(fill)
+        self._spoilt.discard(fill)
         fill.fetched.set()
         fill.ended.set()
+
+    def _detach(self, fill: Fill) -> None:
+        for block in range(fill.first, fill.first + fill.count):
+            if self._of_block.get(block) is fill:
+                del self._of_block[block]

@@ -197,6 +197,13 @@ class Account:
             if await trio.to_thread.run_sync(self._punch, first, count):
                 self.release(count)
 
+    async def drop(self, first: int, count: int) -> None:
+        """These blocks, present or not, are of no use any more.  Not cancelled."""
+        space = self.space
+        with trio.CancelScope(shield=True):
+            async with space.lock:
+                space.used -= await trio.to_thread.run_sync(self.take_away, [(first, count)])
+
     async def verify(self, first: int, count: int) -> None:
         """Blocks that are recorded and agree with their entries become present."""
         kept = self.kept

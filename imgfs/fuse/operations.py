@@ -93,6 +93,9 @@ class Operations(WritingOperations):
         node = directory.children.get(name)
         if node is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
+        if node.prepare is not None:
+            await node.prepare()  # by which another node may have taken the name
+            node = directory.children[name]
         if node.renew is not None:
             node = await node.renew()
         entry = await self._attributes(node)

@@ -83,8 +83,8 @@ class WritingOperations(pyfuse3.Operations):
         view = await self._writable(node)
         writer = await view.open_for_writing()
         try:
-            if flags & os.O_TRUNC and view.is_resizable:
-                await view.resize(0)
+            if flags & os.O_TRUNC:
+                await self._empty(view)
         except BaseException:
             writer.close()
             raise
@@ -96,6 +96,14 @@ class WritingOperations(pyfuse3.Operations):
             # Nothing of it is cached anyway, and this lets writes of several threads go on at once.
             return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
         return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+
+    @staticmethod
+    async def _empty(view: Writable) -> None:
+        """cp writes no zeroes to what it has opened with O_TRUNC: so they must be there."""
+        if view.is_resizable:
+            await view.resize(0)
+        else:
+            await view.zero(0, view.size, punch=True)
 
     def _inode_of(self, handle: int) -> int:
         opened = self._writers.get(handle)

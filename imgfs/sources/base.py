@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from dataclasses import dataclass
 
-from imgfs.image import Image
+from imgfs.image import Image, WritableImage
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class SourceStat:
 
 
 class Source(Image):
-    """An open source.  `stat` is what it was when it was opened, and stays.
+    """An open source.  `stat` is what it was when it was opened, and stays but for own writes.
 
     Reads that fail for good raise an ImgfsError; `temporary` ones have already been
     tried again until the source's timeout.
@@ -53,4 +53,25 @@ class Source(Image):
 
         Returns when it is, or when it has no identity.  Raises SourceChanged when it is
         certainly not (deleted counts), SourceUnreachable when that could not be found out.
+        """
+
+
+class WritableSource(Source, WritableImage):
+    """A source that may have been opened for writing.
+
+    Own writes change what it is told by, so they stand between `begin_writing` and `pin`.  In
+    between `check_identity` raises SourceChanged for another file only, not for another state.
+    """
+
+    @abstractmethod
+    async def begin_writing(self) -> None:
+        """Before own writes: raises as `check_identity` does."""
+
+    @abstractmethod
+    async def pin(self) -> None:
+        """After own writes, none of which is on its way: what it is now it is to be from now on.
+
+        Sets `stat`, and `size` where it was not known.  Raises SourceChanged when it is certainly
+        not what was written: another file, or of another size; SourceUnreachable when that could
+        not be found out.
         """

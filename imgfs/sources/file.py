@@ -1,4 +1,4 @@
-"""Images on this machine: regular files and block devices."""
+"""Images on this machine: regular files and block devices, read and written."""
 
 from __future__ import annotations
 
@@ -15,15 +15,23 @@ from imgfs._native import _map
 from imgfs.errors import (
     AccessDenied,
     ImgfsError,
+    NoSpace,
     NotAnImage,
+    NotDurable,
+    ReadOnlyView,
     ShortRead,
     SourceChanged,
     SourceNotFound,
+    TooLarge,
+    UnsupportedFeature,
     UsageError,
 )
 from imgfs.extents import ExtentList, all_data
+from imgfs.image import Buffer
 from imgfs.mountstate import serves
-from imgfs.sources.base import Identity, Source, SourceStat
+from imgfs.sources.base import Identity, SourceStat, WritableSource
+
+ZEROES = 1 << 20  # bytes that are written at once where no hole can be made
 
 _ERRORS: dict[int, tuple[type[ImgfsError], str]] = {
     errno.ENOENT: (SourceNotFound, "no such file"),
@@ -31,6 +39,10 @@ _ERRORS: dict[int, tuple[type[ImgfsError], str]] = {
     errno.EACCES: (AccessDenied, "permission denied"),
     errno.EPERM: (AccessDenied, "permission denied"),
     errno.EISDIR: (NotAnImage, "is a directory; for all images in it write a / at its end"),
+    errno.EROFS: (ReadOnlyView, "lies on a read-only filesystem"),
+    errno.ENOSPC: (NoSpace, "no space is left on its disk"),
+    errno.EDQUOT: (NoSpace, "the disk quota is used up"),
+    errno.EFBIG: (TooLarge, "its filesystem allows no file as long as that"),
 }
 
 
@@ -48,17 +60,30 @@ def _identity(st: os.stat_result) -> Identity:
     return Identity("stat", token)
 
 
-class FileSource(Source):
-    """An open local file.  `fd` is this source's own, read-only; `map` shows all of it."""
+class FileSource(WritableSource):
+    """An open local file.  `fd` is this source's own."""
 
-    def __init__(self, path: str, fd: int, stat_: SourceStat, *, extents: bool) -> None:
+    def __init__(
+        self, path: str, fd: int, stat_: SourceStat, *, extents: bool, write: bool, is_device: bool
+    ) -> None:
         super().__init__(Path(path).name, path, stat_)
         self.fd = fd
+        self.is_writable = write
+        self.is_resizable = not is_device
+        self.can_punch = True
         self._path = path
         self._want_extents = extents
         self._known: ExtentList | None = None
         self._scan = trio.Lock()
-        self.store = _map.Store(fd, stat_.size, whole=True)
+        self._is_writing = False
+        self._store = _map.Store(fd, stat_.size, whole=True)
+
+    @property
+    def store(self) -> _map.Store:
+        """All of it, at its size now."""
+        if self._store.size != self.size:
+            self._store = _map.Store(self.fd, self.size, whole=True)
+        return self._store
 
     async def check_identity(self) -> None:
         try:
@@ -66,8 +91,25 @@ class FileSource(Source):
                 now = await trio.to_thread.run_sync(os.stat, self._path)
         except SourceNotFound as exc:
             raise SourceChanged(f"{self._path}: was deleted; open it again") from exc
-        if _identity(now) != self.stat.identity:
+        is_other = not os.path.samestat(now, os.fstat(self.fd))
+        if is_other or (not self._is_writing and _identity(now) != self.stat.identity):
             raise SourceChanged(f"{self._path}: changed since it was opened; open it again")
+
+    async def begin_writing(self) -> None:
+        await self.check_identity()
+        self._is_writing = True
+
+    async def pin(self) -> None:
+        await self.check_identity()
+        now = os.fstat(self.fd)
+        if self.is_resizable and not self.knows_size:
+            self.size, self.knows_size = now.st_size, True
+        if self.is_resizable and now.st_size != self.size:
+            said = f"has {now.st_size} bytes, and {self.size} were written"
+            raise SourceChanged(f"{self._path}: {said}; open it again")
+        mode = stat.S_IMODE(now.st_mode)
+        self.stat = SourceStat(self.size, now.st_mtime_ns, mode, _identity(now))
+        self._is_writing = False
 
     async def aclose(self) -> None:
         os.close(self.fd)
@@ -81,6 +123,37 @@ class FileSource(Source):
             await self.check_identity()
             raise ShortRead(f"{self._path}: ends at {offset + len(data)}, before its size")
         return data
+
+    async def _write(self, offset: int, data: Buffer) -> None:
+        self._known = None
+        with _translated(self._path):
+            await trio.to_thread.run_sync(_pwrite, self.fd, data, offset)
+
+    async def _zero(self, offset: int, length: int) -> None:
+        self._known = None
+        try:
+            await trio.to_thread.run_sync(self.store.punch, offset, length)
+        except OSError as exc:
+            # A device punches whole sectors only; and not every filesystem has holes.
+            if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                with _translated(self._path):
+                    raise
+            zeroes = bytes(min(length, ZEROES))
+            for at in range(offset, offset + length, ZEROES):
+                await self._write(at, memoryview(zeroes)[: offset + length - at])
+
+    async def _resize(self, size: int) -> None:
+        if not self.is_resizable:
+            raise UnsupportedFeature(f"{self._path}: a device's size cannot be changed")
+        self._known = None
+        with _translated(self._path):
+            await trio.to_thread.run_sync(os.ftruncate, self.fd, size)
+
+    async def _flush(self) -> None:
+        try:
+            await trio.to_thread.run_sync(os.fdatasync, self.fd, abandon_on_cancel=True)
+        except OSError as exc:
+            raise NotDurable(f"{self._path}: cannot be synced: {exc.strerror}") from exc
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
         async with self._scan:
@@ -96,6 +169,15 @@ class FileSource(Source):
         return ExtentList(0, ends, flags)
 
 
+def _pwrite(fd: int, data: Buffer, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        done = os.pwrite(fd, view, offset)
+        if done == 0:
+            raise OSError(errno.ENOSPC, "the end of the device")
+        view, offset = view[done:], offset + done
+
+
 def _refuse_own(path: str) -> None:
     """Raises UsageError for a file that this process serves: it would wait for itself.
 
@@ -109,9 +191,9 @@ def _refuse_own(path: str) -> None:
         os.close(fd)
 
 
-def _open(path: str) -> tuple[int, os.stat_result, int]:
+def _open(path: str, access: int) -> tuple[int, os.stat_result, int]:
     _refuse_own(path)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
         st = os.fstat(fd)
         if stat.S_ISDIR(st.st_mode):
@@ -124,16 +206,19 @@ def _open(path: str) -> tuple[int, os.stat_result, int]:
         raise
 
 
-async def open_file(path: str, *, extents: bool = True) -> FileSource:
-    """Open a local image read-only.
+async def open_file(path: str, *, extents: bool = True, write: bool = False) -> FileSource:
+    """Open a local image, read-only unless `write`.
 
-    Raises SourceNotFound, AccessDenied, NotAnImage, or UsageError when this process serves it
-    itself.  The caller closes it with `aclose`.
+    Raises SourceNotFound, AccessDenied, ReadOnlyView, NotAnImage, or UsageError when this process
+    serves it itself.  The caller closes it with `aclose`.
     """
     path = str(Path(path).absolute())
     with _translated(path):
-        fd, st, size = await trio.to_thread.run_sync(_open, path)
+        fd, st, size = await trio.to_thread.run_sync(
+            _open, path, os.O_RDWR if write else os.O_RDONLY
+        )
     found = SourceStat(
         size=size, mtime_ns=st.st_mtime_ns, mode=stat.S_IMODE(st.st_mode), identity=_identity(st)
     )
-    return FileSource(path, fd, found, extents=extents)
+    is_device = stat.S_ISBLK(st.st_mode)
+    return FileSource(path, fd, found, extents=extents, write=write, is_device=is_device)

@@ -9,22 +9,25 @@ from __future__ import annotations
 import hashlib
 import os
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import trio
 
-from imgfs.errors import ImgfsError
+from imgfs.errors import ImgfsError, UnsupportedFeature
 from imgfs.extents import ExtentList, all_data
-from imgfs.sources.base import Identity, Source, SourceStat
+from imgfs.image import Buffer
+from imgfs.sources.base import Identity, SourceStat, WritableSource
 from imgfs.sources.nbd_command import Command
 from imgfs.sources.nbd_errors import library
 from imgfs.sources.nbd_extents import NbdExtents
 from imgfs.sources.nbd_link import NbdLink
 from imgfs.sources.nbd_settings import NbdSettings
+from imgfs.sources.nbd_write import NbdWriter
 from imgfs.url_nbd import NbdCommand, NbdUrl
 
 
-class NbdSource(Source):
+class NbdSource(WritableSource):
     """An open export.
 
     `read` raises SourceChanged, SourceUnreachable or SourceTimeout (after the settings' timeout),
@@ -47,8 +50,13 @@ class NbdSource(Source):
         """
         facts, pin = link.facts, settings.pin
         identity = None if pin is None else Identity("pin", f"{facts.size}:{marks}{pin}")
-        super().__init__(name, url, SourceStat(facts.size, time.time_ns(), 0o400, identity))
+        mode = 0o600 if settings.write else 0o400
+        super().__init__(name, url, SourceStat(facts.size, time.time_ns(), mode, identity))
+        self.is_writable = settings.write
+        self.is_resizable = False
+        self.can_punch = facts.can_zero
         self._link = link
+        self._writer = NbdWriter(link, url)
         self._command = command
         self._map = NbdExtents(
             url, facts.size, facts.minimum, facts.most, settings.timeout_s, link.status
@@ -58,6 +66,13 @@ class NbdSource(Source):
         """Of a connection that lives it asks nothing: only the lack of one tells something."""
         await self._link.check()
 
+    async def begin_writing(self) -> None:
+        await self.check_identity()
+
+    async def pin(self) -> None:
+        """There is nothing that a write changes: only the connection tells which image it is."""
+        self.stat = replace(self.stat, mtime_ns=time.time_ns())
+
     async def aclose(self) -> None:
         """End the connections, and the server that was started for them: two seconds at most."""
         self._link.end()
@@ -66,6 +81,20 @@ class NbdSource(Source):
 
     async def _read(self, offset: int, length: int) -> memoryview:
         return await self._link.read(offset, length)
+
+    async def _write(self, offset: int, data: Buffer) -> None:
+        await self._writer.write(offset, data)
+        self._map.forget()
+
+    async def _zero(self, offset: int, length: int) -> None:
+        await self._writer.zero(offset, length)
+        self._map.forget()
+
+    async def _resize(self, size: int) -> None:
+        raise UnsupportedFeature(f"{self.url}: NBD cannot change an export's size")
+
+    async def _flush(self) -> None:
+        await self._writer.flush()
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
         if not self._link.facts.has_extents:

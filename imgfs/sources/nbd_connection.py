@@ -40,9 +40,11 @@ from imgfs.errors import (
     SourceUnreachable,
     UnsupportedFeature,
 )
+from imgfs.image import Buffer
 from imgfs.sources.nbd_errors import (
     REPLIES,
     STATUS_REPLIES,
+    WRITE_REPLIES,
     Broken,
     Replies,
     connection_error,
@@ -72,6 +74,22 @@ class Facts:
     most: int  #: longest read, bytes
     multi_conn: bool
     has_extents: bool
+
+    @property
+    def is_read_only(self) -> bool:
+        return self.flags[0]
+
+    @property
+    def can_flush(self) -> bool:
+        return self.flags[2]
+
+    @property
+    def can_fua(self) -> bool:
+        return self.flags[3]
+
+    @property
+    def can_zero(self) -> bool:
+        return self.flags[5]
 
 
 class Request:
@@ -168,6 +186,13 @@ class Status(Request):
         return None if self.entries else "the server described nothing"
 
 
+class Change(Request):
+    """A write, a write of zeroes, or a flush: its reply has nothing but the errno."""
+
+    __slots__ = ()
+    replies = WRITE_REPLIES
+
+
 class Connection:
     """Made by `connect`; then `drive` must run in a task of its own."""
 
@@ -254,6 +279,32 @@ class Connection:
 
         self._issue(request, issue)
         return request
+
+    def write(self, data: Buffer, offset: int, fua: bool, done: Done) -> None:
+        """Write all of `data`, which must not change until `done` is called.  Raises as `read`."""
+        request = Change(self, f"write of {len(data)} bytes at {offset}", done)
+
+        def issue(handle: Any) -> None:
+            handle.aio_pwrite(data, offset, request.completed, self._fua(fua))
+
+        self._issue(request, issue)
+
+    def zero(self, offset: int, length: int, fua: bool, done: Done) -> None:
+        """NBD_CMD_WRITE_ZEROES, which may make a hole.  Raises as `read`."""
+        request = Change(self, f"write of {length} zeroes at {offset}", done)
+
+        def issue(handle: Any) -> None:
+            handle.aio_zero(length, offset, request.completed, self._fua(fua))
+
+        self._issue(request, issue)
+
+    def flush(self, done: Done) -> None:
+        """What was answered before is durable with this answer.  Raises as `read`."""
+        request = Change(self, "flush", done)
+        self._issue(request, lambda handle: handle.aio_flush(request.completed))
+
+    def _fua(self, wanted: bool) -> int:
+        return int(self._nbd.CMD_FLAG_FUA) if wanted else 0
 
     def answered(self, request: Request) -> None:
         """For requests only."""

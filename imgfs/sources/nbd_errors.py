@@ -13,6 +13,7 @@ from typing import Any
 from imgfs.errors import (
     AccessDenied,
     ImgfsError,
+    NoSpace,
     ProtocolViolation,
     SourceNotFound,
     SourceUnreachable,
@@ -60,6 +61,11 @@ REPLIES: Replies = {
 STATUS_REPLIES: Replies = REPLIES | {
     errno.EINVAL: (UnsupportedFeature, "the server refuses it as invalid"),
     errno.EOVERFLOW: (UnsupportedFeature, "the server refuses it as too long"),
+}
+
+WRITE_REPLIES: Replies = REPLIES | {
+    errno.EIO: (ImgfsError, "the server cannot write it"),
+    errno.ENOSPC: (NoSpace, "the server is out of space"),
 }
 
 #: The connection is gone: by these another one may help.

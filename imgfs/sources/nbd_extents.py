@@ -118,6 +118,10 @@ class NbdExtents:
             await self._learn(wanted)
         return joined(start, self._parts(start, end, wanted))
 
+    def forget(self) -> None:
+        """The image was written: what is known of it is so no more."""
+        self._segments.clear()
+
     def _parts(self, start: int, end: int, wanted: range) -> Iterator[ExtentList]:
         at = start
         for index in sorted(self._segments) if len(wanted) > 1 else wanted:

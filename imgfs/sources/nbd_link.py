@@ -26,7 +26,13 @@ from typing import TypeVar
 
 import trio
 
-from imgfs.errors import ImgfsError, SourceChanged, SourceTimeout, SourceUnreachable
+from imgfs.errors import (
+    ImgfsError,
+    ReadOnlyView,
+    SourceChanged,
+    SourceTimeout,
+    SourceUnreachable,
+)
 from imgfs.sources.nbd_buffers import buffer
 from imgfs.sources.nbd_connection import Connection, Done, Facts, Status
 from imgfs.sources.nbd_errors import Broken
@@ -96,6 +102,8 @@ class NbdLink:
         self._ever = False
         self._closed = False
         self._pause_s = 0.0
+        #: how often there was a first connection; what an older one had answered may be gone
+        self.epoch = 0
         self._slots = trio.Semaphore(settings.depth)
 
     async def open(self) -> None:
@@ -103,14 +111,14 @@ class NbdLink:
 
         Raises ImgfsError; SourceUnreachable and SourceTimeout at the first failed attempt.
         """
-        await self._run(trio.lowlevel.checkpoint)
+        await self.run(trio.lowlevel.checkpoint)
 
     async def check(self) -> None:
         """Raises SourceChanged when it is not certain that the export is the one that was opened.
 
         Raises SourceUnreachable when no connection is left and none can be made.
         """
-        await self._run(trio.lowlevel.checkpoint)
+        await self.run(trio.lowlevel.checkpoint)
 
     async def read(self, offset: int, length: int) -> memoryview:
         """Exactly `length` bytes.
@@ -122,18 +130,18 @@ class NbdLink:
         async def work() -> memoryview:
             return await self._read(offset, length)
 
-        return await self._run(work)
+        return await self.run(work)
 
     async def status(self, offset: int, length: int) -> list[int]:
         """A block status; raises as `read` does."""
 
         async def work() -> list[int]:
             batch = Batch()
-            request = await self._issue(batch, partial(_status, offset, length))
+            request = await self.issue(batch, partial(_status, offset, length))
             await batch.wait()
             return request.entries or []
 
-        return await self._run(work)
+        return await self.run(work)
 
     def end(self) -> None:
         """Give all connections up; whoever reads gets SourceUnreachable."""
@@ -151,12 +159,12 @@ class NbdLink:
         view, batch, at = buffer(end - start), Batch(), start
         while at < end and batch.error is None:
             stop = min(end, at + step - at % step)
-            await self._issue(batch, partial(_read, view[at - start : stop - start], at))
+            await self.issue(batch, partial(_read, view[at - start : stop - start], at))
             at = stop
         await batch.wait()
         return view[offset - start : offset - start + length]
 
-    async def _issue(self, batch: Batch, issue: Callable[[Connection, Done], Result]) -> Result:
+    async def issue(self, batch: Batch, issue: Callable[[Connection, Done], Result]) -> Result:
         """Issue one more request of the batch, when there is a slot, on the least busy connection.
 
         Raises Broken when there is no connection.
@@ -185,7 +193,7 @@ class NbdLink:
         # One that is lost stays in the list until its task has its turn.
         return [connection for connection in self._alive if connection.lost is None]
 
-    async def _run(self, work: Callable[[], Awaitable[Result]]) -> Result:
+    async def run(self, work: Callable[[], Awaitable[Result]]) -> Result:
         """`await work()` with a connection; again when that broke, until the timeout."""
         deadline: float | None = None
         while True:
@@ -238,7 +246,12 @@ class NbdLink:
             again, self._ever = self._ever, True
             if again:
                 self._compare(connection)
+            elif self._settings.write and connection.facts.is_read_only:
+                connection.end(SourceUnreachable(f"{self._name}: is not needed"))
+                said = "the server exports it read-only; it can be read without write=through"
+                raise ReadOnlyView(f"{self._name}: {said}")
             self.facts = connection.facts
+            self.epoch += 1
             self._add(connection)
         except (ImgfsError, Broken) as exc:
             attempt.error = exc

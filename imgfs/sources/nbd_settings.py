@@ -16,5 +16,6 @@ class NbdSettings:
     timeout_s: float = 30.0
     extents: bool = True  #: ask for base:allocation
     pin: str | None = None
+    write: bool = False
     connections: int = 4  #: at most, where the server allows several
     depth: int = 64  #: requests in flight on all of them

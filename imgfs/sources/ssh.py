@@ -1,8 +1,8 @@
 """Images behind ssh, on trio's side of the bridge.
 
 A source is an `SshFile`, which lives on the asyncio side; each call here is one call over
-the bridge.  What happens there: ssh_link (connections), ssh_file (reads, identity),
-ssh_helper (extents).
+the bridge.  What happens there: ssh_link (connections), ssh_file (reads, identity), ssh_write,
+ssh_helper (extents, holes).
 """
 
 from __future__ import annotations
@@ -13,24 +13,38 @@ import trio
 
 from imgfs.errors import SourceUnreachable
 from imgfs.extents import ExtentList, all_data
-from imgfs.sources.base import Source, SourceStat
+from imgfs.image import Buffer
+from imgfs.sources.base import SourceStat, WritableSource
 from imgfs.sources.bridge import Bridge
 from imgfs.sources.ssh_file import SshFile
 from imgfs.sources.ssh_link import SshLink
 from imgfs.sources.ssh_listing import SshListing
 from imgfs.sources.ssh_settings import SshSettings
+from imgfs.sources.ssh_write import SshWriter
 from imgfs.url import SshUrl
 
 
-class SshSource(Source):
+class SshSource(WritableSource):
     """An open image behind ssh.
 
     `read` raises SourceChanged, SourceUnreachable or SourceTimeout (after the settings' timeout;
     it works again when the server is back), ShortRead, ProtocolViolation.
     """
 
-    def __init__(self, url: SshUrl, bridge: Bridge, file: SshFile, stat: SourceStat) -> None:
+    def __init__(
+        self,
+        url: SshUrl,
+        bridge: Bridge,
+        file: SshFile,
+        stat: SourceStat,
+        *,
+        write: bool,
+        can_punch: bool,
+    ) -> None:
         super().__init__(url.basename, url.text, stat)
+        self.is_writable = write
+        self.can_punch = can_punch
+        self._writer = SshWriter(file)
         self._bridge = bridge
         self._file = file
         self._asking = trio.Lock()
@@ -43,6 +57,13 @@ class SshSource(Source):
     async def check_identity(self) -> None:
         await self._bridge.call(self._file.check)
 
+    async def begin_writing(self) -> None:
+        await self._bridge.call(self._file.begin_writing)
+
+    async def pin(self) -> None:
+        self.stat = await self._bridge.call(self._file.pin, self.size if self.knows_size else None)
+        self.size, self.knows_size = self.stat.size, True
+
     async def aclose(self) -> None:
         """Give the handle back.  Never waits for the server; not an error when it is gone."""
         with trio.CancelScope(shield=True), contextlib.suppress(SourceUnreachable):
@@ -50,6 +71,22 @@ class SshSource(Source):
 
     async def _read(self, offset: int, length: int) -> bytes:
         return await self._bridge.call(self._file.read, offset, length)
+
+    async def _write(self, offset: int, data: Buffer) -> None:
+        self._known = None
+        await self._bridge.call(self._writer.write, offset, data)
+
+    async def _zero(self, offset: int, length: int) -> None:
+        self._known = None
+        await self._bridge.call(self._writer.zero, offset, length)
+
+    async def _resize(self, size: int) -> None:
+        self._known = None
+        await self._bridge.call(self._writer.resize, size)
+        self._file.size = size
+
+    async def _flush(self) -> None:
+        await self._bridge.call(self._writer.sync)
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
         async with self._asking:
@@ -67,19 +104,20 @@ class SshHosts:
         self._bridge = bridge or Bridge()
         self._links: dict[tuple[str | None, str, int | None, SshSettings], SshLink] = {}
 
-    async def open(self, url: SshUrl, settings: SshSettings) -> SshSource:
-        """Open an image.
+    async def open(self, url: SshUrl, settings: SshSettings, *, write: bool = False) -> SshSource:
+        """Open an image, read-only unless `write`.
 
         Raises SourceNotFound, NotAnImage, AccessDenied, LoginRefused, HostKeyError,
         SourceUnreachable, SourceTimeout, UsageError.  When cancelled nothing is open.
         """
 
-        async def work() -> tuple[SshFile, SourceStat]:
-            file = SshFile(self._link(url, settings), url)
-            return file, await file.open()
+        async def work() -> tuple[SshFile, SourceStat, bool]:
+            file = SshFile(self._link(url, settings), url, write=write)
+            stat = await file.open()
+            return file, stat, write and await SshWriter(file).can_punch()
 
-        file, stat = await self._bridge.call(work)
-        return SshSource(url, self._bridge, file, stat)
+        file, stat, can_punch = await self._bridge.call(work)
+        return SshSource(url, self._bridge, file, stat, write=write, can_punch=can_punch)
 
     async def list(self, url: SshUrl, settings: SshSettings) -> SshListing:
         """A directory, which is asked nothing yet.  Raises UsageError."""

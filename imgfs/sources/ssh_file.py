@@ -51,6 +51,13 @@ class State:
     mode: int
     token: Token | None
 
+    def is_another(self, other: State) -> bool:
+        """Are these certainly states of different files, whatever was written to them?"""
+        ours, theirs = self.token, other.token
+        if ours is None or theirs is None or not (ours.exact and theirs.exact):
+            return False
+        return ours.file != theirs.file
+
     def differs(self, other: State) -> bool:
         """Are these certainly states of different files, or of different times?"""
         if (self.size, self.mtime_s) != (other.size, other.mtime_s):
@@ -71,14 +78,16 @@ class State:
 class SshFile:
     """All methods run on the bridge's loop and raise ImgfsErrors."""
 
-    def __init__(self, link: SshLink, url: SshUrl) -> None:
+    def __init__(self, link: SshLink, url: SshUrl, *, write: bool = False) -> None:
         self.name = url.text
-        self._link = link
-        self._path = url.path
+        self.link = link
+        self.path = url.path
+        self._access = "r+b" if write else "rb"
+        self._is_writing = False
         self._opening = asyncio.Lock()
         self._session: Session | None = None
         self._file: Any = None
-        self._files: dict[Lane, Any] = {}  # the handle in each of the session's lanes
+        self.files: dict[Lane, Any] = {}  # the handle in each of the session's lanes
         self._state: State | None = None
         self._users = 0
         self.size = 0
@@ -90,7 +99,7 @@ class SshFile:
 
     async def open(self) -> SourceStat:
         """Raises SourceNotFound, NotAnImage, AccessDenied and what connecting raises."""
-        await self._link.run(self._opened)
+        await self.link.run(self.opened)
         assert self._state is not None
         found = self._state.as_stat()
         self.size = found.size
@@ -103,7 +112,40 @@ class SshFile:
             with self._gone_is_changed():
                 self._compare(await self._look(session))
 
-        await self._link.run(work)
+        await self.link.run(work)
+
+    async def begin_writing(self) -> None:
+        """From now on only another file under the path counts as a change; raises as `check`."""
+        await self.check()
+        self._is_writing = True
+
+    async def pin(self, size: int | None) -> SourceStat:
+        """What it is now it is to be from now on, unless it is another file, or of another size.
+
+        Of None any size will do.
+        """
+
+        async def work(session: Session) -> State:
+            with self._gone_is_changed():
+                found = await self._look(session)
+            self._compare(found)
+            return found
+
+        found = await self.link.run(work)
+        stat_ = found.as_stat()
+        if size not in (None, stat_.size):
+            said = f"has {stat_.size} bytes, and {size} were written"
+            raise SourceChanged(f"{self.name}: {said}; open it again")
+        self._state = found
+        self.size = stat_.size
+        self._is_writing = False
+        return stat_
+
+    @property
+    def place(self) -> tuple[bytes, str]:
+        """The path, and what tells which file is meant by it; empty: nothing does."""
+        token = self._state.token if self._state is not None else None
+        return self.path, token.file if token is not None and token.exact else ""
 
     async def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes of the file that was opened.
@@ -113,19 +155,19 @@ class SshFile:
         """
 
         async def work(session: Session) -> bytes:
-            with self._used():
-                await self._opened(session)
-                lane = emptiest(self._files)
-                return await Batch(self, session, lane, self._files[lane]).run(offset, length)
+            with self.used():
+                await self.opened(session)
+                lane = emptiest(self.files)
+                return await Batch(self, session, lane, self.files[lane]).run(offset, length)
 
-        return await self._link.run(work)
+        return await self.link.run(work)
 
     async def extents(self) -> ExtentList | None:
         """All extents; None where the server cannot tell.  Raises SourceChanged."""
 
         async def work(session: Session) -> ExtentList | None:
-            with self._used(), self._gone_is_changed():
-                found = await self._ranges(await self._opened(session))
+            with self.used(), self._gone_is_changed():
+                found = await self._ranges(await self.opened(session))
                 is_certain = False
                 if found is None:
                     found, is_certain = await self._walked(session)
@@ -133,11 +175,11 @@ class SshFile:
                     self._compare(await self._look(session))
             return found
 
-        return await self._link.run(work)
+        return await self.link.run(work)
 
     async def close(self) -> None:
         """Give the handle back; does not wait for the server."""
-        self._link.handles.forget(self)
+        self.link.handles.forget(self)
         self.let_go()
 
     @property
@@ -146,15 +188,15 @@ class SshFile:
 
     def let_go(self) -> None:
         """Give the handles back for now; the next read opens the file again, and compares."""
-        files, session = self._files, self._session
+        files, session = self.files, self._session
         self._file = self._session = None
-        self._files = {}
+        self.files = {}
         if session is not None and session.alive:
             for file in files.values():
-                in_background(self._link.request(file.close))
+                in_background(self.link.request(file.close))
 
     @contextlib.contextmanager
-    def _used(self) -> Iterator[None]:
+    def used(self) -> Iterator[None]:
         self._users += 1
         try:
             yield
@@ -164,7 +206,7 @@ class SshFile:
     async def attributes(self, lane: Lane) -> State:
         """As SFTP has them, by path."""
         with file_errors(self.name):
-            attrs = await self._link.request(lambda: lane.sftp.stat(self._path))
+            attrs = await self.link.request(lambda: lane.sftp.stat(self.path))
         return _state(attrs, None)
 
     def unchanged(self, found: State) -> None:
@@ -173,7 +215,8 @@ class SshFile:
 
     def _compare(self, found: State) -> None:
         assert self._state is not None
-        if found.differs(self._state):
+        is_other = found.is_another if self._is_writing else found.differs
+        if is_other(self._state):
             raise SourceChanged(f"{self.name}: changed since it was opened")
 
     @contextlib.contextmanager
@@ -183,10 +226,10 @@ class SshFile:
         except SourceNotFound as exc:
             raise SourceChanged(f"{self.name}: was deleted since it was opened") from exc
 
-    async def _opened(self, session: Session) -> Any:
+    async def opened(self, session: Session) -> Any:
         """The handle, of this session; a file that was opened before must be the same."""
         if self._session is session and self._file is not None:
-            self._link.handles.used(self)
+            self.link.handles.used(self)
             return self._file
         async with self._opening:
             if self._session is session and self._file is not None:
@@ -199,8 +242,8 @@ class SshFile:
                 self._compare(state)
                 self._file = file
             self._session = session
-            self._files = {session.lanes.first: self._file}
-            self._link.handles.used(self)
+            self.files = {session.lanes.first: self._file}
+            self.link.handles.used(self)
             in_background(self._spread(session))
             return self._file
 
@@ -214,42 +257,42 @@ class SshFile:
         files: dict[Lane, Any] = {}
 
         async def one(lane: Lane) -> None:
-            files[lane] = await self._link.request(partial(self._open_in, lane))
-            self._compare(_state(await self._link.request(files[lane].stat), None))
+            files[lane] = await self.link.request(partial(self._open_in, lane))
+            self._compare(_state(await self.link.request(files[lane].stat), None))
 
         try:
             if lanes:
                 await asyncio.gather(*map(one, lanes))
                 self._compare(await self._look(session))
             if self._session is session:
-                self._files |= files
+                self.files |= files
                 files = {}
         finally:
             for file in files.values():
-                in_background(self._link.request(file.close))
+                in_background(self.link.request(file.close))
 
     async def _open_in(self, lane: Lane) -> Any:
-        return await lane.sftp.open(self._path, "rb", block_size=0)
+        return await lane.sftp.open(self.path, self._access, block_size=0)
 
     async def _open_one(self, session: Session) -> tuple[Any, State]:
         """A handle and the state of what it leads to, both of one file in one state."""
         for _ in range(TRIES):
             before = await self._look(session)
             with file_errors(self.name):
-                file = await self._link.request(partial(self._open_in, session.lanes.first))
+                file = await self.link.request(partial(self._open_in, session.lanes.first))
                 attrs, after = await asyncio.gather(
-                    self._link.request(file.stat), self._look(session)
+                    self.link.request(file.stat), self._look(session)
                 )
             opened = _state(attrs, None)
             if not (before.differs(after) or before.differs(opened)):
                 return file, after
-            in_background(self._link.request(file.close))
+            in_background(self.link.request(file.close))
         raise SourceChanged(f"{self.name}: is being written to")
 
     async def _look(self, session: Session) -> State:
         """What is under the path now."""
         found, token = await asyncio.gather(
-            self.attributes(session.lanes.first), session.helpers.identity(self._path)
+            self.attributes(session.lanes.first), session.helpers.identity(self.path)
         )
         kind = stat.S_IFMT(found.mode)
         if kind == stat.S_IFDIR:
@@ -271,7 +314,7 @@ class SshFile:
         assert self._state is not None
         for attempt in range(TRIES):
             try:
-                answer = await session.helpers.extents(self._path, self.size)
+                answer = await session.helpers.extents(self.path, self.size)
             except SourceChanged as exc:
                 if attempt + 1 == TRIES:
                     raise SourceChanged(f"{self.name}: {exc}") from exc
@@ -289,11 +332,11 @@ class SshFile:
 
     async def _ranges(self, file: Any) -> ExtentList | None:
         """Extents by ranges@asyncssh.com; None unless the server has it and finds a hole."""
-        if not self.size or not self._link.settings.extents:
+        if not self.size or not self.link.settings.extents:
             return None
         ranges: list[tuple[int, int]] = []
         try:
-            async with asyncio.timeout(self._link.settings.timeout_s):
+            async with asyncio.timeout(self.link.settings.timeout_s):
                 async for start, length in file.request_ranges(0, self.size):
                     if length <= 0 or len(ranges) >= MOST_RANGES:
                         raise ValueError("no progress")
@@ -341,7 +384,7 @@ class Batch:
         self._owner = owner
         self._session = session
         self._lane = lane
-        self._link = owner._link
+        self._link = owner.link
         self._file = file
         self._wanted = True
         self._answered = 0  # how many answers have come
@@ -392,5 +435,5 @@ class Batch:
         return more
 
     async def _session_attributes(self) -> State:
-        attrs = await self._lane.sftp.stat(self._owner._path)
+        attrs = await self._lane.sftp.stat(self._owner.path)
         return _state(attrs, None)

@@ -55,6 +55,11 @@ class Token:
         return int(self.text.split(":")[2 if self.exact else 0])
 
     @property
+    def file(self) -> str:
+        """Of an exact one: which file it is, in whatever state."""
+        return ":".join(self.text.split(":")[:2])
+
+    @property
     def mtime_ns(self) -> int:
         parts = self.text.split(":")
         return int(parts[3]) if self.exact else int(parts[1]) * 1_000_000_000
@@ -96,14 +101,20 @@ class Helper:
             raise SourceChanged("its size has changed")
         return found, token
 
+    async def punch(self, path: bytes, file: str, offset: int, length: int) -> None:
+        """Make a hole.  Raises ImgfsError where that cannot be, or when it is another file."""
+        self._ask(b"punch", path, f"{file}:{offset}:{length}".encode())
+        _closing(await self._line())
+
     def close(self) -> None:
         """The process ends when its input does."""
         with contextlib.suppress(OSError, asyncssh.Error):
             self._process.stdin.write_eof()
         self._process.close()
 
-    def _ask(self, what: bytes, path: bytes) -> None:
-        self._process.stdin.write(what + b" " + HELPERS[self._kind][2](path) + b"\n")
+    def _ask(self, what: bytes, path: bytes, *more: bytes) -> None:
+        words = (what, HELPERS[self._kind][2](path), *more)
+        self._process.stdin.write(b" ".join(words) + b"\n")
 
     async def _line(self, timeout_s: float | None = None) -> bytes:
         """The next line without its end.  A silence of the timeout is NoHelper."""
@@ -280,6 +291,35 @@ class Helpers:
                 self._put_back(helper)
                 return found
             return None
+
+    async def can_punch(self) -> bool:
+        """Has the server what makes holes?"""
+        async with self._asking:
+            self._kept = self._kept or await self._start()
+        return bool(self._kinds) and self._kinds[0] == "python3"
+
+    async def punch(self, path: bytes, file: str, offset: int, length: int) -> bool:
+        """Make a hole in the file that is told by `file`; False: it was not made."""
+        if not file or not await self.can_punch():
+            return False
+        async with self._mapping:
+            helper = self._idle.pop() if self._idle else await self._start()
+            if helper is None:
+                return False
+            try:
+                await helper.punch(path, file, offset, length)
+            except ImgfsError as exc:  # an answer, so the process is in order
+                self._put_back(helper)
+                self._gone(exc)
+                return False
+            except BaseException as exc:
+                helper.close()
+                if isinstance(exc, NoHelper):
+                    self._gone(exc)
+                    return False
+                raise
+            self._put_back(helper)
+            return True
 
     def _put_back(self, helper: Helper) -> None:
         """A start costs more than most maps; but no more processes than that wait there."""

@@ -74,6 +74,8 @@ class Lanes:
         self._connection = connection
         self._widening = asyncio.Lock()
         self._wide = False
+        self._apart: Lane | None = None
+        self._has_apart = False
 
     def answered(self, seconds: float) -> None:
         """A request took so long."""
@@ -89,6 +91,14 @@ class Lanes:
                 self.more = await self._opened(LANES - 1)
                 self._follow()
         return self.more
+
+    async def apart(self) -> Lane | None:
+        """A lane for requests that take long, in which nobody reads; None: the server has none."""
+        async with self._widening:
+            if not self._has_apart:
+                self._has_apart = True
+                self._apart = next(iter(await self._opened(1)), None)
+        return self._apart
 
     async def _opened(self, count: int) -> list[Lane]:
         attempts = [self._connection.start_sftp_client(path_encoding=None) for _ in range(count)]

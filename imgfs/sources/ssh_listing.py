@@ -6,10 +6,12 @@ import dataclasses
 import os
 import stat
 import time
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import asyncssh
 
+from imgfs.errors import AlreadyThere, ImgfsError
 from imgfs.sources.bridge import Bridge
 from imgfs.sources.listing import Listed, Listing
 from imgfs.sources.ssh_errors import file_errors
@@ -41,6 +43,46 @@ class SshListing(Listing):
                 ]
 
         return await self._bridge.call(self._link.run, work)
+
+    is_writable = True
+
+    async def create(self, name: str) -> None:
+        async def work(sftp: Any, path: bytes) -> None:
+            file = await sftp.open(path, "xb", block_size=0)
+            await file.close()
+
+        try:
+            await self._change(name, work)
+        except ImgfsError as exc:
+            # SFTP 3 has no word for it.
+            if type(exc) is ImgfsError and name in {file.name for file in await self.files()}:
+                raise AlreadyThere(f"{self.url}{name}: is there already") from exc
+            raise
+
+    async def unlink(self, name: str) -> None:
+        await self._change(name, lambda sftp, path: sftp.remove(path))
+
+    async def rename(self, name: str, new_name: str, *, replace: bool) -> None:
+        new = self._path_of(new_name)
+        if not replace and new_name in {file.name for file in await self.files()}:
+            raise AlreadyThere(f"{self.url}{new_name}: is there already")
+
+        def work(sftp: Any, path: bytes) -> Awaitable[None]:
+            rename = sftp.posix_rename if replace else sftp.rename
+            renaming: Awaitable[None] = rename(path, new)
+            return renaming
+
+        await self._change(name, work)
+
+    def _path_of(self, name: str) -> bytes:
+        return self._path.rstrip(b"/") + b"/" + os.fsencode(name)
+
+    async def _change(self, name: str, change: Callable[[Any, bytes], Awaitable[None]]) -> None:
+        async def work(session: Session) -> None:
+            with file_errors(f"{self.url}{name}"):
+                await self._link.request(lambda: change(session.sftp, self._path_of(name)))
+
+        await self._bridge.call(self._link.run, work)
 
     async def token(self) -> str | None:
         async def work(session: Session) -> Any:

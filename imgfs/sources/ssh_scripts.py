@@ -6,6 +6,7 @@ line at a time:
 
     id NAME     its identity
     map NAME    its extents, then its identity, if that was the same before and after
+    punch NAME DEV:INO:OFFSET:LENGTH    python3 only: makes a hole, then its identity
 
 NAME is the bytes of the path in hex, for sh each as \\0ooo.  Extents are lines "d N N N …": the
 boundaries of the data ranges (start, end, start, end …), each as the distance from the one before;
@@ -72,15 +73,34 @@ def walk(path):
         return before if before == ident(path) else "x 116"
     finally:
         os.close(fd)
+def punch(path, dev, ino, offset, length):
+    import ctypes
+    fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
+    try:
+        s = os.fstat(fd)
+        if (s.st_dev, s.st_ino) != (dev, ino):
+            return "x 116"
+        libc = ctypes.CDLL(None, use_errno=True)
+        call = getattr(libc, "fallocate64", None) or libc.fallocate
+        if call(fd, 3, ctypes.c_longlong(offset), ctypes.c_longlong(length)):
+            return "x %d" % (ctypes.get_errno() or 5)
+    finally:
+        os.close(fd)
+    return ident(path)
 out.write("imgfs helper\n")
 out.flush()
 while True:
     words = sys.stdin.readline().split()
-    if len(words) != 2:
+    if len(words) < 2:
         break
     try:
         name = bytes.fromhex(words[1])
-        answer = walk(name) if words[0] == "map" else ident(name)
+        if words[0] == "punch":
+            answer = punch(name, *map(int, words[2].split(":")))
+        else:
+            answer = walk(name) if words[0] == "map" else ident(name)
+    except AttributeError:
+        answer = "x 95"
     except OSError as e:
         answer = "x %d" % (e.errno or 5)
     out.write(answer + "\n")

@@ -11,7 +11,7 @@ from typing import TypeVar
 import trio
 
 from imgfs import mapjson
-from imgfs.errors import ImgfsError, SourceChanged, SourceUnreachable
+from imgfs.errors import Busy, ImgfsError, SourceChanged, SourceUnreachable
 from imgfs.overlays.store import Base
 from imgfs.sources.patience import patiently
 from imgfs.status import ImageStatus, State
@@ -20,11 +20,12 @@ from imgfs.tree.names import encode
 from imgfs.tree.nodes import Node, Tree
 from imgfs.tree.snapshots import BaseDisk, Snapshots
 from imgfs.views.opening import Chain
-from imgfs.views.raw import RawView
+from imgfs.views.through import StoredView, ThroughView
 from imgfs.views.view import View
+from imgfs.views.writable import Writable
 
-OpenStored = Callable[[], Awaitable[RawView]]
-OpenDisk = Callable[[RawView], Awaitable[Chain]]
+OpenStored = Callable[[], Awaitable[StoredView]]
+OpenDisk = Callable[[StoredView], Awaitable[Chain]]
 OpenView = Callable[[], Awaitable[View]]
 Invalidate = Callable[[int], None]
 Result = TypeVar("Result")
@@ -68,13 +69,13 @@ class ImageNodes:
         self._open_disk = open_disk
         self._waits = waits
         self._invalidate = invalidate
-        self._stored: RawView | None = None
+        self._stored: StoredView | None = None
         self._chain: Chain | None = None
         self._views: list[View] = []  # of this generation
         self._places: list[Place] = []
         self._extents_size: tuple[View, int] | None = None
         self.snapshots = Snapshots(
-            BaseDisk(name, url, self._base, lambda: None, read_only, self._backing)
+            BaseDisk(name, url, self._base, self._may_snapshot, read_only, self._backing)
         )
         self._opening = trio.Lock()
         self._failed = ""
@@ -117,8 +118,26 @@ class ImageNodes:
         view = await place.open()
         if node.view is None:
             node.view, node.prepare = view, None
+            if isinstance(view, Writable):
+                place.tree.share(place.directory, place.name, node)
 
-    async def opened(self) -> RawView:
+    async def _may_write(self) -> None:
+        try:
+            has_any = await trio.to_thread.run_sync(self.snapshots.has_any)
+        except OSError as exc:
+            said = f"nobody can tell whether it has snapshots: {exc.strerror}"
+            raise Busy(f"{self.name}: {said}") from exc
+        if has_any:
+            raise Busy(
+                f"{self.name}: has snapshots, and they need it as it is: write to one of them"
+            )
+
+    def _may_snapshot(self) -> None:
+        stored = self._stored
+        if isinstance(stored, ThroughView) and (stored.writers or stored.dirty_bytes):
+            raise Busy(f"{self.name}: is open for writing; close it first")
+
+    async def opened(self) -> StoredView:
         """The bytes as stored; opens the source if it is not open.  Raises what that raises."""
         async with self._opening:
             return await self._get_stored()
@@ -131,6 +150,8 @@ class ImageNodes:
                 self._chain = await self._patiently(partial(self._open_disk, stored))
                 if self._chain.disk is not stored:
                     self._follow(self._chain.disk)
+                    if isinstance(stored, ThroughView):
+                        stored.when_written(partial(self._outdate, self._chain.disk))
             return self._chain.disk
 
     async def _shown(self) -> Shown:
@@ -150,11 +171,16 @@ class ImageNodes:
         assert self._chain is not None
         return self.url, self._chain.formats[0]
 
-    async def _get_stored(self) -> RawView:
+    async def _get_stored(self) -> StoredView:
         if self._stored is None:
             self._stored = await self._patiently(self._open_stored)
             self._follow(self._stored)
+            if isinstance(self._stored, Writable):
+                self._stored.may_write = self._may_write
         return self._stored
+
+    def _outdate(self, disk: View) -> None:
+        disk.mark_stale(SourceChanged(f"{self.name}: its file is being written; open it again"))
 
     async def _patiently(self, action: Callable[[], Awaitable[Result]]) -> Result:
         async def once() -> Result:
@@ -255,6 +281,8 @@ class ImageNodes:
             "fetching": source.counters.in_flight,
             "window": cache.window if cache is not None else 0,
             "cached": cache.cached_bytes if cache is not None else 0,
+            "bytes_written": source.counters.bytes_written,
+            "dirty": stored.dirty_bytes if isinstance(stored, ThroughView) else 0,
             "errors": sum(view.answered.errors for view in views),
             "last_error": self._failed or (failed[0] if failed else ""),
         }

@@ -6,6 +6,7 @@ Nothing is opened, and no image has nodes of its own, before somebody looks into
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Generic, TypeVar
 
@@ -16,6 +17,7 @@ from imgfs.sources.listing import Listed, Listing
 from imgfs.tree.image import ImageNodes
 from imgfs.tree.names import directory_names, encode, is_image
 from imgfs.tree.nodes import Node, Tree
+from imgfs.tree.originals import Originals
 
 log = logging.getLogger(__name__)
 
@@ -87,6 +89,8 @@ class ListedImages(ImagesNodes[Listed]):
         listing: Listing,
         make_image: Callable[[str, Listed], ImageNodes],
         forget_name: Callable[[int, bytes], None],
+        *,
+        write: bool = False,
     ) -> None:
         super().__init__(tree, root, make_image, forget_name)
         self.listing = listing
@@ -98,6 +102,10 @@ class ListedImages(ImagesNodes[Listed]):
         root.refresh = self._refresh_quietly
         self._originals = tree.add(root, b"originals", children={})
         self._originals.refresh = self._refresh_originals
+        if write and listing.is_writable:
+            self._originals.folder = Originals(
+                listing, self._originals, self._refresh_changed, forget_name
+            )
 
     def __iter__(self) -> Iterator[ImageNodes]:
         yield from super().__iter__()
@@ -125,6 +133,12 @@ class ListedImages(ImagesNodes[Listed]):
             log.warning("%s", exc)
             self._asked = trio.current_time()
 
+    async def _refresh_changed(self) -> None:
+        """We have changed it ourselves."""
+        self._asked, self._token = -FRESH_S, None
+        await self.refresh()
+        await self._refresh_originals()
+
     async def _refresh_originals(self) -> None:
         await self._refresh_quietly()
         children = self._originals.children
@@ -132,6 +146,7 @@ class ListedImages(ImagesNodes[Listed]):
         wanted = {encode(name): file for name, file in self._files.items()}
         for name in _missing(children, wanted):
             self.tree.remove(self._originals, name)
+            self._plain.pop(os.fsdecode(name), None)
         for name in _missing(wanted, children):
             file = wanted[name]
             image = next((i for f, i in self._images.values() if f.name == file.name), None)

@@ -65,7 +65,7 @@ class Node:
     mtime_ns: int | None = None  #: of a directory, where it is known
     open_files: int = 0  #: of its view, those that are open now
     lookups: int = 0  #: how often the kernel was given the inode and has not forgotten it
-    is_linked: bool = True
+    links: int = 1  #: how many names it has
 
 
 @dataclass(slots=True)
@@ -86,6 +86,20 @@ class Tree:
             parent.children[name] = node
         return node
 
+    def share(self, parent: Node, name: bytes, node: Node) -> None:
+        """Of two nodes with one view only one may be shown: the kernel has one cache of an inode,
+        and what is written under one name is to be read under the other.
+
+        If there is another one than `node` it takes the name.
+        """
+        for other in self.nodes.values():
+            if other.view is node.view and other is not node and other.links:
+                other.links += 1
+                self.remove(parent, name)
+                assert parent.children is not None
+                parent.children[name] = other
+                return
+
     def remove(self, parent: Node, name: bytes) -> None:
         """Take a name away, and all below it; who has them open keeps them."""
         assert parent.children is not None
@@ -93,7 +107,7 @@ class Tree:
         if node is not None:
             for child in list(node.children or ()):
                 self.remove(node, child)
-            node.is_linked = False
+            node.links -= 1
             self._drop_unused(node)
 
     def forget(self, inode: int, count: int) -> bool:
@@ -105,7 +119,7 @@ class Tree:
         return self._drop_unused(node)
 
     def _drop_unused(self, node: Node) -> bool:
-        if node.is_linked or node.lookups:
+        if node.links or node.lookups:
             return False
         del self.nodes[node.inode]
         return True

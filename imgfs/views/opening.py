@@ -14,7 +14,7 @@ from imgfs.sources.base import Identity
 from imgfs.steps import Steps
 from imgfs.views.decoded import DecodedView, Layer
 from imgfs.views.drive import drive
-from imgfs.views.raw import RawView
+from imgfs.views.through import StoredView
 from imgfs.views.view import View
 
 #: The formats that imgfs reads itself, as qemu calls them, and the modules that do.
@@ -28,7 +28,7 @@ READERS = {
 MOST_LAYERS = 64
 
 #: Opens the file that a view's header names.  Raises UsageError where it must not be followed.
-OpenBeside = Callable[[RawView, str], Awaitable[RawView]]
+OpenBeside = Callable[[StoredView, str], Awaitable[StoredView]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Chain:
     disk: View
     layers: tuple[Layer, ...]
     formats: tuple[str, ...]
-    files: tuple[RawView, ...]  #: all that are read for it
+    files: tuple[StoredView, ...]  #: all that are read for it
 
     @property
     def identity(self) -> Identity | None:
@@ -55,7 +55,7 @@ class Chain:
 
 
 async def open_chain(
-    name: str, stored: RawView, open_beside: OpenBeside, format: str | None = None
+    name: str, stored: StoredView, open_beside: OpenBeside, format: str | None = None
 ) -> Chain:
     """The disk in the file, to be called `name`.  Without a format it is probed.
 
@@ -93,7 +93,7 @@ async def open_chain(
 
 
 async def _open_layer(
-    view: RawView, format: str, open_beside: OpenBeside, opened: list[RawView]
+    view: StoredView, format: str, open_beside: OpenBeside, opened: list[StoredView]
 ) -> Layer:
     if format == RAW:
         return Layer([view])

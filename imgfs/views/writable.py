@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 from imgfs.errors import ImgfsError
 from imgfs.image import Buffer
 from imgfs.views.view import View
 
 #: Raises ImgfsError (Busy, ReadOnlyView) where an open file for writing cannot be had now.
-MayWrite = Callable[[], None]
+MayWrite = Callable[[], Awaitable[None]]
 
 
 class Writable(View):
@@ -24,7 +24,7 @@ class Writable(View):
     `failures` counts what went wrong after it had been accepted, `failure` is the last of it.
     """
 
-    is_resizable = True  #: if not, open's O_TRUNC changes nothing, as with a block device
+    is_resizable = True  #: if not, open's O_TRUNC makes all of it zeroes
     failures = 0
     failure: ImgfsError | None = None
     writers = 0  #: how many have it open for writing
@@ -36,10 +36,10 @@ class Writable(View):
         Raises what `may_write` raises, SourceChanged, and ReadOnlyView or AccessDenied where the
         source refuses.
         """
-        if self.may_write is not None:
-            self.may_write()
-        self.writers += 1
+        self.writers += 1  # before anything is asked: who takes a snapshot asks how many there are
         try:
+            if self.may_write is not None:
+                await self.may_write()
             await self._begin_writing()
         except BaseException:
             self.writers -= 1

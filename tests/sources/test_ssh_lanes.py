@@ -61,9 +61,9 @@ def url_of(sshd: Sshd, path: Path, port: int) -> SshUrl:
 async def widened(source: SshSource, count: int) -> list[Lane]:
     """The lanes in which the file is open, once there are so many."""
     with trio.fail_after(20):
-        while len(source._file._files) < count:
+        while len(source._file.files) < count:
             await trio.sleep(0.02)
-    return list(source._file._files)
+    return list(source._file.files)
 
 
 def run_far(sshd: Sshd, image: Path, port: int, body: Callable[[SshSource], Any]) -> None:
@@ -107,7 +107,7 @@ def test_a_short_line_has_one(sshd: Sshd, image: Path) -> None:
         for _ in range(3):  # the shortest time counts, on a busy machine too
             await source.check_identity()
         assert source.round_trip_s < LONG_S
-        (lane,) = source._file._files
+        (lane,) = source._file.files
         assert lane._channel.get_recv_window() == channel_window(source.round_trip_s, 1)
 
     run_far(sshd, image, sshd.port, body)
@@ -125,7 +125,7 @@ def test_a_replaced_file_is_read_through_no_lane(
         os.utime(other, ns=(times.st_atime_ns, times.st_mtime_ns))
         other.rename(image)
         await trio.sleep(15 * TRIP_S)
-        assert len(source._file._files) == 1
+        assert len(source._file.files) == 1
         with pytest.raises(SourceChanged):
             await source.check_identity()
 
@@ -145,7 +145,7 @@ def test_a_server_that_allows_few_sessions(
 
     async def body(source: SshSource) -> None:
         await trio.sleep(15 * TRIP_S)
-        assert len(source._file._files) == max(1, sessions - 3)
+        assert len(source._file.files) == max(1, sessions - 3)
         found = await source.extents(0, source.size)
         assert found.stored_bytes() == (8 if sessions > 2 else 16) * MIB
         assert bytes(await source.read(MIB, 9 * MIB)) == image.read_bytes()[MIB : 10 * MIB]

@@ -1,0 +1,169 @@
+"""Write-behind: what was accepted goes to the source later, several writes at once, joined.
+
+Memory is bounded: who writes more waits.  What fails is dropped, as a kernel does it: the error
+is logged, counted, and kept for every writer's next fsync and close; the range is the source's
+again.
+
+Own writes change what the source is told by.  So they are made in bursts: the first one's flight
+asks whether the source is still what it was (`begin_writing`), and when none is in flight any more
+its new state becomes the one that counts (`pin`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable
+
+import trio
+
+from imgfs.errors import ImgfsError, SourceChanged
+from imgfs.image import Buffer
+from imgfs.sources.base import WritableSource
+from imgfs.views.dirty import Dirty, Flight
+
+log = logging.getLogger(__name__)
+
+MIB = 1 << 20
+LIMIT = 64 * MIB  # held in memory
+FLIGHTS = 64
+RUN = 2 * MIB  # sent at once
+JOIN = 512 << 10  # what is shorter waits for more while something else is on its way
+HARD_PAUSE_S = 1.0
+
+#: (start, end, whether it is at the source)
+Left = Callable[[int, int, bool], None]
+
+
+class WriteBehind:
+    """The way to `source`; its tasks run in `nursery`.
+
+    `written(start, end)` is awaited when a range has reached the source, or failed, and its newest
+    bytes are still here; `left` is called when they are no more, without an await in between.
+    """
+
+    def __init__(
+        self,
+        source: WritableSource,
+        nursery: trio.Nursery,
+        written: Callable[[int, int], Awaitable[None]],
+        left: Left,
+        failed: Callable[[ImgfsError], None],
+        *,
+        hard: bool,
+    ) -> None:
+        self.dirty = Dirty()
+        self._source = source
+        self._nursery = nursery
+        self._written = written
+        self._left = left
+        self._failed = failed
+        self.is_hard = hard  #: send again for ever while the source is away
+        self._urgent = 0  # who waits for all of it
+        self._moved = trio.Event()
+        self._burst = trio.Lock()
+        self._in_burst = False
+
+    async def wait_for_room(self, length: int) -> None:
+        """Until so many bytes may be put; raises nothing."""
+        while self.dirty.held and self.dirty.held + length > LIMIT:
+            self._pump()
+            await self._moved.wait()
+
+    def put(self, start: int, end: int, data: Buffer | None) -> None:
+        """Accept bytes, or zeroes (None), for a range.  Not empty."""
+        self.dirty.put(start, end, data)
+        self._pump()
+
+    async def drain(self) -> None:
+        """Until all that was accepted before has left, and the source's state is pinned."""
+        number = self.dirty.number
+        self._urgent += 1
+        try:
+            while not self.dirty.is_settled(number) or self.dirty.flights:
+                self._pump()
+                await self._moved.wait()
+        finally:
+            self._urgent -= 1
+        await self.pin()
+
+    async def alone(self, change: Callable[[], Awaitable[None]]) -> None:
+        """Change the source while nothing is in flight.  Raises what that raises."""
+        async with self._burst:
+            await self._begin()
+            await change()
+            await self._source.pin()
+            self._in_burst = False
+
+    async def _begin(self) -> None:
+        if not self._in_burst:
+            await self._source.begin_writing()
+            self._in_burst = True
+
+    async def pin(self) -> None:
+        """If nothing is on its way: what the source is now counts.  Its errors are failures."""
+        async with self._burst:
+            if not self._in_burst or self.dirty.flights:
+                return
+            try:
+                await self._source.pin()
+            except ImgfsError as exc:
+                if not exc.temporary:
+                    self._failed(exc)
+                return  # of one that is away the next pin or burst will tell
+            self._in_burst = False
+
+    def drop(self) -> None:
+        """Forget what is not in flight."""
+        self.dirty.clear()
+        self._move()
+
+    def _pump(self) -> None:
+        dirty = self.dirty
+        while len(dirty.flights) < FLIGHTS:
+            is_urgent = self._urgent or not dirty.flights or dirty.held > LIMIT // 2
+            flight = dirty.take_off(1 if is_urgent else JOIN, RUN)
+            if flight is None:
+                return
+            self._nursery.start_soon(self._fly, flight)
+
+    async def _fly(self, flight: Flight) -> None:
+        is_there = False
+        try:
+            await self._send(flight)
+            is_there = True
+        except ImgfsError as exc:
+            self._failed(exc)
+        except Exception as exc:
+            log.exception("%s: a write failed: this is a bug in imgfs", self._source.name)
+            self._failed(ImgfsError(f"{self._source.name}: {exc!r}"))
+        finally:
+            with trio.CancelScope(shield=True):
+                await self._written(flight.start, flight.end)
+        for start, end in self.dirty.land(flight):
+            self._left(start, end, is_there)
+        self._move()
+        self._pump()
+        if not self.dirty.flights:
+            await self.pin()
+
+    async def _send(self, flight: Flight) -> None:
+        while True:
+            try:
+                async with self._burst:
+                    await self._begin()
+                if flight.parts is None:
+                    await self._source.zero(flight.start, flight.end - flight.start)
+                else:
+                    await self._source.write(flight.start, flight.data())
+                return
+            except SourceChanged:
+                raise
+            except ImgfsError as exc:
+                if not (self.is_hard and exc.temporary):
+                    raise
+                log.warning("%s; trying again", exc)
+                await trio.sleep(HARD_PAUSE_S)
+
+    def _move(self) -> None:
+        self._moved.set()
+        self._moved = trio.Event()
