@@ -8,9 +8,9 @@ from typing import TypeVar
 
 import trio
 
-from imgfs.app import open_disk, open_source
 from imgfs.cli.terminal import Terminal, is_there
 from imgfs.config import Options
+from imgfs.opener import open_disk, open_source
 from imgfs.sources.base import Source
 from imgfs.views.opening import Chain
 

@@ -17,10 +17,10 @@ from pathlib import Path
 import click
 import trio
 
-from imgfs.app import shown_source
 from imgfs.cli.run import with_disk
 from imgfs.config import Options, parse_options
 from imgfs.errors import ImgfsError, UsageError
+from imgfs.opener import shown_source
 from imgfs.overlays.store import SnapshotPath, SnapshotStore, stores
 from imgfs.units import format_size
 from imgfs.views.delta import delta

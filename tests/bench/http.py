@@ -36,7 +36,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 LIBRARY = """
 import sys, trio
-from imgfs.app import open_source
+from imgfs.opener import open_source
 from imgfs.config import Options
 async def main():
     async with open_source(sys.argv[1], Options()) as source:

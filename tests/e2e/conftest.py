@@ -63,6 +63,7 @@ def mount(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
 @pytest.fixture
 def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     directory = tmp_path / "sshd"
     directory.mkdir()
     server = Sshd(directory)

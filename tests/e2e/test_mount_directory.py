@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.views.showing import SHOWN
 from tests.servers import Sshd
 
 from .conftest import MIB, Mount, imgfs
@@ -55,7 +56,8 @@ def test_names(mounted: Mount, pool: Path) -> None:
     )
     for name, file in (("disk", "disk.img"), ("same.IMG", "same.IMG"), ("%.imgfs", ".imgfs.raw")):
         directory = mounted.point / name
-        assert names(directory) == sorted([f"{name}.raw", "original", "extents.json"])
+        shown = [f"{name}{extension}" for extension in (".raw", *SHOWN)]
+        assert names(directory) == sorted([*shown, "original", "extents.json", "snapshots"])
         assert (directory / f"{name}.raw").read_bytes() == (pool / file).read_bytes()
         assert names(directory / "original") == [file]
     originals = mounted.point / "originals"

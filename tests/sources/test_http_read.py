@@ -188,7 +188,7 @@ def test_cancelled_at_once_though_the_server_is_frozen(disk: Path, nginx: Nginx)
 
 PROGRAM = """
 import sys, trio
-from imgfs.app import open_source
+from imgfs.opener import open_source
 from imgfs.config import Options
 async def main():
     async with open_source(sys.argv[1], Options()) as source, trio.open_nursery() as nursery:

@@ -1,0 +1,166 @@
+"""From what a person names to what is open: sources, and the disks in them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import trio
+
+from imgfs.cache.cached import Policy
+from imgfs.config import Options
+from imgfs.errors import UsageError, sole
+from imgfs.sources.base import Source
+from imgfs.sources.file import open_file
+from imgfs.sources.listing import Listing, LocalListing
+from imgfs.stored import StoredViews, Wanted
+from imgfs.url import ObjectUrl, SshUrl, parse
+from imgfs.url_nbd import NbdCommand, NbdUrl
+from imgfs.views.opening import Chain
+
+if TYPE_CHECKING:
+    from imgfs.sources.bridge import Bridge
+    from imgfs.sources.ssh import SshHosts
+
+_ONLY_READ = "http and S3 can only be read; mount it without write=through"
+
+
+class Sources:
+    """Opens what a person names; one ssh connection a host for all of a process.
+
+    `nursery` is for tasks that live as long as a source; it is cancelled before `aclose`, or after.
+    """
+
+    def __init__(self, options: Options, nursery: trio.Nursery) -> None:
+        self._options = options
+        self._nursery = nursery
+        # A mount leaves it, but a command's words may be relative to it.
+        self._directory = Path.cwd()
+        self._bridge: Bridge | None = None
+        self._hosts: SshHosts | None = None
+
+    async def open(
+        self, text: str, options: Options | None = None, directory: Path | None = None
+    ) -> Source:
+        """An open source; with options of its own, and where a command of it is to run.
+
+        Raises UsageError and what opening raises.
+        """
+        options = options or self._options
+        where = parse(text)
+        if isinstance(where, str):
+            return await open_file(where, extents=options.extents, write=options.write_through)
+        if isinstance(where, ObjectUrl):
+            if options.write_through:
+                raise UsageError(f"{where.text}: {_ONLY_READ}")
+            from imgfs.sources.objects import open_object
+
+            return await open_object(where, options.objects(), self._asyncio())
+        if isinstance(where, NbdUrl | NbdCommand):
+            from imgfs.sources.nbd import open_command, open_nbd
+
+            settings = options.nbd()
+            if isinstance(where, NbdUrl):
+                return await open_nbd(where, settings, self._nursery)
+            return await open_command(where, directory or self._directory, settings, self._nursery)
+        return await self._ssh().open(where, options.ssh(), write=options.write_through)
+
+    async def listing(self, text: str) -> Listing | None:
+        """The directory that this names, or None when it names an image.  Raises UsageError."""
+        where = parse(text)
+        if isinstance(where, str):
+            return LocalListing(where) if where.endswith("/") else None
+        if isinstance(where, NbdUrl | NbdCommand) or not where.is_directory:
+            return None
+        if isinstance(where, ObjectUrl):
+            if self._options.write_through:
+                raise UsageError(f"{where.text}: {_ONLY_READ}")
+            from imgfs.sources.objects_listing import ObjectListing
+
+            return ObjectListing(where, self._options.objects(), self._asyncio())
+        return await self._ssh().list(where, self._options.ssh())
+
+    async def aclose(self) -> None:
+        if self._hosts is not None:
+            await self._hosts.aclose()
+        if self._bridge is not None:
+            await self._bridge.aclose()
+
+    # A local file must not pay for asyncio, asyncssh, libnbd or obstore.
+
+    def _asyncio(self) -> Bridge:
+        if self._bridge is None:
+            from imgfs.sources.bridge import Bridge
+
+            self._bridge = Bridge()
+        return self._bridge
+
+    def _ssh(self) -> SshHosts:
+        if self._hosts is None:
+            from imgfs.sources.ssh import SshHosts
+
+            self._hosts = SshHosts(self._asyncio())
+        return self._hosts
+
+
+@asynccontextmanager
+async def open_source(text: str, options: Options) -> AsyncIterator[Source]:
+    """The source that a person named, for as long as the block runs."""
+    try:
+        async with trio.open_nursery() as nursery:
+            sources = Sources(options, nursery)
+            source: Source | None = None
+            try:
+                source = await sources.open(text)
+                yield source
+            finally:
+                with trio.CancelScope(shield=True):
+                    if source is not None:
+                        await source.aclose()
+                    await sources.aclose()
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
+
+
+@asynccontextmanager
+async def open_disk(text: str, options: Options) -> AsyncIterator[tuple[str, Chain]]:
+    """The disk in a source, for as long as the block runs, and the source as it is shown."""
+    where = parse(text)
+    text = absolute(where) if isinstance(where, str) else text
+    try:
+        async with trio.open_nursery() as nursery:
+            sources = Sources(options, nursery)
+
+            async def open_source(wanted: Wanted) -> Source:
+                return await sources.open(wanted.text, wanted.options)
+
+            stored = StoredViews(open_source)
+            try:
+                view = await stored.get(Wanted(text, options, Policy()))
+                yield shown_source(text), await stored.chain(view.name, view, options.format)
+            finally:
+                with trio.CancelScope(shield=True):
+                    await stored.aclose()
+                    await sources.aclose()
+                nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise sole(group) from None
+
+
+def shown_url(where: SshUrl | ObjectUrl | NbdUrl | NbdCommand) -> str:
+    """A command's arguments are nobody else's business."""
+    return where.name if isinstance(where, NbdCommand) else where.text
+
+
+def shown_source(text: str) -> str:
+    """What a person named, as it is shown: absolute, and without a secret.  Raises UsageError."""
+    where = parse(text)
+    return absolute(where) if isinstance(where, str) else shown_url(where)
+
+
+def absolute(path: str) -> str:
+    """With the / that says that a directory is meant."""
+    return str(Path(path).absolute()) + ("/" if path.endswith("/") else "")
