@@ -1,4 +1,4 @@
-"""`imgfs snapshot list|create|delete|export`: snapshots without a mount.
+"""`imgfs snapshot list|create|delete|export|commit`: snapshots without a mount.
 
 A snapshot's name is as its path in a mount: `x`, or `x/y` for y in x's snapshots/.
 """
@@ -10,20 +10,26 @@ import json
 import os
 import time
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import click
 import trio
+from rich.progress import Progress
 
 from imgfs.cli.run import with_disk
 from imgfs.config import Options, parse_options
-from imgfs.errors import ImgfsError, UsageError
+from imgfs.errors import Busy, ImgfsError, UsageError
+from imgfs.formats.probe import RAW
 from imgfs.opener import shown_source
+from imgfs.overlays.commit import committing
 from imgfs.overlays.store import SnapshotPath, SnapshotStore, stores
+from imgfs.pieces import Kind
+from imgfs.sources.base import WritableSource
 from imgfs.units import format_size
-from imgfs.views.delta import delta
+from imgfs.views.committing import write_changes
+from imgfs.views.delta import changes, delta
 from imgfs.views.opening import Chain
 from imgfs.views.overlay import OverlayView
 from imgfs.views.view import View
@@ -44,7 +50,7 @@ class Listed:
 
 @click.group("snapshot")
 def command() -> None:
-    """List, take, delete and export snapshots; no mount is needed."""
+    """List, take, delete, export and commit snapshots; no mount is needed."""
 
 
 @command.command("list")
@@ -110,18 +116,64 @@ def export_command(source: str, name: str, file: Path, options: tuple[str, ...])
     _with_snapshot(source, _path(name), parse_options(options), export)
 
 
+@command.command("commit")
+@click.argument("source")
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Though other snapshots of SOURCE change with it.")
+@_options
+def commit_command(source: str, name: str, force: bool, options: tuple[str, ...]) -> None:
+    """Write what snapshot NAME changes into SOURCE, and delete the snapshot.
+
+    What was interrupted can be done again.
+    """
+    path = _path(name)
+    parsed = replace(parse_options(options), write=True)
+
+    async def commit(disk: OverlayView, url: str, chain: Chain) -> None:
+        store, base = SnapshotStore(url), chain.files[0].source
+        if len(chain.layers) > 1 or chain.formats[0] != RAW or not isinstance(base, WritableSource):
+            raise UsageError(f"{url}: only a raw image can be written into; export the snapshot")
+        others = [each.path for each in store.snapshots() if each.path != path]
+        if others and not force:
+            raise Busy(
+                f"{url}: has other snapshots ({', '.join(map('/'.join, others))}), "
+                "which would change with it; delete them, or say --force"
+            )
+        with _plainly(), committing(store, path, chain.base(url)), Progress() as progress:
+            bar = progress.add_task(name, total=_changed_bytes(disk))
+            await base.begin_writing()
+            await write_changes(disk, base, partial(progress.advance, bar))
+            await base.pin()
+            store.pin(chain.base(url, base.size))
+        for layer in disk.layers:
+            layer.unlock()
+        store.delete(path)
+
+    _with_snapshot(source, path, parsed, commit, check=False)
+
+
+def _changed_bytes(disk: OverlayView) -> int:
+    return sum(piece.end - piece.start for piece in changes(disk) if piece.kind == Kind.DATA)
+
+
 def _with_snapshot(
     source: str,
     path: SnapshotPath,
     options: Options,
     work: Callable[[OverlayView, str, Chain], Awaitable[None]],
+    *,
+    check: bool = True,
 ) -> None:
-    """The snapshot's disk, which nobody writes meanwhile.  Raises Busy when somebody does."""
+    """The snapshot's disk, which nobody writes meanwhile.  Raises Busy when somebody does.
+
+    With `check` SourceChanged, too, when it is over another base.
+    """
 
     async def run(url: str, chain: Chain) -> None:
         store = SnapshotStore(url)
         with _plainly():
-            await trio.to_thread.run_sync(store.check_base, chain.base(url))
+            if check:
+                await trio.to_thread.run_sync(store.check_base, chain.base(url))
             snapshot = await trio.to_thread.run_sync(store.get, path)
             layers = await trio.to_thread.run_sync(
                 partial(store.open_layers, snapshot, writable=True)
@@ -138,8 +190,6 @@ def _with_snapshot(
 
 async def _write(view: View, file: Path) -> None:
     """The view as a file that is there as a whole, or not at all."""
-    from rich.progress import Progress
-
     part = file.with_name(f".{file.name}.part")
     extents = await view.extents(0, view.size)
     with _plainly(), part.open("wb", buffering=0) as out, Progress(transient=True) as progress:

@@ -146,6 +146,12 @@ class Layer:
         os.close(self._log)
         self._log, self._end, self._sequence = fd, len(content), 1
 
+    def unlock(self) -> None:
+        """Others may write it from now on."""
+        if self.lock is not None:
+            os.close(self.lock)
+            self.lock = None
+
     def close(self) -> None:
         os.close(self.data)
         os.close(self._log)

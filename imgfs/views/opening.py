@@ -49,9 +49,14 @@ class Chain:
             return None
         return Identity("+".join(i.kind for i in known), "+".join(i.token for i in known))
 
-    def base(self, url: str) -> Base:
-        """What snapshots of it are of.  Raises NotPermitted when it has no identity."""
-        return base_of(url, self.disk.size, "+".join(self.formats), self.identity)
+    def base(self, url: str, size: int | None = None) -> Base:
+        """What snapshots of it are of; of another size when we have changed that.
+
+        Raises NotPermitted when it has no identity.
+        """
+        return base_of(
+            url, self.disk.size if size is None else size, "+".join(self.formats), self.identity
+        )
 
 
 async def open_chain(

@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Mount, imgfs, mount, sparse
+from imgfs.overlays.store import SnapshotStore
+from tests.e2e.conftest import Mount, imgfs, mount, sparse, sshd
+from tests.servers import Sshd
 
-__all__ = ["mount", "sparse"]  # fixtures
+__all__ = ["mount", "sparse", "sshd"]  # fixtures
 Mounter = Callable[..., Mount]
 MIB = 1 << 20
 
@@ -122,5 +124,76 @@ def test_another_base(sparse: Path, tmp_path: Path) -> None:
     refused = snapshot("export", sparse, "x", tmp_path / "x.qcow2", check=False)
     assert "is not what its snapshots were taken of" in refused.stderr
     refused = snapshot("create", sparse, "z", check=False)
+    assert "is not what its snapshots were taken of" in refused.stderr
+    assert names(sparse) == ["x"]
+
+
+def changed(mount: Mounter, source: Path, name: str, tmp_path: Path) -> Path:
+    """A copy of the snapshot's disk, after changes of all kinds to it."""
+    snapshot("create", source, name)
+    m = mount(source)
+    raw = m.point / f"snapshots/{name}/{name}.raw"
+    put(raw, 10 * MIB + 100, os.urandom(3 * MIB))
+    subprocess.run(["fallocate", "-p", "-o", "5M", "-l", "1M", raw], check=True, timeout=20)
+    os.truncate(raw, 70 * MIB)
+    copy = tmp_path / f"{name}.raw"
+    subprocess.run(["cp", raw, copy], check=True, timeout=60)
+    assert imgfs("umount", m.point, timeout=60).returncode == 0
+    return copy
+
+
+@pytest.mark.parametrize("kind", ["file", "ssh"])
+def test_commit(mount: Mounter, sparse: Path, sshd: Sshd, tmp_path: Path, kind: str) -> None:
+    copy = changed(mount, sparse, "x", tmp_path)
+    if kind == "ssh":
+        source = sshd.url(sparse)
+        options = ["-o", sshd.options]
+        snapshot("create", source, "x", *options)
+        m = mount(source, *options)
+        subprocess.run(["cp", copy, m.point / "snapshots/x/x.raw"], check=True, timeout=60)
+        assert imgfs("umount", m.point, timeout=60).returncode == 0
+        snapshot("commit", source, "x", *options)
+        assert json.loads(snapshot("list", source, "--json").stdout) == []
+    else:
+        snapshot("commit", sparse, "x")
+        assert names(sparse) == []
+    assert sparse.read_bytes() == copy.read_bytes()
+    assert sparse.stat().st_blocks * 512 < 16 * MIB
+
+
+def test_commit_beside_others(mount: Mounter, sparse: Path, tmp_path: Path) -> None:
+    copy = changed(mount, sparse, "x", tmp_path)
+    snapshot("create", sparse, "other")
+    refused = snapshot("commit", sparse, "x", check=False)
+    assert "has other snapshots (other)" in refused.stderr
+    snapshot("commit", sparse, "x", "--force")
+    assert sparse.read_bytes() == copy.read_bytes()
+    assert names(sparse) == ["other"]
+    snapshot("export", sparse, "other", tmp_path / "other.qcow2")  # the base is its base again
+
+
+def test_an_interrupted_commit_is_done_again(mount: Mounter, sparse: Path, tmp_path: Path) -> None:
+    copy = changed(mount, sparse, "x", tmp_path)
+    # As a commit leaves it that was killed after its first bytes.
+    store = SnapshotStore(str(sparse))
+    (store.directory / "committing").write_bytes(b"x")
+    put(sparse, 10 * MIB, b"half")
+    for words in (("create", sparse, "y"), ("export", sparse, "x", tmp_path / "q")):
+        assert snapshot(*words, check=False).returncode == 1
+    snapshot("commit", sparse, "x")
+    assert sparse.read_bytes() == copy.read_bytes()
+    assert names(sparse) == []
+    snapshot("create", sparse, "y")
+
+
+def test_commit_into_what_cannot_be(sparse: Path, tmp_path: Path) -> None:
+    image = tmp_path / "a.qcow2"
+    qemu_img("convert", "-O", "qcow2", sparse, image)
+    snapshot("create", image, "x")
+    refused = snapshot("commit", image, "x", check=False)
+    assert "only a raw image can be written into" in refused.stderr
+    snapshot("create", sparse, "x")
+    os.utime(sparse)
+    refused = snapshot("commit", sparse, "x", check=False)
     assert "is not what its snapshots were taken of" in refused.stderr
     assert names(sparse) == ["x"]

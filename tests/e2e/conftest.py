@@ -46,7 +46,8 @@ class Mount:
 
 
 @pytest.fixture
-def mount(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
+def mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Mount]]:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     mounts: list[Mount] = []
 
     def make(source: Path | str, *options: str, says: str = "") -> Mount:
@@ -63,7 +64,6 @@ def mount(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
 @pytest.fixture
 def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     directory = tmp_path / "sshd"
     directory.mkdir()
     server = Sshd(directory)
