@@ -1,0 +1,119 @@
+"""Free space of ext2, ext3 and ext4 that mke2fs made and the kernel filled, against dumpe2fs."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+import struct
+import time
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from imgfs.guest import ext_tables as tables
+from imgfs.guest.ext import look
+from imgfs.guest.space import Filesystem
+from tests.drive import Bytes, Files, size_of
+from tests.guest.mounted import (
+    LONG,
+    checksums,
+    fragment,
+    free_of_domain,
+    in_order,
+    joined,
+    mounted,
+    run,
+    runs,
+    zero_free,
+)
+
+MiB = 1 << 20
+
+
+def seen(image: Bytes, start: int = 0) -> Filesystem:
+    found = Files(image).run(look(start, size_of(image) - start))
+    in_order(found)
+    return found
+
+
+def options(rng: random.Random) -> list[str]:
+    """Some that mke2fs takes together; what the kernel cannot mount is not among them."""
+    kind = rng.choice(["ext2", "ext3", "ext4", "ext4", "ext4", "ext4"])
+    block = rng.choice([1024, 2048, 4096, 4096])
+    words = ["-t", kind, "-b", str(block)]
+    features: list[str] = []
+    if rng.random() < 0.3:
+        features += ["^resize_inode", "meta_bg"]
+    elif rng.random() < 0.3:
+        features.append("^resize_inode")
+    if rng.random() < 0.3:
+        features.append("^sparse_super" if rng.random() < 0.5 else "sparse_super2")
+    if rng.random() < 0.5:
+        words += ["-g", str(rng.choice([1024, 2048, 8 * 520]))]
+    if kind == "ext4":
+        features.append(rng.choice(["64bit", "^64bit"]))
+        features.append(rng.choice(["flex_bg", "^flex_bg"]))
+        checks = ["metadata_csum", "metadata_csum,metadata_csum_seed"]
+        features.append(rng.choice([*checks, "^metadata_csum,uninit_bg", "^metadata_csum"]))
+        features += rng.sample(
+            ["^has_journal", "quota", "inline_data", "mmp", "orphan_file", "large_dir"], 2
+        )
+        if "orphan_file" in features and "^has_journal" in features:
+            features.remove("orphan_file")
+        if rng.random() < 0.3 and "-g" not in words:
+            features.append("bigalloc")
+            words += ["-C", str(block * rng.choice([2, 16, 64]))]
+        words += ["-G", str(rng.choice([2, 16, 64]))] if "flex_bg" in features else []
+        more = f",packed_meta_blocks={rng.randrange(2)}" if "flex_bg" in features else ""
+        words += ["-E", f"lazy_itable_init={rng.randrange(2)}{more}"]
+    if rng.random() < 0.5:
+        words += ["-I", str(rng.choice([128, 256, 512]))]
+    words += ["-i", str(rng.choice([4096, 16384, 65536])), "-O", ",".join(features)]
+    return [*words, "-L", "a name", "-F", "-q"]
+
+
+def made(image: Path, size: int, *words: str) -> Path:
+    with image.open("wb") as file:
+        file.truncate(size)
+    run("mke2fs", *words, image)
+    return image
+
+
+def free_of_dumpe2fs(image: Path) -> list[tuple[int, int]]:
+    text = run("dumpe2fs", image)
+    (block,) = re.findall(r"^Block size: +(\d+)", text, re.M)
+    bounds = re.findall(r"(\d+)(?:-(\d+))?", ",".join(re.findall(r"  Free blocks: (.*)", text)))
+    size = int(block)
+    return joined((int(a) * size, (int(b or a) + 1) * size) for a, b in bounds)
+
+
+def free_of_partclone(image: Path) -> list[tuple[int, int]]:
+    log = image.with_suffix(".domain")
+    run("partclone.extfs", "-D", "-q", "-s", image, "-o", log, "-L", "/dev/null")
+    return free_of_domain(log.read_text())
+
+
+@pytest.mark.parametrize("seed", range(200 if LONG else 9))
+def test_filled_and_emptied(seed: int, tmp_path: Path) -> None:
+    """dumpe2fs calls the same blocks free, and nothing but those was needed."""
+    rng = random.Random(seed)
+    size = rng.randrange(16 * MiB, 150 * MiB, 1024)
+    image = made(tmp_path / "disk", size, *options(rng))
+    before = seen(image)
+    assert (runs(before.free), before.left_whole) == (free_of_dumpe2fs(image), "")
+    assert before.free
+    with mounted(image) as point:
+        fragment(point, rng, size // 4)
+        kept = checksums(point)
+    after = seen(image)
+    assert (runs(after.free), after.left_whole) == (free_of_dumpe2fs(image), "")
+    assert (after.label, after.kind[:3]) == ("a name", "ext")
+    if LONG:
+        assert runs(after.free) == free_of_partclone(image)
+    zero_free(image, after, byte=seed % 2 * 0xA5)
+    run("e2fsck", "-fn", image)
+    with mounted(image, "ro") as point:
+        assert checksums(point) == kept
