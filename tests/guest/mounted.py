@@ -69,7 +69,7 @@ def fragment(point: Path, rng: random.Random, room: int) -> None:
 def checksums(point: Path) -> dict[str, str]:
     found = {}
     for path in sorted(point.rglob("*")):
-        kind = os.readlink(path) if path.is_symlink() else ""
+        kind = str(path.readlink()) if path.is_symlink() else ""
         if path.is_file() and not kind:
             kind = hashlib.sha256(path.read_bytes()).hexdigest()
         found[str(path.relative_to(point))] = kind

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 import random
 import re
-import shutil
-import struct
-import time
-from array import array
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from imgfs.guest import ext_tables as tables
 from imgfs.guest.ext import look
 from imgfs.guest.space import Filesystem
 from tests.drive import Bytes, Files, size_of
