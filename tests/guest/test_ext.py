@@ -79,10 +79,15 @@ def made(image: Path, size: int, *words: str) -> Path:
 
 def free_of_dumpe2fs(image: Path) -> list[tuple[int, int]]:
     text = run("dumpe2fs", image)
-    (block,) = re.findall(r"^Block size: +(\d+)", text, re.M)
+
+    def number(name: str) -> int:
+        return int(re.findall(rf"^{name}: +(\d+)", text, re.M)[0])
+
+    # Of clusters it names the first block.
+    block = number("Block size")
+    last = number("Cluster size") if "bigalloc" in text else block
     bounds = re.findall(r"(\d+)(?:-(\d+))?", ",".join(re.findall(r"  Free blocks: (.*)", text)))
-    size = int(block)
-    return joined((int(a) * size, (int(b or a) + 1) * size) for a, b in bounds)
+    return joined((int(a) * block, int(b or a) * block + last) for a, b in bounds)
 
 
 def free_of_partclone(image: Path) -> list[tuple[int, int]]:
