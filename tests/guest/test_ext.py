@@ -96,12 +96,13 @@ def free_of_partclone(image: Path) -> list[tuple[int, int]]:
     return free_of_domain(log.read_text())
 
 
-@pytest.mark.parametrize("seed", range(200 if LONG else 9))
+@pytest.mark.parametrize("seed", range(100 if LONG else 9))
 def test_filled_and_emptied(seed: int, tmp_path: Path) -> None:
     """dumpe2fs calls the same blocks free, and nothing but those was needed."""
     rng = random.Random(seed)
     size = rng.randrange(16 * MiB, 150 * MiB, 1024)
-    image = made(tmp_path / "disk", size, *options(rng))
+    words = options(rng)
+    image = made(tmp_path / "disk", size, *words)
     before = seen(image)
     assert (runs(before.free), before.left_whole) == (free_of_dumpe2fs(image), "")
     assert before.free
@@ -111,7 +112,7 @@ def test_filled_and_emptied(seed: int, tmp_path: Path) -> None:
     after = seen(image)
     assert (runs(after.free), after.left_whole) == (free_of_dumpe2fs(image), "")
     assert (after.label, after.kind[:3]) == ("a name", "ext")
-    if LONG:
+    if LONG and "bigalloc" not in str(words):  # which partclone refuses
         assert runs(after.free) == free_of_partclone(image)
     zero_free(image, after, byte=seed % 2 * 0xA5)
     run("e2fsck", "-fn", image)
