@@ -13,8 +13,10 @@ the reading (`imgfs.views.drive`); tests drive the same code over bytes.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from imgfs.image import Buffer
@@ -67,28 +69,72 @@ def open_file(name: str) -> Steps[Opened]:
     return opened
 
 
-def together(several: Sequence[Steps[T]]) -> Steps[list[T]]:
-    """All of them: what each needs next is read in one batch.  None may open a file, and what they
-    ask for at once must be allowed together."""
-    results: dict[int, T] = {}
-    needs: dict[int, Sequence[Read]] = {}
+def together(jobs: Sequence[Steps[T]], at_once: int = 8) -> Steps[list[T]]:
+    """Run several to their ends, `at_once` at a time; what they need next is one batch, so that all
+    of them take as many round trips as the longest one.
 
-    def go_on(index: int, answer: list[bytes] | None) -> None:
+    The answers are in the jobs' order.  A batch that fails is raised in every job that had a part
+    in it; what a job raises ends the others, and is raised.
+    """
+    results: dict[int, T] = {}
+    waiting = deque(range(len(jobs)))
+    needs: dict[int, Sequence[Read] | OpenFile] = {}
+
+    def resume(index: int, step: Callable[[], Sequence[Read] | OpenFile]) -> None:
         try:
-            need = several[index].send(answer)
+            needs[index] = step()
         except StopIteration as end:
             results[index] = end.value
-            needs.pop(index, None)
-            return
-        if isinstance(need, OpenFile):
-            raise TypeError(f"a file opened beside others: {need.name!r}")
-        needs[index] = need
 
-    for index in range(len(several)):
-        go_on(index, None)
-    while needs:
-        asked = list(needs.items())
-        found = iter((yield from read_all([read for _, reads in asked for read in reads])))
-        for index, reads in asked:
-            go_on(index, [next(found) for _ in reads])
-    return [results[index] for index in range(len(several))]
+    try:
+        while waiting or needs:
+            while waiting and len(needs) < at_once:
+                index = waiting.popleft()
+                resume(index, jobs[index].__next__)
+            yield from _one_batch(jobs, needs, resume)
+    finally:
+        for job in jobs:
+            job.close()
+    return [results[index] for index in range(len(jobs))]
+
+
+def _one_batch(
+    jobs: Sequence[Steps[T]],
+    needs: dict[int, Sequence[Read] | OpenFile],
+    resume: Callable[[int, Callable[[], Sequence[Read] | OpenFile]], None],
+) -> Steps[None]:
+    """As much of what is needed as one batch may hold; the jobs that wait longest come first."""
+    taken: dict[int, int] = {}
+    batch: list[Read] = []
+    room = MOST_BYTES
+    for index, need in needs.items():
+        if isinstance(need, OpenFile):
+            if taken:
+                continue
+            taken[index] = 0
+            break
+        length = sum(each.length for each in need)
+        if length <= room or not taken:
+            taken[index] = len(need)
+            batch.extend(need)
+            room -= length
+    if not taken:
+        return
+    first = needs[next(iter(taken))]
+    for index in taken:
+        del needs[index]
+    try:
+        answers = yield first if isinstance(first, OpenFile) else batch
+    except Exception as failure:
+        for index in taken:
+            resume(index, partial(jobs[index].throw, failure))
+        return
+    if isinstance(first, OpenFile):
+        index = next(iter(taken))
+        resume(index, partial(jobs[index].send, answers))
+        return
+    start = 0
+    for index, count in taken.items():
+        part = answers[start : start + count]
+        start += count
+        resume(index, partial(jobs[index].send, part))

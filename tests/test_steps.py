@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.image import Buffer
-from imgfs.steps import Read, Steps, open_file, read, read_all, together
+from imgfs.steps import Opened, Read, Steps, open_file, read, read_all, together
 from tests.drive import Files
 
 CONTENT = bytes(range(256))
@@ -32,9 +32,10 @@ def test_together(several: list[Batches]) -> None:
     assert files.reads == max((sum(map(bool, batches)) for batches in several), default=0)
 
 
-def test_no_file_is_opened_beside_others() -> None:
-    with pytest.raises(TypeError, match="'x'"):
-        Files(CONTENT, {"x": b""}).run(together([open_file("x")]))
+def test_files_are_opened_one_after_the_other() -> None:
+    files = Files(CONTENT, {"x": b"1", "y": b"22"})
+    opened = files.run(together([open_file("x"), open_file("y")]))
+    assert opened == [Opened(1, 1), Opened(2, 2)]
 
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])

@@ -1,0 +1,262 @@
+"""What is on a guest's disk: partitions, logical volumes, what is in them, and what is free.
+
+Nothing is free that is not inside of a filesystem that could be read and trusted.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from importlib import import_module
+
+from imgfs.guest import gpt, mbr
+from imgfs.guest.lvm import LogicalVolume, find_volumes
+from imgfs.guest.lvm_metadata import SECTOR, PhysicalVolume, read_label
+from imgfs.guest.segments import Segment, through, to_disk
+from imgfs.guest.signature import FILESYSTEMS, Sample, lvm_label, sample, signatures
+from imgfs.guest.signature_tables import LVM2, SUSPENDED_SWAP
+from imgfs.guest.space import Filesystem
+from imgfs.guest.tables import Slot, Table
+from imgfs.steps import Steps, together
+
+_TABLE = "partition table"
+_SAMPLES_AT_ONCE = 64  # some 300 KiB each
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """What a range holds: the names of all signatures, and the filesystem if there is one.
+
+    `left_whole` says why none of it is free, or nothing.
+    """
+
+    holds: tuple[str, ...] = ()
+    filesystem: Filesystem | None = None
+    left_whole: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """Bytes.  Where `is_there` is not true its place is not inside of the disk, or shared."""
+
+    number: int
+    start: int
+    size: int
+    type: str  #: `0x83` of an MBR, a GUID of a GPT
+    name: str
+    is_there: bool
+    content: Content
+
+
+@dataclass(frozen=True, slots=True)
+class Volume:
+    """A logical volume; `name` is `vg-lv` as device-mapper has it, sizes are bytes.
+
+    Without segments its bytes are not to be had: `content` says why.
+    """
+
+    name: str
+    size: int
+    segments: tuple[Segment, ...]
+    content: Content
+
+
+@dataclass(frozen=True, slots=True)
+class Guest:
+    """`table` is `mbr`, `gpt` or `none`; a disk without one has `whole` instead of partitions.
+
+    `free` has the disk's ranges that may read as zeroes: ascending, disjoint, not touching; start,
+    end, start, end.  `left_whole` is about all of the disk, and then nothing of it is free.
+    """
+
+    size: int
+    table: str
+    partitions: tuple[Partition, ...] = ()
+    volumes: tuple[Volume, ...] = ()
+    whole: Content | None = None
+    free: array[int] | Sequence[int] = ()
+    left_whole: str = ""
+
+    def contents(self) -> Iterable[tuple[str, Content]]:
+        """What there is, with what a person calls it."""
+        if self.whole is not None:
+            yield "disk", self.whole
+        for partition in self.partitions:
+            yield f"partition {partition.number}", partition.content
+        for volume in self.volumes:
+            yield f"volume {volume.name}", volume.content
+
+
+def look_at_disk(size: int) -> Steps[Guest]:
+    """Look at file 0, a disk of `size` bytes.  Never raises for what is on it."""
+    if size == 0:
+        return Guest(0, "none")
+    ends = yield from sample(0, size)
+    table = yield from _table(ends)
+    names = signatures(ends)
+    if not table.kind:
+        slots: Sequence[Slot] = (Slot(0, 0, size, ""),)
+        names += [_TABLE] if gpt.is_signed(ends) else []
+        samples = [ends]
+    else:
+        slots = [slot for slot in table.slots if not slot.refused]
+        jobs = [sample(slot.start, slot.size) for slot in slots]
+        samples = yield from together(jobs, _SAMPLES_AT_ONCE)
+    ranges = [
+        _Range(slot, each, names if not table.kind else _names_in(each))
+        for slot, each in zip(slots, samples, strict=True)
+    ]
+    contents, volumes = yield from _look_into(ranges)
+    guest = Guest(
+        size,
+        table.kind or "none",
+        _partitions(table, contents),
+        tuple(volumes),
+        None if table.kind else contents[0],
+        left_whole=table.refused,
+    )
+    if table.kind and names and not guest.left_whole:
+        guest = replace(guest, left_whole=f"besides its {_TABLE} it is {' and '.join(names)}")
+    for what, content in guest.contents():
+        if SUSPENDED_SWAP in content.holds:
+            why = f"{what} is a {SUSPENDED_SWAP}: the guest sleeps, and goes on with its disk as it was"
+            guest = replace(guest, left_whole=why)
+    return guest if guest.left_whole else replace(guest, free=_free(guest))
+
+
+def _table(ends: Sample) -> Steps[Table]:
+    """The partition table; one of kind `` where there is none."""
+    entries = mbr.entries(ends.at(0, SECTOR))
+    if entries is None or not any(entry.type for entry in entries):
+        return Table("")
+    if any(entry.type == mbr.PROTECTIVE for entry in entries):
+        return (yield from gpt.read_table(entries, ends))
+    table = yield from mbr.read_table(ends.size, entries)
+    if gpt.is_signed(ends) and not table.refused:
+        why = "it has an MBR with partitions, and a GPT that the MBR does not speak of"
+        table = replace(table, refused=why)
+    return table
+
+
+def _names_in(ends: Sample) -> list[str]:
+    names = signatures(ends)
+    entries = mbr.entries(ends.at(0, SECTOR)) or []
+    nested = any(entry.type for entry in entries) or gpt.is_signed(ends)
+    return names + [_TABLE] if nested else names
+
+
+@dataclass(frozen=True, slots=True)
+class _Range:
+    slot: Slot
+    ends: Sample
+    names: list[str]
+
+
+def _look_into(ranges: list[_Range]) -> Steps[tuple[list[Content], list[Volume]]]:
+    """What the ranges hold, and the volumes that are on them; all at the same time."""
+    physical = {
+        index: _physical_volume(each) for index, each in enumerate(ranges) if each.names == [LVM2]
+    }
+    contents: list[Content] = []
+    volumes: list[Volume] = []
+
+    def partitions() -> Steps[None]:
+        jobs = [_content(each.names, each.slot.start, each.slot.size) for each in ranges]
+        contents.extend((yield from together(jobs)))
+
+    def logical() -> Steps[None]:
+        found = yield from find_volumes(list(physical.values()))
+        volumes.extend((yield from _look_into_volumes(found)))
+
+    yield from together([partitions(), logical()] if physical else [partitions()])
+    for index, each in physical.items():
+        if each.refused:
+            contents[index] = replace(contents[index], left_whole=each.refused)
+    return contents, volumes
+
+
+def _physical_volume(each: _Range) -> PhysicalVolume:
+    offset = lvm_label(each.ends)
+    return read_label(each.slot.start, each.slot.size, each.ends.at(offset, SECTOR), offset)
+
+
+def _look_into_volumes(found: list[LogicalVolume]) -> Steps[list[Volume]]:
+    shown = [each for each in found if each.segments]
+    jobs = [through(sample(0, each.size), each.segments) for each in shown]
+    samples = yield from together(jobs, _SAMPLES_AT_ONCE)
+    looks = [
+        through(_content(_names_in(ends), 0, each.size), each.segments)
+        for each, ends in zip(shown, samples, strict=True)
+    ]
+    contents = dict(zip((each.name for each in shown), (yield from together(looks)), strict=True))
+    return [
+        Volume(
+            each.name,
+            each.size,
+            each.segments,
+            contents[each.name] if each.segments else Content(left_whole=each.refused),
+        )
+        for each in found
+    ]
+
+
+def _content(names: list[str], start: int, size: int) -> Steps[Content]:
+    holds = tuple(names)
+    if not names:
+        return Content(left_whole="nothing is known of what it holds")
+    if len(names) > 1:
+        why = f"there are signatures of {' and '.join(names)}"
+        return Content(holds, left_whole=why)
+    if names[0] not in FILESYSTEMS:
+        return Content(holds, left_whole=f"it is {names[0]}" if names[0] != LVM2 else "")
+    try:
+        module = import_module(f"imgfs.guest.{names[0]}")
+    except ModuleNotFoundError:
+        return Content(holds, left_whole=f"the free space of {names[0]} is not read")
+    found: Filesystem = yield from module.look(start, size)
+    if found.size > size and not found.left_whole:
+        why = f"it has {found.size} bytes, and its place {size}"
+        found = replace(found, free=array("Q"), left_whole=why)
+    return Content(holds, found, found.left_whole)
+
+
+def _partitions(table: Table, contents: list[Content]) -> tuple[Partition, ...]:
+    looked_at = iter(contents)
+    return tuple(
+        Partition(
+            slot.number,
+            slot.start,
+            slot.size,
+            slot.type,
+            slot.name,
+            not slot.refused,
+            Content(left_whole=slot.refused) if slot.refused else next(looked_at),
+        )
+        for slot in table.slots
+    )
+
+
+def _free(guest: Guest) -> array[int]:
+    """Of all filesystems together, as the disk's ranges."""
+    places: list[tuple[Content, tuple[Segment, ...]]] = []
+    if guest.whole is not None:
+        places.append((guest.whole, (Segment(0, guest.size, (0,), guest.size),)))
+    for partition in guest.partitions:
+        size = partition.size
+        places.append((partition.content, (Segment(0, size, (partition.start,), size),)))
+    places += [(volume.content, volume.segments) for volume in guest.volumes]
+    ranges = [
+        each
+        for content, segments in places
+        if content.filesystem is not None
+        for each in to_disk(content.filesystem.free, segments)
+    ]
+    ranges.sort()
+    free = array("Q")
+    for start, end in ranges:
+        if free and free[-1] == start:
+            free[-1] = end
+        else:
+            free.extend((start, end))
+    return free
