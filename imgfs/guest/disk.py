@@ -21,6 +21,13 @@ from imgfs.guest.tables import Slot, Table
 from imgfs.steps import Steps, together
 
 _TABLE = "partition table"
+#: Types of partitions in which one cannot see what other disks have of the same volumes.
+_SHARED_TYPES = {
+    "0x42": "Windows dynamic disk",
+    "5808c8aa-7e8f-42e0-85d2-e1e90434cfb3": "Windows dynamic disk",
+    "af9b60a0-1431-4f62-bc68-3311714a69ad": "Windows dynamic disk",
+    "e75caf8f-f680-4cee-afa3-b001e56efc2d": "Windows storage space",
+}
 _SAMPLES_AT_ONCE = 64  # some 300 KiB each
 
 
@@ -104,7 +111,7 @@ def look_at_disk(size: int) -> Steps[Guest]:
         jobs = [sample(slot.start, slot.size) for slot in slots]
         samples = yield from together(jobs, _SAMPLES_AT_ONCE)
     ranges = [
-        _Range(slot, each, names if not table.kind else _names_in(each))
+        _Range(slot, each, _names_in(slot, each) if table.kind else names)
         for slot, each in zip(slots, samples, strict=True)
     ]
     contents, volumes = yield from _look_into(ranges)
@@ -120,7 +127,7 @@ def look_at_disk(size: int) -> Steps[Guest]:
         guest = replace(guest, left_whole=f"besides its {_TABLE} it is {' and '.join(names)}")
     for what, content in guest.contents():
         if SUSPENDED_SWAP in content.holds:
-            why = f"{what} is a {SUSPENDED_SWAP}: the guest sleeps, and goes on with its disk as it was"
+            why = f"{what} is a {SUSPENDED_SWAP}: the guest sleeps, and trusts its disk to stay"
             guest = replace(guest, left_whole=why)
     return guest if guest.left_whole else replace(guest, free=_free(guest))
 
@@ -139,11 +146,13 @@ def _table(ends: Sample) -> Steps[Table]:
     return table
 
 
-def _names_in(ends: Sample) -> list[str]:
+def _names_in(slot: Slot | None, ends: Sample) -> list[str]:
     names = signatures(ends)
+    if slot is not None and slot.type in _SHARED_TYPES:
+        names.append(_SHARED_TYPES[slot.type])
     entries = mbr.entries(ends.at(0, SECTOR)) or []
     nested = any(entry.type for entry in entries) or gpt.is_signed(ends)
-    return names + [_TABLE] if nested else names
+    return [*names, _TABLE] if nested else names
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +195,7 @@ def _look_into_volumes(found: list[LogicalVolume]) -> Steps[list[Volume]]:
     jobs = [through(sample(0, each.size), each.segments) for each in shown]
     samples = yield from together(jobs, _SAMPLES_AT_ONCE)
     looks = [
-        through(_content(_names_in(ends), 0, each.size), each.segments)
+        through(_content(_names_in(None, ends), 0, each.size), each.segments)
         for each, ends in zip(shown, samples, strict=True)
     ]
     contents = dict(zip((each.name for each in shown), (yield from together(looks)), strict=True))

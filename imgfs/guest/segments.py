@@ -92,6 +92,10 @@ def _overlapping(segments: Sequence[Segment], start: int, end: int) -> Iterator[
 
 def to_disk(free: array[int], segments: Sequence[Segment]) -> Iterator[tuple[int, int]]:
     """The disk's ranges of a volume's ascending ranges (start, end, start, end), in no order."""
+    if len(segments) == 1 and len(segments[0].stripes) == 1:
+        shift = segments[0].stripes[0].__add__
+        yield from zip(map(shift, free[::2]), map(shift, free[1::2]), strict=True)
+        return
     for start, end in zip(free[::2], free[1::2], strict=True):
         for segment in _overlapping(segments, start, end):
             yield from segment.on_disk(start, end)
