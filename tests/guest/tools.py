@@ -69,3 +69,31 @@ def look(disk: Path | bytes | bytearray) -> Guest:
 
 def free_of(guest: Guest) -> list[tuple[int, int]]:
     return list(zip(guest.free[::2], guest.free[1::2], strict=True))
+
+
+def domain_map(kind: str, path: Path) -> list[tuple[int, int]]:
+    """The ranges that partclone calls unused."""
+    domain = path.with_suffix(".domain")
+    log = path.with_suffix(".log")
+    run(f"partclone.{kind}", "-D", "-F", "-s", path, "-o", domain, "-L", log, "-B")
+    free: list[tuple[int, int]] = []
+    for line in domain.read_text().splitlines():
+        words = line.split()
+        if len(words) == 3 and words[2] == "?" and words[0].startswith("0x"):
+            start, length = int(words[0], 16), int(words[1], 16)
+            if free and free[-1][1] == start:
+                free[-1] = (free[-1][0], start + length)
+            else:
+                free.append((start, start + length))
+    return free
+
+
+def zeroed(path: Path, ranges: list[tuple[int, int]], target: Path) -> Path:
+    """A copy in which the ranges read as zeroes."""
+    run("cp", "--sparse=always", path, target)
+    with target.open("r+b") as file:
+        for start, end in ranges:
+            file.seek(start)
+            while file.tell() < end:
+                file.write(bytes(min(MIB, end - file.tell())))
+    return target
