@@ -1,0 +1,229 @@
+"""Writes onto a snapshot by imgfs, and onto a qcow2 overlay by qemu-storage-daemon, in one run.
+
+    .venv/bin/python tests/bench/write.py [--rounds 5] [--size 512] [--only WORD] [--json]
+
+Needs fio, qemu-img (qemu-utils) and qemu-storage-daemon (qemu-system-common).  Both are over one
+local raw base on one disk, and shown by FUSE; "the file" is a plain sparse one beside them.  A figure
+is of a fresh overlay, made for it, or of one in which every block has been written before.  All are
+mounted all the time and take turns at every figure.  Each writes as many bytes, and what was
+written before is on the disk when it begins.  MB/s for sequential writes, else writes a second;
+medians, imgfs's ratio to each, and the machine's load.  Nothing here is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Figure:
+    name: str
+    is_fresh: bool
+    words: tuple[str, ...]
+    part: float = 1  #: of the disk, that is written
+
+    @property
+    def is_sequential(self) -> bool:
+        return "--rw=write" in self.words
+
+
+SEQUENTIAL = ("--rw=write", "--bs=1m", "--ioengine=psync")
+RANDOM = ("--rw=randwrite", "--bs=4k", "--direct=1")
+QD16 = (*RANDOM, "--ioengine=libaio", "--iodepth=16")
+QD1 = (*RANDOM, "--ioengine=psync")
+FSYNC = ("--rw=randwrite", "--bs=4k", "--ioengine=psync", "--fsync=1")
+FIGURES = [
+    Figure("1 MiB sequential, direct, fresh", True, (*SEQUENTIAL, "--direct=1")),
+    Figure("1 MiB sequential, direct, again", False, (*SEQUENTIAL, "--direct=1")),
+    Figure("1 MiB sequential, buffered, fresh", True, SEQUENTIAL),
+    Figure("1 MiB sequential, buffered, again", False, SEQUENTIAL),
+    Figure("4 KiB random QD16, fresh", True, QD16, 1 / 8),
+    Figure("4 KiB random QD16, again", False, QD16, 1 / 4),
+    Figure("4 KiB random QD1, fresh", True, QD1, 1 / 16),
+    Figure("4 KiB random QD1, again", False, QD1, 1 / 8),
+    Figure("4 KiB write + fsync, fresh", True, FSYNC, 1 / 256),
+    Figure("4 KiB write + fsync, again", False, FSYNC, 1 / 256),
+]
+
+
+@dataclass(frozen=True)
+class Place:
+    base: Path
+    work: Path
+
+    @property
+    def size(self) -> int:
+        return self.base.stat().st_size
+
+
+class Imgfs:
+    name = "imgfs"
+
+    def __init__(self, place: Place) -> None:
+        self.place, self.point = place, place.work / "imgfs"
+
+    @contextlib.contextmanager
+    def running(self) -> Iterator[None]:
+        self.point.mkdir()
+        command = [sys.executable, "-m", "imgfs.cli.main"]
+        state = {**os.environ, "XDG_STATE_HOME": str(self.place.work / "state")}
+        state.pop("STATE_DIRECTORY", None)
+        mount = [*command, self.place.base, self.point]
+        subprocess.run(mount, check=True, timeout=30, env=state)
+        try:
+            yield
+        finally:
+            subprocess.run([*command, "umount", self.point], check=True, timeout=60)
+
+    @contextlib.contextmanager
+    def overlay(self, name: str) -> Iterator[Path]:
+        snapshot = self.point / "snapshots" / name
+        snapshot.mkdir()
+        try:
+            yield snapshot / f"{name}.raw"
+        finally:
+            snapshot.rmdir()
+
+
+class Qemu:
+    name = "qemu-storage-daemon"
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def running(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def overlay(self, name: str) -> Iterator[Path]:
+        file, shown = self.place.work / f"{name}.qcow2", self.place.work / f"qsd-{name}"
+        create = ["qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", self.place.base]
+        subprocess.run([*create, file], check=True, timeout=30)
+        shown.touch()
+        block = f"driver=qcow2,node-name=n,discard=unmap,file.driver=file,file.filename={file}"
+        export = f"type=fuse,id=e,node-name=n,mountpoint={shown},writable=on,growable=off"
+        process = subprocess.Popen(["qemu-storage-daemon", "--blockdev", block, "--export", export])
+        try:
+            wait_for(shown, self.place.size)
+            yield shown
+        finally:
+            process.terminate()
+            process.wait(60)
+            subprocess.run(["fusermount3", "-uzq", shown], check=False, capture_output=True)
+            file.unlink()
+
+
+class PlainFile:
+    name = "the file"
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+
+    def running(self) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    @contextlib.contextmanager
+    def overlay(self, name: str) -> Iterator[Path]:
+        file = self.place.work / f"{name}.plain"
+        file.touch()
+        os.truncate(file, self.place.size)
+        try:
+            yield file
+        finally:
+            file.unlink()
+
+
+Peer = Imgfs | Qemu | PlainFile
+
+
+def wait_for(path: Path, size: int) -> None:
+    for _ in range(200):
+        with contextlib.suppress(OSError):
+            if path.stat().st_size == size:
+                return
+        time.sleep(0.05)
+    raise TimeoutError(path)
+
+
+def fio(path: Path, figure: Figure, size: int, seed: int) -> float:
+    """Writes a second, or MB/s for sequential ones."""
+    command = ["fio", "--name=x", f"--filename={path}", f"--size={size}", f"--randseed={seed}"]
+    command += [f"--io_size={int(size * figure.part)}", "--fallocate=none", "--invalidate=0"]
+    command += ["--allow_file_create=0", "--thread", "--output-format=json", *figure.words]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+    written = json.loads(done.stdout)["jobs"][0]["write"]
+    return float(written["bw_bytes"] / 1e6 if figure.is_sequential else written["iops"])
+
+
+def make_base(path: Path, size: int) -> None:
+    with path.open("wb") as file:
+        for _ in range(size // MIB):
+            file.write(os.urandom(MIB))
+        os.fsync(file.fileno())
+    path.read_bytes()
+
+
+def measure(work: Path, rounds: int, size: int, only: str) -> dict[str, dict[str, list[float]]]:
+    place = Place(work / "base.img", work)
+    make_base(place.base, size)
+    peers: list[Peer] = [Imgfs(place), Qemu(place), PlainFile(place)]
+    figures = [figure for figure in FIGURES if only in figure.name]
+    found: dict[str, dict[str, list[float]]] = {figure.name: {} for figure in figures}
+    with contextlib.ExitStack() as stack:
+        written: dict[str, Path] = {}
+        for peer in peers:
+            stack.enter_context(peer.running())
+            written[peer.name] = stack.enter_context(peer.overlay("written"))
+            fio(written[peer.name], FIGURES[0], size, 0)
+        for number in range(rounds):
+            for figure in figures:
+                for peer in peers:
+                    with contextlib.ExitStack() as one:
+                        path = written[peer.name]
+                        if figure.is_fresh:
+                            path = one.enter_context(peer.overlay("fresh"))
+                        os.sync()
+                        rate = fio(path, figure, size, number)
+                        found[figure.name].setdefault(peer.name, []).append(rate)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--size", type=int, default=512, help="of the disk, MiB")
+    parser.add_argument("--only", default="", help="figures with this in their names")
+    parser.add_argument("--json", action="store_true")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
+        found = measure(Path(work), options.rounds, options.size * MIB, options.only)
+    medians = {
+        what: {name: statistics.median(rates) for name, rates in by_name.items()}
+        for what, by_name in found.items()
+    }
+    load = os.getloadavg()[0]
+    if options.json:
+        print(json.dumps({"load": load, "medians": medians}, indent=2))
+        return
+    for what, by_name in medians.items():
+        print(what)
+        for name, rate in by_name.items():
+            print(f"  {name:20} {rate:12,.0f}   imgfs is {by_name['imgfs'] / rate:5.2f} times")
+    print(f"load {load:.1f}")
+
+
+if __name__ == "__main__":
+    main()
