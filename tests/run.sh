@@ -31,7 +31,7 @@ download_kernel() (
 
 need_packages qemu-utils procps util-linux mount openssh-server openssh-client openssl
 need_packages fio qemu-system-x86 busybox-static e2fsprogs nginx-light nbdkit gnutls-bin libnbd-bin
-need_packages rsync strace
+need_packages fdisk rsync strace
 need_packages xfsprogs partclone
 need_guest_kernel
 need_venv '[test]'

@@ -11,7 +11,6 @@ import trio
 from imgfs.errors import SourceNotFound, UnsupportedFeature
 from imgfs.tree.names import encode
 from imgfs.tree.nodes import Node, Tree
-from imgfs.views.encoded import EncodedView
 from imgfs.views.showing import SHOWN, encoded
 from imgfs.views.view import View
 
@@ -25,11 +24,11 @@ class Shown:
 
 
 #: Gives the file of a name.  Raises UnsupportedFeature where the format cannot hold the disk.
-Maker = Callable[[Shown, str], Awaitable[EncodedView]]
+Maker = Callable[[Shown, str], Awaitable[View]]
 
 
 def _maker(extension: str) -> Maker:
-    async def make(shown: Shown, name: str) -> EncodedView:
+    async def make(shown: Shown, name: str) -> View:
         return await encoded(shown.disk, extension, name, shown.identity)
 
     return make
@@ -66,6 +65,7 @@ class FormatNodes:
         self._changed = changed
         self._fleeting = fleeting
         self._making = trio.Lock()
+        self._made_of: dict[int, View] = {}  # by the inodes of the names' nodes
         for extension, maker in makers.items():
             self._add(encode(name + extension), maker)
 
@@ -80,15 +80,18 @@ class FormatNodes:
         async with self._making:
             shown = await self._current()
             name = self._name_of(node)
-            if isinstance(node.view, EncodedView):
-                if node.view.files[0] is shown.disk:
-                    return node
+            made_of = self._made_of.get(node.inode)
+            if made_of is shown.disk:
+                return node
+            if made_of is not None:
+                del self._made_of[node.inode]
                 node = self._add(name, maker)
             try:
                 node.view = await maker(shown, name.decode("utf-8", "surrogateescape"))
             except UnsupportedFeature as exc:
                 self._tree.remove(self._directory, name)
                 raise SourceNotFound(str(exc)) from exc
+            self._made_of[node.inode] = shown.disk
             self._follow(node.view)
             return node
 

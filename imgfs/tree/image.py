@@ -16,6 +16,7 @@ from imgfs.overlays.store import Base
 from imgfs.sources.patience import patiently
 from imgfs.status import ImageStatus, State
 from imgfs.tree.formats import FORMATS, FormatNodes, Shown
+from imgfs.tree.guest import GuestNodes
 from imgfs.tree.names import encode
 from imgfs.tree.nodes import Node, Tree
 from imgfs.tree.snapshots import BaseDisk, Snapshots
@@ -90,15 +91,16 @@ class ImageNodes:
         )
 
         self.snapshots.add_to(tree, directory)
-        FormatNodes(
-            tree,
-            directory,
-            self.name,
-            FORMATS,
-            self._shown,
-            follow=self._follow,
-            changed=self._changed,
-        )
+        for nodes in (FormatNodes, GuestNodes):
+            nodes(
+                tree,
+                directory,
+                self.name,
+                FORMATS,
+                self._shown,
+                follow=self._follow,
+                changed=self._changed,
+            )
 
     def add_original(self, tree: Tree, directory: Node) -> None:
         """Put the source's bytes as stored there, under the file's own name."""
@@ -259,7 +261,7 @@ class ImageNodes:
             unopened: State = "failed" if self._failed else "not opened yet"
             return {"source": self.url, "state": unopened, "last_error": self._failed}
         disk = stored if self._chain is None else self._chain.disk
-        views = [disk] if disk is stored else [disk, stored]
+        views = list(dict.fromkeys([disk, stored, *self._views]))
         source, identity, cache = stored.source, stored.source.stat.identity, stored.cache
         unreachable = isinstance(source.counters.failure, SourceUnreachable)
         misses = sum(view.misses for view in views)

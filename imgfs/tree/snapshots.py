@@ -22,6 +22,7 @@ from imgfs.errors import (
 from imgfs.overlays.layer import Layer
 from imgfs.overlays.store import Base, SnapshotPath, SnapshotStore
 from imgfs.tree.formats import FORMATS, FormatNodes, Shown
+from imgfs.tree.guest import GuestNodes
 from imgfs.tree.names import encode
 from imgfs.tree.names import shown as shown_name
 from imgfs.tree.nodes import Folder, Node, Tree
@@ -234,6 +235,7 @@ class SnapshotFolder(Folder):
             self._frozen,
             fleeting=True,
         )
+        GuestNodes(parent.tree, self.node, _text(name), FORMATS, self._frozen, fleeting=True)
 
     @property
     def path(self) -> SnapshotPath:

@@ -4,9 +4,9 @@
 
 Needs fio, qemu-img (qemu-utils) and qemu-storage-daemon (qemu-system-common).  Both are over one
 local raw base on one disk, and shown by FUSE; "the file" is a plain sparse one beside them.  Each
-figure is of a fresh overlay, made for it, or of one in which every block has been written before.  All are
-mounted all the time and take turns at every figure.  Each writes as many bytes, and what was
-written before is on the disk when it begins.  MB/s for sequential writes, else writes a second;
+figure is of a fresh overlay, made for it, or of one in which every block has been written before.
+All are mounted all the time and take turns at every figure.  Each writes as many bytes, and what
+was written before is on the disk when it begins.  MB/s for sequential writes, else writes a second;
 medians, imgfs's ratio to each, and the machine's load.  Nothing here is asserted.
 """
 

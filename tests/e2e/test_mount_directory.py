@@ -57,7 +57,9 @@ def test_names(mounted: Mount, pool: Path) -> None:
     for name, file in (("disk", "disk.img"), ("same.IMG", "same.IMG"), ("%.imgfs", ".imgfs.raw")):
         directory = mounted.point / name
         shown = [f"{name}{extension}" for extension in (".raw", *SHOWN)]
-        assert names(directory) == sorted([*shown, "original", "extents.json", "snapshots"])
+        assert names(directory) == sorted(
+            [*shown, "original", "extents.json", "partitions", "snapshots", "sparse"]
+        )
         assert (directory / f"{name}.raw").read_bytes() == (pool / file).read_bytes()
         assert names(directory / "original") == [file]
     originals = mounted.point / "originals"

@@ -33,7 +33,8 @@ def test_tree_and_bytes(mount: Mounter, sparse: Path) -> None:
     m = mount(sparse)
     assert sorted(p.name for p in m.point.iterdir()) == [
         ".imgfs", "disk.qcow2", "disk.raw", "disk.stream.vmdk", "disk.vdi", "disk.vhd",
-        "disk.vhdx", "disk.vmdk", "extents.json", "original", "snapshots",
+        "disk.vhdx", "disk.vmdk", "extents.json", "original", "partitions", "snapshots",
+        "sparse",
     ]  # fmt: skip
     raw = m.point / "disk.raw"
     assert raw.read_bytes() == sparse.read_bytes()

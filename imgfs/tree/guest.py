@@ -1,0 +1,127 @@
+"""`sparse/` and `partitions/`: what is known of a disk's filesystems, as files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+
+import trio
+
+from imgfs.guest.disk import Guest
+from imgfs.tree.formats import FormatNodes, Maker, Shown
+from imgfs.tree.names import encode, shown
+from imgfs.tree.nodes import Node, Tree
+from imgfs.views.slice import SliceView
+from imgfs.views.sparse import SparseView, look
+from imgfs.views.view import View
+
+log = logging.getLogger(__name__)
+
+_MOST_PARTS = 1 << 18  # of a striped volume
+
+
+class GuestNodes:
+    """The two directories of one disk.  Nothing is read before somebody looks at a name in them.
+
+    The arguments are as of `FormatNodes`.
+    """
+
+    def __init__(
+        self,
+        tree: Tree,
+        directory: Node,
+        name: str,
+        makers: Mapping[str, Maker],
+        current: Callable[[], Awaitable[Shown]],
+        *,
+        follow: Callable[[View], None] = lambda view: None,
+        changed: Callable[[Node], Awaitable[None]] | None = None,
+        fleeting: bool = False,
+    ) -> None:
+        self._tree = tree
+        self._current = current
+        self._follow = follow
+        self._changed = changed
+        self._fleeting = fleeting
+        self._looking = trio.Lock()
+        self._known: tuple[View, Guest] | None = None
+        self._sparse: tuple[View, Shown] | None = None
+        sparse = tree.add(directory, b"sparse", children={})
+        FormatNodes(
+            tree,
+            sparse,
+            name,
+            {".raw": _as_it_is, **makers},
+            self._sparsified,
+            follow=follow,
+            changed=changed,
+            fleeting=fleeting,
+        )
+        self._partitions = tree.add(directory, b"partitions", children={})
+        self._partitions.refresh = self._refresh
+        self._ranges: dict[bytes, list[tuple[int, int]]] = {}
+
+    @property
+    def guest(self) -> Guest | None:
+        """What was found, as far as somebody has looked."""
+        return None if self._known is None else self._known[1]
+
+    async def _look(self) -> tuple[Shown, Guest]:
+        current = await self._current()
+        async with self._looking:
+            if self._known is None or self._known[0] is not current.disk:
+                guest = await look(current.disk)
+                for what, content in guest.contents():
+                    why = guest.left_whole or content.left_whole
+                    if why:
+                        log.info("%s: %s is left whole: %s", current.disk.name, what, why)
+                self._known = current.disk, guest
+            return current, self._known[1]
+
+    async def _sparsified(self) -> Shown:
+        current, guest = await self._look()
+        if self._sparse is None or self._sparse[0] is not current.disk:
+            disk = SparseView(current.disk.name, current.disk, guest.free)
+            self._sparse = current.disk, Shown(disk, "sparse " + current.identity)
+        return self._sparse[1]
+
+    async def _refresh(self) -> None:
+        """Show the partitions and volumes that there are now."""
+        _, guest = await self._look()
+        found = {
+            encode(f"{each.number}.raw"): [(each.start, each.start + each.size)]
+            for each in guest.partitions
+            if each.is_there
+        }
+        for volume in guest.volumes:
+            pieces = sum(-(-each.size // each.stripe_size) for each in volume.segments)
+            if 0 < pieces <= _MOST_PARTS:
+                parts = [part for segment in volume.segments for part in segment.ranges()]
+                found[encode(shown(volume.name) + ".raw")] = parts
+        children = self._partitions.children
+        assert children is not None
+        for name in [name for name in children if found.get(name) != self._ranges.get(name)]:
+            self._tree.remove(self._partitions, name)
+        self._ranges = found
+        for name, ranges in found.items():
+            if name not in children:
+                self._add(name, ranges)
+
+    def _add(self, name: bytes, ranges: list[tuple[int, int]]) -> None:
+        async def make(current: Shown, text: str) -> View:
+            return SliceView(text, current.disk, ranges)
+
+        FormatNodes(
+            self._tree,
+            self._partitions,
+            name.decode("utf-8", "surrogateescape"),
+            {"": make},
+            self._current,
+            follow=self._follow,
+            changed=self._changed,
+            fleeting=self._fleeting,
+        )
+
+
+async def _as_it_is(current: Shown, name: str) -> View:
+    return current.disk

@@ -1,0 +1,159 @@
+"""sparse/ and partitions/ of real disks: what is free is gone, and all files are there."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.servers import Sshd
+
+from .conftest import MIB, Mount
+
+Mounter = Callable[..., Mount]
+
+START, SIZE = MIB, 100 * MIB  # of the first partition
+
+
+def run(*words: object) -> str:
+    command = [str(w) for w in words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+
+
+@contextmanager
+def loop_mounted(
+    image: Path, point: Path, *, offset: int = 0, options: str = "ro"
+) -> Iterator[Path]:
+    words = [f"--offset={offset}", *([f"--sizelimit={SIZE}"] if offset else [])]
+    device = run("losetup", "-f", "--show", *(["-r"] if "ro" in options else []), *words, image)
+    try:
+        point.mkdir(exist_ok=True)
+        run("mount", "-o", options, device.strip(), point)
+        try:
+            yield point
+        finally:
+            run("umount", point)
+    finally:
+        run("losetup", "-d", device.strip())
+
+
+def sums(directory: Path) -> dict[str, str]:
+    return {
+        path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in directory.iterdir()
+        if path.is_file()
+    }
+
+
+@pytest.fixture
+def used(tmp_path: Path) -> tuple[Path, dict[str, str]]:
+    """A disk with a GPT, an ext4 with 6 MiB of files and 40 MiB that were deleted, and a gap."""
+    disk = tmp_path / "disk.img"
+    with disk.open("wb") as file:
+        file.truncate(128 * MIB)
+    table = f"label: gpt\nstart={START // 512}, size={SIZE // 512}\n"
+    subprocess.run(["sfdisk", "-q", disk], input=table.encode(), timeout=20, check=True)
+    run("mkfs.ext4", "-q", "-E", f"offset={START}", disk, f"{SIZE // 1024}k")
+    with loop_mounted(disk, tmp_path / "fs", offset=START, options="rw") as fs:
+        (fs / "kept").write_bytes(os.urandom(6 * MIB))
+        (fs / "gone").write_bytes(os.urandom(40 * MIB))
+        os.sync()
+        (fs / "gone").unlink()
+        found = sums(fs)
+    fd = os.open(disk, os.O_WRONLY)
+    os.pwrite(fd, b"between the partitions", START + SIZE + 4096)
+    os.fsync(fd)
+    os.close(fd)
+    return disk, found
+
+
+def test_deleted_files_are_holes(
+    mount: Mounter, used: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    disk, files = used
+    m = mount(disk)
+    assert disk.stat().st_blocks * 512 > 46 * MIB
+    copy = tmp_path / "copy.raw"
+    run("cp", m.point / "sparse/disk.raw", copy)
+    assert copy.stat().st_blocks * 512 < 14 * MIB
+    run("e2fsck", "-fn", f"{copy}?offset={START}")
+    with loop_mounted(copy, tmp_path / "fs", offset=START) as fs:
+        assert sums(fs) == files
+    content = copy.read_bytes()
+    assert content[START + SIZE + 4096 :].startswith(b"between the partitions")
+    assert content[:START] == disk.read_bytes()[:START]
+    for extension, kind in ((".qcow2", "qcow2"), (".vhdx", "vhdx")):
+        shown = m.point / f"sparse/disk{extension}"
+        assert "identical" in run("qemu-img", "compare", "-f", "raw", "-F", kind, copy, shown)
+        assert shown.stat().st_size < 32 * MIB
+
+
+def test_partitions_are_files(
+    mount: Mounter, used: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    disk, files = used
+    m = mount(disk)
+    assert [path.name for path in (m.point / "partitions").iterdir()] == ["1.raw"]
+    part = m.point / "partitions/1.raw"
+    assert part.stat().st_size == SIZE
+    assert part.read_bytes() == disk.read_bytes()[START : START + SIZE]
+    with loop_mounted(part, tmp_path / "fs") as fs:
+        assert sums(fs) == files
+
+
+def test_over_ssh(
+    mount: Mounter, sshd: Sshd, used: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    disk, _ = used
+    m = mount(sshd.url(disk), "-o", f"{sshd.options},helpers=python3")
+    run("cp", m.point / "sparse/disk.raw", tmp_path / "copy.raw")
+    local = mount(disk)
+    run("cmp", tmp_path / "copy.raw", local.point / "sparse/disk.raw")
+
+
+def test_a_filesystem_in_use_is_left_whole(
+    mount: Mounter, used: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    disk, _ = used
+    crashed = tmp_path / "crashed.img"
+    with loop_mounted(disk, tmp_path / "fs", offset=START, options="rw") as fs:
+        (fs / "new").write_bytes(b"x" * MIB)
+        os.sync()
+        run("cp", disk, crashed)
+    m = mount(crashed)
+    assert (m.point / "sparse/crashed.raw").read_bytes() == crashed.read_bytes()
+
+
+def test_a_snapshot_has_them_too(
+    mount: Mounter, used: tuple[Path, dict[str, str]], tmp_path: Path
+) -> None:
+    disk, files = used
+    m = mount(disk)
+    work = m.point / "snapshots/work"
+    work.mkdir()
+    with loop_mounted(work / "work.raw", tmp_path / "fs", offset=START, options="rw") as fs:
+        (fs / "kept").unlink()
+        (fs / "new").write_bytes(b"new" * 1000)
+        found = sums(fs)
+    copy = tmp_path / "copy.raw"
+    run("cp", work / "sparse/work.raw", copy)
+    assert copy.stat().st_blocks * 512 < 8 * MIB
+    with loop_mounted(copy, tmp_path / "fs", offset=START) as fs:
+        assert sums(fs) == found
+    assert sums_of(m.point / "partitions/1.raw", tmp_path) == files
+
+
+def sums_of(part: Path, tmp_path: Path) -> dict[str, str]:
+    with loop_mounted(part, tmp_path / "fs") as fs:
+        return sums(fs)
+
+
+def test_looking_at_the_directory_reads_nothing(mount: Mounter, sshd: Sshd, sparse: Path) -> None:
+    m = mount(sshd.url(sparse), "-o", f"{sshd.options},lazy")
+    assert m.point / "sparse/disk.raw" in (m.point / "sparse").iterdir()
+    assert m.status()["images"]["disk"]["state"] == "not opened yet"  # type: ignore[index]
