@@ -11,7 +11,8 @@ ROOT is $STATE_DIRECTORY, $XDG_STATE_HOME/imgfs or ~/.local/state/imgfs.  `base`
 replaced by renaming, each with a checksum of its own.  A layer that no snapshot names is removed
 when the directory is used next.
 
-A log is a header and batches (log.py): ranges of whole blocks of 4 KiB, each DATA (its bytes are in
+A log is a header and batches (log.py): ranges, of whole blocks of 4 KiB but at the end
+of the disk, each DATA (its bytes are in
 `data`), ZERO, or BELOW (the next layer's, or the base's); later batches stand over earlier ones.
 A batch is written only after its bytes in `data` are durable, and counts when its checksum is
 right.  At the end of a log a batch may be torn by a crash: it is cut off.  Anywhere else a wrong

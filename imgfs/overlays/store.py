@@ -122,6 +122,8 @@ class SnapshotStore:
         try:
             found = _load(self.directory / "snapshots")
         except FileNotFoundError:
+            if (self.directory / "base").exists():
+                raise CorruptSnapshot(f"{self.directory / 'snapshots'}: is missing") from None
             return []
         try:
             return sorted(
@@ -177,6 +179,7 @@ class SnapshotStore:
             if path in known:
                 raise AlreadyThere(f"{self.url}: has a snapshot {'/'.join(path)} already")
             if self.base() is None:
+                self._save_all(())  # a base without this has lost it
                 self._save("base", asdict(base))
             self._sweep(known.values())
             below: tuple[str, ...] = ()
@@ -227,6 +230,10 @@ class SnapshotStore:
             with contextlib.suppress(FileNotFoundError):
                 os.close(lock_layer(self._layer_path(snapshot.layers[0])))
             del known[path]
+            if not known:
+                # The next one may be of another state of the base.
+                (self.directory / "base").unlink()
+                sync_directory(self.directory)
             self._save_all(known.values())
             self._sweep(known.values())
 

@@ -176,6 +176,11 @@ class SnapshotView(OverlayView, Writable):
         end = offset + len(data)
         if end > self.size:
             await self.resize(end)
+        await self._put(offset, data)
+
+    async def _put(self, offset: int, data: Buffer) -> None:
+        """Write inside of the disk."""
+        end = offset + len(data)
         while not await self._apply(self.map.write, offset, data):
             for start in {offset - offset % BLOCK, (end - 1) - (end - 1) % BLOCK}:
                 length = min(BLOCK, self.size - start)
@@ -216,20 +221,22 @@ class SnapshotView(OverlayView, Writable):
         async with self._commits:
             self.refuse_stale()
             old = self.size
-            with _translated(self.name):
-                if size > old:
-                    await trio.to_thread.run_sync(self.top.resize, size)
-                    await trio.to_thread.run_sync(self.map.resize, size)
-                else:
-                    await trio.to_thread.run_sync(self.map.resize, size)
-                    await trio.to_thread.run_sync(self.top.store.quiesce)
-                    await trio.to_thread.run_sync(self.top.resize, size)
-            self.size = size
-        cut = min(old, size) % BLOCK
-        if size > old and cut:
-            # The block in which the disk ended is to be the layer's as a whole.
-            start = old - cut
-            await self.write(start, await self._read(start, min(BLOCK, size - start)))
+            try:
+                with _translated(self.name):
+                    if size > old:
+                        await trio.to_thread.run_sync(self.top.resize, size)
+                        await trio.to_thread.run_sync(self.map.resize, size)
+                    else:
+                        await trio.to_thread.run_sync(self.map.resize, size)
+                        await trio.to_thread.run_sync(self.top.store.quiesce)
+                        await trio.to_thread.run_sync(self.top.resize, size)
+            finally:
+                self.size = self.map.size
+            cut = min(old, size) % BLOCK
+            if size > old and cut:
+                # The block in which the disk ended is to be the layer's as a whole.
+                start = old - cut
+                await self._put(start, await self._read(start, min(BLOCK, size - start)))
         self._seen_writes = -1
 
     async def _extents(self, offset: int, length: int) -> ExtentList:

@@ -61,7 +61,7 @@ def test_any_damage_before_the_last_batch_is_seen() -> None:
 
 
 @pytest.mark.parametrize(
-    "record", [(1, BLOCK, 1), (0, BLOCK + 1, 1), (BLOCK, BLOCK, 1), (0, BLOCK, 3), (0, 2 * SIZE, 1)]
+    "record", [(BLOCK, BLOCK, 1), (2 * BLOCK, BLOCK, 1), (0, BLOCK, 3), (0, 2 * SIZE, 1)]
 )
 def test_records_that_cannot_be(record: tuple[int, int, int]) -> None:
     content = header(SIZE) + encode(Batch(1, SIZE, array("Q", record)))

@@ -168,6 +168,23 @@ def test_another_base(store: SnapshotStore) -> None:
     store.check_base(replace(BASE, token="9"))
 
 
+def test_without_snapshots_any_base_will_do(store: SnapshotStore) -> None:
+    store.create(("a",), BASE, SIZE)
+    store.delete(("a",))
+    assert store.base() is None
+    store.create(("a",), replace(BASE, token="9"), SIZE)
+    store.check_base(replace(BASE, token="9"))
+
+
+def test_a_lost_list_takes_no_layers_with_it(store: SnapshotStore) -> None:
+    store.create(("a",), BASE, SIZE)
+    (store.directory / "snapshots").unlink()
+    for use in (store.snapshots, lambda: store.create(("b",), BASE, SIZE)):
+        with pytest.raises(CorruptSnapshot, match="snapshots: is missing"):
+            use()
+    assert len(list((store.directory / "layers").iterdir())) == 1
+
+
 def test_a_base_needs_an_identity() -> None:
     assert base_of(URL, SIZE, "raw", Identity("stat", "1:2:3")) == BASE
     with pytest.raises(NotPermitted, match="-o identity="):

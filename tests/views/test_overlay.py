@@ -1,0 +1,167 @@
+"""Snapshots' disks against plain bytes: writes, zeroes, sizes, freezes, and being opened again."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from imgfs.overlays.layer import Layer
+from imgfs.overlays.log import BLOCK
+from imgfs.overlays.store import Base, SnapshotStore
+from imgfs.views.overlay import SnapshotView
+
+from .test_decoded import opened
+
+LONG = bool(os.environ.get("IMGFS_TEST_LONG"))
+BASE = Base("/disk", 0, "raw", "stat", "1")
+
+
+@asynccontextmanager
+async def snapshot(store: SnapshotStore, name: str, base: Path) -> AsyncIterator[SnapshotView]:
+    from imgfs.sources.file import open_file
+    from imgfs.views.raw import RawView
+
+    below = RawView(await open_file(str(base)))
+    layers = store.open_layers(store.get((name,)), writable=True)
+    view = SnapshotView(name, layers, below)
+    try:
+        yield view
+    finally:
+        await view.aclose()
+        await below.source.aclose()
+
+
+async def change(view: SnapshotView, model: bytearray, rng: random.Random) -> None:
+    """Do one thing to both."""
+    size = len(model)
+    what = rng.random()
+    offset = rng.randrange(size + 1)
+    length = min(rng.choice([1, 100, 512, 4096, 10_000, 40_000]), size - offset)
+    if rng.random() < 0.3:
+        offset -= offset % BLOCK
+    if what < 0.55 and length:
+        data = rng.randbytes(length)
+        await view.write(offset, data)
+        model[offset : offset + length] = data
+    elif what < 0.7 and length:
+        await view.zero(offset, length, punch=rng.random() < 0.5)
+        model[offset : offset + length] = bytes(length)
+    elif what < 0.78:
+        wanted = max(1, size + rng.randrange(-20_000, 20_000))
+        await view.resize(wanted)
+        model[:] = model[:wanted].ljust(wanted, b"\0")
+    elif what < 0.82:
+        data = rng.randbytes(500)
+        await view.write(size, data)
+        model += data
+    elif what < 0.92:
+        await view.sync()
+    else:
+        assert bytes(await view.read(offset, length)) == model[offset : offset + length]
+
+
+@pytest.mark.parametrize("seed", range(200 if LONG else 8))
+def test_anything_in_any_order(tmp_path: Path, seed: int) -> None:
+    rng = random.Random(seed)
+    base = tmp_path / "base"
+    content = rng.randbytes(rng.choice([BLOCK * 40, BLOCK * 40 + 77, 5000]))
+    base.write_bytes(content)
+    store = SnapshotStore("/disk", tmp_path / "state")
+    store.create(("x",), BASE, len(content))
+    model = bytearray(content)
+
+    async def main() -> None:
+        nonlocal model
+        for _ in range(4):
+            async with snapshot(store, "x", base) as view:
+                assert view.size == len(model)
+                frozen = None
+                for _ in range(60):
+                    await change(view, model, rng)
+                    if rng.random() < 0.05:
+
+                        def freeze(top: Layer, size: int) -> Layer | None:
+                            return None if top.is_empty else store.freeze(("x",), size, top)
+
+                        frozen = await view.frozen(freeze), bytes(model)
+                if frozen is not None:
+                    assert bytes(await frozen[0].read(0, frozen[0].size)) == frozen[1]
+                assert bytes(await view.read(0, view.size)) == model
+                for extent in await view.extents(0, view.size):
+                    if extent.is_zero:
+                        assert not any(model[extent.start : extent.end])
+        assert base.read_bytes() == content
+
+    trio.run(main)
+
+
+def test_a_child_is_as_its_parent_was(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.write_bytes(b"b" * BLOCK * 4)
+    store = SnapshotStore("/disk", tmp_path / "state")
+    store.create(("x",), BASE, BLOCK * 4)
+
+    async def main() -> None:
+        async with snapshot(store, "x", base) as view:
+            await view.write(0, b"1" * BLOCK)
+            await view.freeze(lambda top, size: store.create(("x", "y"), BASE, size, top))
+            await view.write(BLOCK, b"2" * BLOCK)
+        layers = store.open_layers(store.get(("x", "y")), writable=True)
+        below = await opened(tmp_path / "base", b"b" * BLOCK * 4)
+        child = SnapshotView("y", layers, below)
+        assert bytes(await child.read(0, BLOCK * 4)) == b"1" * BLOCK + b"b" * BLOCK * 3
+        await child.aclose()
+        await below.source.aclose()
+
+    trio.run(main)
+
+
+def test_growing_from_inside_of_a_block(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.write_bytes(b"b" * 5000)
+    store = SnapshotStore("/disk", tmp_path / "state")
+    store.create(("x",), BASE, 5000)
+
+    async def main() -> None:
+        async with snapshot(store, "x", base) as view:
+            await view.resize(3 * BLOCK)
+            await view.sync()
+        async with snapshot(store, "x", base) as view:
+            assert bytes(await view.read(0, 3 * BLOCK)) == b"b" * 5000 + bytes(3 * BLOCK - 5000)
+
+    trio.run(main)
+
+
+def test_writers_go_on_while_the_layers_change(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.write_bytes(bytes(BLOCK * 64))
+    store = SnapshotStore("/disk", tmp_path / "state")
+    store.create(("x",), BASE, BLOCK * 64)
+    written = bytearray(BLOCK * 64)
+
+    async def writer(view: SnapshotView, number: int) -> None:
+        rng = random.Random(number)
+        for _ in range(150):
+            at = (rng.randrange(16) * 4 + number) * BLOCK + rng.randrange(8) * 512
+            data = rng.randbytes(512)
+            await view.write(at, data)
+            written[at : at + 512] = data
+
+    async def main() -> None:
+        async with snapshot(store, "x", base) as view:
+            async with trio.open_nursery() as nursery:
+                for number in range(4):
+                    nursery.start_soon(writer, view, number)
+                for _ in range(20):
+                    await view.freeze(lambda top, size: store.freeze(("x",), size, top))
+            assert bytes(await view.read(0, view.size)) == written
+        async with snapshot(store, "x", base) as view:
+            assert bytes(await view.read(0, view.size)) == written
+
+    trio.run(main)
