@@ -20,6 +20,12 @@ _SLACK = 4  # times as long as it need be
 Ranges = tuple["array[int]", "array[int]", bytes]
 
 
+def is_blank(map: _map.SegmentMap) -> bool:
+    """Is all of it ASK?"""
+    kinds = (kind for _, _, kind, _ in map.segments(0, map.size))
+    return len(map) <= 1 and all(kind == _map.ASK for kind in kinds)
+
+
 class Layer:
     """An open layer.  Its methods wait for the disk; one thread at a time, but for `store`.
 
@@ -48,9 +54,7 @@ class Layer:
     @property
     def is_empty(self) -> bool:
         """Does it change nothing of what is below?"""
-        return len(self.state) <= 1 and all(
-            kind == _map.ASK for _, _, kind, _ in self.state.segments(0, self.state.size)
-        )
+        return is_blank(self.state)
 
     def ranges(self) -> Ranges:
         """All that is the layer's."""

@@ -13,7 +13,7 @@ from imgfs._native import _map
 from imgfs.errors import ImgfsError, NoSpace, SourceChanged, TooLarge
 from imgfs.extents import ExtentList
 from imgfs.image import Buffer
-from imgfs.overlays.layer import Layer
+from imgfs.overlays.layer import Layer, is_blank
 from imgfs.overlays.log import BLOCK
 from imgfs.views.view import View
 from imgfs.views.writable import Writable
@@ -269,15 +269,17 @@ class SnapshotView(OverlayView, Writable):
         `freeze` must give a new layer unless the one it gets is empty.  Raises as `freeze` does.
         """
         await self.prepare()
-        if self._frozen is None or not self._is_clean():
+        known = self._frozen
+        if known is None or known.size != self.size or not self._is_clean():
             size, layers = await self.freeze(freeze)
             self._frozen = OverlayView(self.name, size, layers, self.below)
             self._frozen.mtime_ns = self.mtime_ns
-        return self._frozen
+            known = self._frozen
+        return known
 
     def _is_clean(self) -> bool:
         """Has nothing been written since the layers below the top were frozen?"""
-        return self.top.is_empty and self.top.size == self.size and len(self._dirty) <= 1
+        return self.top.is_empty and self.top.size == self.size and is_blank(self._dirty)
 
     async def freeze(self, freeze: Freeze) -> tuple[int, list[Layer]]:
         """Commit all, and go on in the layer that `freeze` gives; None: in the same.
