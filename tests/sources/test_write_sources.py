@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import random
 import signal
 import subprocess
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +34,7 @@ from tests.servers import Sshd
 from .conftest import MIB, run, url_of
 from .nbd import opened as opened_nbd
 from .nbd import refused
+from .test_ssh_liars import Honest, serving
 
 # asyncssh's server leaves files and loops to the garbage collector when it is stopped at work.
 pytestmark = [
@@ -184,46 +183,6 @@ def test_somebody_elses_write_between_ours(sshd: Sshd, image: Path) -> None:
     run(main)
 
 
-class NoFsync(asyncssh.SFTPServer):
-    """asyncssh's own server, without what OpenSSH has."""
-
-
-@contextmanager
-def without_fsync(directory: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[int, Path]]:
-    """Port and known_hosts of a server that lacks fsync@openssh.com."""
-    handler = asyncssh.sftp.SFTPServerHandler
-    lacking = [e for e in handler._extensions if not e[0].startswith(b"fsync")]
-    monkeypatch.setattr(handler, "_extensions", lacking)
-    key = asyncssh.generate_private_key("ssh-ed25519")
-    user = asyncssh.generate_private_key("ssh-ed25519")
-    (directory / "user").write_bytes(user.export_private_key())
-    (directory / "user").chmod(0o600)
-    (directory / "allowed").write_bytes(user.export_public_key())
-    loop, ports, up = asyncio.new_event_loop(), [], threading.Event()
-
-    async def serve() -> None:
-        server = await asyncssh.listen(
-            "127.0.0.1",
-            0,
-            server_host_keys=[key],
-            authorized_client_keys=str(directory / "allowed"),
-            sftp_factory=NoFsync,
-        )
-        ports.append(server.sockets[0].getsockname()[1])
-        up.set()
-
-    thread = threading.Thread(target=lambda: (loop.create_task(serve()), loop.run_forever()))
-    thread.start()
-    assert up.wait(10)
-    known = directory / "known"
-    known.write_text(f"[127.0.0.1]:{ports[0]} {key.export_public_key().decode()}")
-    try:
-        yield ports[0], known
-    finally:
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-
-
 def test_no_fsync_is_no_success(
     tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,14 +200,17 @@ def test_no_fsync_is_no_success(
             with trio.CancelScope(shield=True):
                 await hosts.aclose()
 
-    with without_fsync(tmp_path, monkeypatch) as (port, known):
+    handler = asyncssh.sftp.SFTPServerHandler
+    lacking = [each for each in handler._extensions if not each[0].startswith(b"fsync")]
+    monkeypatch.setattr(handler, "_extensions", lacking)
+    with serving(tmp_path, Honest) as (port, known):
         said = run(lambda: main(port, known))
     assert "fsync@openssh.com" in said
     assert image.read_bytes()[:20] == b"written all the same"
 
 
 def test_no_flush_is_no_success(servers: Callable[..., Any]) -> None:
-    answers = ["get_size=echo 1M", "can_write=exit 0", "can_flush=exit 3", "can_fua=exit 3"]
+    answers = ["get_size=echo 1M", "can_write=exit 0", "can_flush=exit 3", "can_fua=echo none"]
     answers += ["pwrite=cat >/dev/null", "pread=head -c $3 /dev/zero"]
     server = servers(Nbdkit, "eval", *answers, write=True)
 
