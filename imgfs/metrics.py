@@ -146,6 +146,8 @@ FAMILIES = (
     _gauge("image_reads_in_flight", "Reads that wait now.", _of_images("in_flight")),
     _gauge("image_fetches_in_flight", "Requests to the source.", _of_images("fetching")),
     _gauge("image_readahead_window_bytes", "How far readahead is ahead.", _of_images("window")),
+    _counter("image_written_bytes", "Bytes written to the source.", _of_images("bytes_written")),
+    _gauge("image_dirty_bytes", "Bytes written, not at the source yet.", _of_images("dirty")),
     _gauge("image_cached_bytes", "Bytes of the image in the cache.", _of_images("cached")),
     _counter("image_errors", "Reads that failed.", _of_images("errors")),
     _gauge("cache_limit_bytes", "Most that the cache may hold on disk.", _cache("limit")),

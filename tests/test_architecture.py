@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import gc
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -37,7 +38,12 @@ def part_of(path: Path) -> str:
 def imported(path: Path) -> set[str]:
     """The parts of imgfs that the file imports anywhere, also inside of functions."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    gc.disable()  # Python 3.11 loses count of its depth when it collects while it parses
+    try:
+        tree = ast.parse(path.read_text())
+    finally:
+        gc.enable()
+    for node in ast.walk(tree):
         names: list[str] = []
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]

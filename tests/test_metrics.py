@@ -96,6 +96,8 @@ OPEN: ImageStatus = {
     "fetching": 22,
     "window": 19,
     "cached": 20,
+    "bytes_written": 28,
+    "dirty": 29,
     "errors": 21,
     "last_error": 'a "text"\nof two lines',
 }
@@ -120,6 +122,8 @@ def test_whole_text() -> None:
         "size_bytes": 10,
         "stored_bytes": 11,
         "fetched_bytes_total": (1 << 63) + 1,
+        "written_bytes_total": 28,
+        "dirty_bytes": 29,
         "reads_total": 15,
         "hits_total": 16,
         "misses_total": 17,

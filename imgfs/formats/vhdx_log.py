@@ -53,6 +53,8 @@ class Replayed:
         for change in self._between(offset, end):
             changed = changed if changed is not None else bytearray(data)
             start, stop = max(change.start, offset), min(change.end, end)
+            if start >= stop:
+                continue  # past the end of what there is
             changed[start - offset : stop - offset] = _content(change, start, stop)
         return data if changed is None else bytes(changed)
 
