@@ -145,6 +145,7 @@ def test_discards_give_space_back(mount: Mounter, disk: Path, tmp_path: Path) ->
     assert stored() < 2 * MIB
 
 
+@pytest.mark.timeout(36000 if LONG else 120)
 @pytest.mark.parametrize("kind", ["snapshot", "child", "ssh"])
 def test_fsx(mount: Mounter, sshd: Sshd, disk: Path, kind: str) -> None:
     source = sshd.url(disk) if kind == "ssh" else disk
@@ -182,6 +183,7 @@ while True:
 """
 
 
+@pytest.mark.timeout(3600 if LONG else 120)
 def test_kill_9_while_writing(mount: Mounter, disk: Path) -> None:
     """What was synced is there; every other block is as it was, or as it was to be."""
     disk.write_bytes(bytes(1024 * BLOCK))
