@@ -31,9 +31,9 @@ download_kernel() (
 
 need_packages qemu-utils procps util-linux mount openssh-server openssh-client openssl
 need_packages fio qemu-system-x86 busybox-static e2fsprogs nginx-light nbdkit gnutls-bin libnbd-bin
-need_packages fdisk rsync strace
+need_packages cryptsetup-bin dosfstools exfatprogs fdisk gdisk mtools rsync strace
 need_packages xfsprogs partclone
-need_packages ntfs-3g partclone btrfs-progs
+need_packages btrfs-progs ntfs-3g
 need_guest_kernel
 need_venv '[test]'
 exec .venv/bin/python -m pytest "$@"
