@@ -1,42 +1,80 @@
-"""`imgfs info SOURCE`: what an image is and how large."""
+"""`imgfs info SOURCE`: what an image is, how large, on what it stands, and what is in it."""
 
 from __future__ import annotations
 
 import json
 from datetime import UTC, datetime
+from typing import Any
 
 import click
 
-from imgfs.cli.run import with_source
-from imgfs.config import Options
-from imgfs.sources.base import Source
+from imgfs.cli.run import with_disk
+from imgfs.config import parse_options
+from imgfs.guest.disk import Content, Guest
 from imgfs.units import format_size
+from imgfs.views.opening import Chain
+from imgfs.views.sparse import look
 
 
 @click.command("info")
 @click.argument("source")
+@click.option("-o", "options", multiple=True, help="As of `imgfs mount`.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(source: str, as_json: bool) -> None:
-    """Tell SOURCE's format, sizes and identity."""
-    found = with_source(source, Options(), _look)
+def command(source: str, options: tuple[str, ...], as_json: bool) -> None:
+    """Tell SOURCE's format, sizes and identity, its backing files, and what is on the disk."""
+    found = with_disk(source, parse_options(options), _look)
     if as_json:
         click.echo(json.dumps(found, indent=2))
         return
     for name, value in found.items():
-        shown = value
-        if isinstance(value, int):
-            shown = f"{format_size(value)} ({value} bytes)"
-        click.echo(f"{name.replace('_', ' ')}: {shown}")
+        label = name.replace("_", " ")
+        if not isinstance(value, list):
+            click.echo(f"{label}: {_shown(value)}")
+        elif value:
+            click.echo(f"{label}:")
+            for each in value:
+                told = (f"{key.replace('_', ' ')} {_shown(v)}" for key, v in each.items() if v)
+                click.echo(f"  {', '.join(told)}")
 
 
-async def _look(source: Source) -> dict[str, object]:
-    extents = await source.extents(0, source.size)
-    changed = datetime.fromtimestamp(source.stat.mtime_ns / 1e9, UTC)
+def _shown(value: object) -> str:
+    return f"{format_size(value)} ({value} bytes)" if isinstance(value, int) else str(value)
+
+
+async def _look(url: str, chain: Chain) -> dict[str, Any]:
+    disk = chain.disk
+    extents = await disk.extents(0, disk.size)
+    changed = datetime.fromtimestamp(disk.mtime_ns / 1e9, UTC)
+    guest = await look(disk)
+    layers = [
+        {
+            "file": layer.files[0].name,
+            "format": format,
+            "virtual_size": layer.size,
+            "details": "; ".join(f"{name}: {value}" for name, value in layer.facts()),
+        }
+        for format, layer in zip(chain.formats, chain.layers, strict=True)
+    ]
     return {
-        "source": source.url,
-        "format": "raw",
-        "virtual_size": source.size,
+        "source": url,
+        "format": chain.formats[0],
+        "virtual_size": disk.size,
         "stored_size": extents.stored_bytes(),
         "modified": changed.isoformat(timespec="seconds"),
-        "identity": source.stat.identity.kind if source.stat.identity else "none",
+        "identity": chain.identity.kind if chain.identity else "none",
+        "layers": layers if chain.formats != ("raw",) else [],
+        "partition_table": guest.table,
+        "contents": [_content(guest, what, content) for what, content in guest.contents()],
     }
+
+
+def _content(guest: Guest, what: str, content: Content) -> dict[str, Any]:
+    """`free` is what sparse/ leaves out."""
+    found = content.filesystem
+    free = sum(found.free[1::2]) - sum(found.free[::2]) if found is not None else 0
+    told: dict[str, Any] = {"what": what, "holds": " and ".join(content.holds)}
+    if found is not None:
+        told |= {"type": found.kind, "label": found.label, "uuid": found.uuid, "size": found.size}
+        told |= {"used": found.used, "free": 0 if guest.left_whole else free}
+    told["left_whole"] = guest.left_whole or content.left_whole
+    return told

@@ -8,11 +8,11 @@ import sys
 import click
 
 from imgfs import mapjson
-from imgfs.cli.run import with_source
+from imgfs.cli.run import with_disk
 from imgfs.config import Options
 from imgfs.extents import ExtentList
-from imgfs.sources.base import Source
 from imgfs.units import format_size
+from imgfs.views.opening import Chain
 
 
 @click.command("map")
@@ -21,10 +21,10 @@ from imgfs.units import format_size
 def command(source: str, as_json: bool) -> None:
     """Draw SOURCE's extents: X data, . hole."""
 
-    async def extents_of(image: Source) -> ExtentList:
-        return await image.extents(0, image.size)
+    async def extents_of(url: str, chain: Chain) -> ExtentList:
+        return await chain.disk.extents(0, chain.disk.size)
 
-    extents = with_source(source, Options(), extents_of)
+    extents = with_disk(source, Options(), extents_of)
     if as_json:
         sys.stdout.writelines(mapjson.lines(extents))
     else:

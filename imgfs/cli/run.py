@@ -10,27 +10,19 @@ import trio
 
 from imgfs.cli.terminal import Terminal, is_there
 from imgfs.config import Options
-from imgfs.opener import open_disk, open_source
-from imgfs.sources.base import Source
+from imgfs.opener import open_disk
 from imgfs.views.opening import Chain
 
 Result = TypeVar("Result")
 
 
-def with_source(text: str, options: Options, look: Callable[[Source], Awaitable[Result]]) -> Result:
-    """Open the source that a person named, and return what `look` finds in it."""
-
-    async def work(options: Options) -> Result:
-        async with open_source(text, options) as source:
-            return await look(source)
-
-    return _run(work, options)
-
-
 def with_disk(
     text: str, options: Options, look: Callable[[str, Chain], Awaitable[Result]]
 ) -> Result:
-    """As `with_source`, with the source as it is shown, and the disk in it."""
+    """Open the source that a person named, and return what `look` finds in its disk.
+
+    `look` also gets the source as it is shown.
+    """
 
     async def work(options: Options) -> Result:
         async with open_disk(text, options) as (url, chain):

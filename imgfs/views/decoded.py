@@ -28,6 +28,10 @@ class Layer:
         """Bytes of the disk."""
         return self.files[0].size if self.disk is None else self.disk.size
 
+    def facts(self) -> list[tuple[str, str]]:
+        """What a person wants to know of its format."""
+        return [] if self.disk is None else self.disk.facts()
+
 
 class DecodedView(PlannedView):
     """The disk of the first layer as raw bytes."""

@@ -31,11 +31,49 @@ def test_text_is_what_json_says(image: Path) -> None:
     found = json.loads(imgfs("info", "--json", image).stdout)
     done = imgfs("info", image)
     assert (done.returncode, done.stderr) == (0, "")
-    lines = dict(line.split(": ", 1) for line in done.stdout.splitlines())
-    assert lines.keys() == {name.replace("_", " ") for name in found}
-    for name, value in found.items():
-        shown = lines[name.replace("_", " ")]
+    lines = [line for line in done.stdout.splitlines() if ": " in line]
+    told = dict(line.split(": ", 1) for line in lines if not line.startswith(" "))
+    plain = {name: value for name, value in found.items() if not isinstance(value, list)}
+    assert told.keys() == {name.replace("_", " ") for name in plain}
+    for name, value in plain.items():
+        shown = told[name.replace("_", " ")]
         assert shown.endswith(f"({value} bytes)") if isinstance(value, int) else shown == value
+
+
+def test_what_it_stands_on_and_holds(tmp_path: Path) -> None:
+    base, top = tmp_path / "base.img", tmp_path / "top.qcow2"
+    with base.open("wb") as file:
+        file.truncate(64 << 20)
+    run("mkfs.ext4", "-q", "-L", "root", base)
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", "base.img", "-F", "raw", top)
+    found = json.loads(imgfs("info", "--json", top).stdout)
+    assert (found["format"], found["virtual_size"]) == ("qcow2", 64 << 20)
+    assert [(each["file"], each["format"]) for each in found["layers"]] == [
+        ("top.qcow2", "qcow2"),
+        ("base.img", "raw"),
+    ]
+    (content,) = found["contents"]
+    assert (content["type"], content["label"], content["left_whole"]) == ("ext4", "root", "")
+    assert 40 << 20 < content["free"] < 64 << 20
+    said = imgfs("info", top).stdout
+    assert "label root" in said
+    assert "compat" in said or "version" in said
+    mapped = json.loads(imgfs("map", "--json", top).stdout)
+    theirs = json.loads(run("qemu-img", "map", "--output=json", "-f", "raw", base))
+    assert [(e["start"], e["length"], e["zero"]) for e in mapped] == [
+        (e["start"], e["length"], e["zero"]) for e in theirs
+    ]
+
+
+def test_a_backing_file_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    base, top = tmp_path / "other/base.img", tmp_path / "top.qcow2"
+    base.write_bytes(bytes(1 << 20))
+    run("qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", "raw", top)
+    done = imgfs("info", top)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "which is not a file beside it" in done.stderr
+    assert imgfs("info", top, "-o", "backing=any").returncode == 0
 
 
 def test_relative_and_missing(image: Path) -> None:
