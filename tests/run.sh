@@ -34,6 +34,9 @@ need_packages fio qemu-system-x86 busybox-static e2fsprogs nginx-light nbdkit gn
 need_packages cryptsetup-bin dosfstools exfatprogs fdisk gdisk mtools rsync strace
 need_packages xfsprogs partclone
 need_packages btrfs-progs ntfs-3g
+need_packages fdisk rsync strace
+need_packages xfsprogs partclone gdisk lvm2 dosfstools mtools exfatprogs exfat-fuse cryptsetup-bin
+need_packages btrfs-progs ntfs-3g bcache-tools f2fs-tools
 need_guest_kernel
 need_venv '[test]'
 exec .venv/bin/python -m pytest "$@"

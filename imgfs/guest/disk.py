@@ -6,8 +6,8 @@ Nothing is free that is not inside of a filesystem that could be read and truste
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 
 from imgfs.guest import gpt, mbr
@@ -82,7 +82,7 @@ class Guest:
     partitions: tuple[Partition, ...] = ()
     volumes: tuple[Volume, ...] = ()
     whole: Content | None = None
-    free: array[int] | Sequence[int] = ()
+    free: array[int] = field(default_factory=lambda: array("Q"))
     left_whole: str = ""
 
     def contents(self) -> Iterable[tuple[str, Content]]:
@@ -103,17 +103,16 @@ def look_at_disk(size: int) -> Steps[Guest]:
     table = yield from _table(ends)
     names = signatures(ends)
     if not table.kind:
-        slots: Sequence[Slot] = (Slot(0, 0, size, ""),)
         names += [_TABLE] if gpt.is_signed(ends) else []
-        samples = [ends]
+        ranges = [_Range(Slot(0, 0, size, ""), ends, names)]
     else:
-        slots = [slot for slot in table.slots if not slot.refused]
-        jobs = [sample(slot.start, slot.size) for slot in slots]
+        # Also of those that are refused: a sleeping swap may be there.
+        jobs = [sample(slot.start, min(slot.size, size - slot.start)) for slot in table.slots]
         samples = yield from together(jobs, _SAMPLES_AT_ONCE)
-    ranges = [
-        _Range(slot, each, _names_in(slot, each) if table.kind else names)
-        for slot, each in zip(slots, samples, strict=True)
-    ]
+        ranges = [
+            _Range(slot, each, _names_in(slot, each))
+            for slot, each in zip(table.slots, samples, strict=True)
+        ]
     contents, volumes = yield from _look_into(ranges)
     guest = Guest(
         size,
@@ -165,13 +164,15 @@ class _Range:
 def _look_into(ranges: list[_Range]) -> Steps[tuple[list[Content], list[Volume]]]:
     """What the ranges hold, and the volumes that are on them; all at the same time."""
     physical = {
-        index: _physical_volume(each) for index, each in enumerate(ranges) if each.names == [LVM2]
+        index: _physical_volume(each)
+        for index, each in enumerate(ranges)
+        if each.names == [LVM2] and not each.slot.refused
     }
     contents: list[Content] = []
     volumes: list[Volume] = []
 
     def partitions() -> Steps[None]:
-        jobs = [_content(each.names, each.slot.start, each.slot.size) for each in ranges]
+        jobs = [_content(each.names, each.slot) for each in ranges]
         contents.extend((yield from together(jobs)))
 
     def logical() -> Steps[None]:
@@ -195,23 +196,25 @@ def _look_into_volumes(found: list[LogicalVolume]) -> Steps[list[Volume]]:
     jobs = [through(sample(0, each.size), each.segments) for each in shown]
     samples = yield from together(jobs, _SAMPLES_AT_ONCE)
     looks = [
-        through(_content(_names_in(None, ends), 0, each.size), each.segments)
+        through(_content(_names_in(None, ends), Slot(0, 0, each.size, "")), each.segments)
         for each, ends in zip(shown, samples, strict=True)
     ]
-    contents = dict(zip((each.name for each in shown), (yield from together(looks)), strict=True))
+    contents = iter((yield from together(looks)))
     return [
         Volume(
             each.name,
             each.size,
             each.segments,
-            contents[each.name] if each.segments else Content(left_whole=each.refused),
+            next(contents) if each.segments else Content(left_whole=each.refused),
         )
         for each in found
     ]
 
 
-def _content(names: list[str], start: int, size: int) -> Steps[Content]:
-    holds = tuple(names)
+def _content(names: list[str], slot: Slot) -> Steps[Content]:
+    holds, size = tuple(names), slot.size
+    if slot.refused:
+        return Content(holds, left_whole=slot.refused)
     if not names:
         return Content(left_whole="nothing is known of what it holds")
     if len(names) > 1:
@@ -219,19 +222,22 @@ def _content(names: list[str], start: int, size: int) -> Steps[Content]:
         return Content(holds, left_whole=why)
     if names[0] not in FILESYSTEMS:
         return Content(holds, left_whole=f"it is {names[0]}" if names[0] != LVM2 else "")
+    name = f"imgfs.guest.{names[0]}"
     try:
-        module = import_module(f"imgfs.guest.{names[0]}")
-    except ModuleNotFoundError:
+        module = import_module(name)
+    except ModuleNotFoundError as exc:
+        if exc.name != name:
+            raise
         return Content(holds, left_whole=f"the free space of {names[0]} is not read")
-    found: Filesystem = yield from module.look(start, size)
-    if found.size > size and not found.left_whole:
-        why = f"it has {found.size} bytes, and its place {size}"
+    found: Filesystem = yield from module.look(slot.start, size)
+    end = max(found.size, found.free[-1] if found.free else 0)
+    if end > size and not found.left_whole:
+        why = f"it has {end} bytes, and its place {size}"
         found = replace(found, free=array("Q"), left_whole=why)
     return Content(holds, found, found.left_whole)
 
 
 def _partitions(table: Table, contents: list[Content]) -> tuple[Partition, ...]:
-    looked_at = iter(contents)
     return tuple(
         Partition(
             slot.number,
@@ -240,9 +246,9 @@ def _partitions(table: Table, contents: list[Content]) -> tuple[Partition, ...]:
             slot.type,
             slot.name,
             not slot.refused,
-            Content(left_whole=slot.refused) if slot.refused else next(looked_at),
+            content,
         )
-        for slot in table.slots
+        for slot, content in zip(table.slots, contents, strict=False)
     )
 
 

@@ -19,7 +19,7 @@ _UNCHECKED = (106, 107, 112)  # VolumeFlags and PercentInUse
 _REVISION = 1
 _SECTOR_SHIFTS = range(9, 13)
 _MOST_CLUSTER_SHIFT = 25
-_DIRTY, _MEDIA_FAILURE = 2, 4
+_SECOND_TABLE, _DIRTY, _MEDIA_FAILURE = 1, 2, 4
 _MOST_CLUSTERS = 0xFFFFFFF5
 _DIR_ENTRY = 32
 _BITMAP, _LABEL = 0x81, 0x83
@@ -98,8 +98,8 @@ def _layout(boot: bytes, size: int) -> _Layout | str:
     sector = 1 << sector_shift
     if not _checksum_fits(boot, sector):
         return "its boot region has a wrong checksum"
-    if revision >> 8 != _REVISION or tables != 1:
-        return f"revision {revision:#x} with {tables} tables"
+    if revision >> 8 != _REVISION or tables != 1 or flags & _SECOND_TABLE:
+        return f"revision {revision:#x} with {tables} tables, VolumeFlags {flags:#x}"
     if flags & _DIRTY:
         return f"it was not unmounted: VolumeFlags {flags:#x}"
     if flags & _MEDIA_FAILURE:

@@ -8,6 +8,7 @@ someone else needs its unused bytes too.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -61,9 +62,12 @@ def find_volumes(physical: list[PhysicalVolume]) -> Steps[list[LogicalVolume]]:
         for section in text.values():
             if isinstance(section, dict):
                 by_id.setdefault(section.get("id"), []).append(text)
+    names = Counter(_group_name(texts[0]) for texts in by_id.values())
     for texts in by_id.values():
         members = [each for each in physical if any(t in each.texts.values() for t in texts)]
         try:
+            if names[_group_name(texts[0])] > 1:
+                raise _Lie("there is another group of the same name")
             if len(texts) > 1:
                 raise _Lie("its metadata is there in several versions")
             found += _volumes(texts[0], physical)
@@ -73,11 +77,17 @@ def find_volumes(physical: list[PhysicalVolume]) -> Steps[list[LogicalVolume]]:
     return found
 
 
+def _group_name(text: Section) -> str:
+    """Of the only section; `` where there are others or none."""
+    names = [name for name, each in text.items() if isinstance(each, dict)]
+    return names[0] if len(names) == 1 else ""
+
+
 def _volumes(text: Section, physical: list[PhysicalVolume]) -> list[LogicalVolume]:
-    sections = [(name, each) for name, each in text.items() if isinstance(each, dict)]
-    if len(sections) != 1:
-        raise _Lie(f"its metadata is of {len(sections)} groups")
-    name, section = sections[0]
+    name = _group_name(text)
+    section = text.get(name)
+    if not isinstance(section, dict):
+        raise _Lie("its metadata is not of one group")
     group = _group(name, section, physical)
     logical = _sections(section, "logical_volumes")
     owners = _owners(logical, group)

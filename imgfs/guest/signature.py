@@ -54,7 +54,7 @@ def _places(size: int) -> list[tuple[int, int]]:
         for label in _zfs_labels(size)
     ]
     for offset, magic, _ in tables.MAGICS:
-        at = offset if offset >= 0 else size + offset
+        at = _place(offset, size)
         if at + len(magic) > _HEAD and at < tail:
             places.append((at, len(magic)))
     clipped = [(at, min(length, size - at)) for at, length in places if 0 <= at < size]
@@ -73,9 +73,12 @@ def signatures(found: Sample) -> list[str]:
 
 
 def _is_there(found: Sample, offset: int, magic: bytes) -> bool:
-    # What counts from the end counts in whole sectors.
-    at = offset if offset >= 0 else found.size // _SECTOR * _SECTOR + offset
-    return found.at(at, len(magic)) == magic
+    return found.at(_place(offset, found.size), len(magic)) == magic
+
+
+def _place(offset: int, size: int) -> int:
+    """What counts from the end counts in whole sectors."""
+    return offset if offset >= 0 else size // _SECTOR * _SECTOR + offset
 
 
 def lvm_label(found: Sample) -> int:

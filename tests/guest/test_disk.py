@@ -158,6 +158,23 @@ def test_a_filesystem_under_a_new_table(tmp_path: Path) -> None:
     assert not guest.free
 
 
+def test_a_sleeping_swap_in_a_partition_that_is_refused(disk: Path) -> None:
+    run("sfdisk", "--quiet", "--wipe", "never", disk, stdin="label: dos\nsize=40M\nsize=16M\n")
+    put(disk, 512, bytes(1 << 15))
+    with disk.open("r+b") as file:
+        file.truncate(150 * MIB // 512 * 512 - 4096)  # without the backup of the GPT
+    assert look(disk).left_whole == ""
+    put(disk, 446 + 16 + 12, b"\xff\xff\xff\x0f")
+    guest = look(disk)
+    assert not guest.partitions[1].is_there
+    assert guest.left_whole == ""
+    assert guest.free
+    put(disk, SWAP + 4086, b"S1SUSPEND\0")
+    guest = look(disk)
+    assert "partition 2 is a suspended swap" in guest.left_whole
+    assert not guest.free
+
+
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 1024, 4096, 70000, 300001])
 def test_hardly_a_disk(size: int) -> None:
     for content in (bytes(size), b"\xff" * size, b"\x55\xaa" * (size // 2)):

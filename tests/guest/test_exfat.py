@@ -140,6 +140,7 @@ def checked(raw: bytearray) -> bytearray:
         (96, bytes(4), "cluster 0"),
         (96, b"\xff\xff\xff\xff", "cluster 4294967295"),
         (105, b"\2", "revision 0x200"),
+        (106, b"\1", "VolumeFlags 0x1"),
         (106, b"\2", "was not unmounted"),
         (106, b"\4", "it had errors"),
         (108, b"\x08", "sectors of 2^8"),

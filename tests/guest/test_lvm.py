@@ -200,6 +200,14 @@ def test_the_same_physical_volume_twice(disk: bytearray) -> None:
     assert "is there 2 times" in guest.partitions[0].content.left_whole
 
 
+def test_two_groups_of_one_name(disk: bytearray) -> None:
+    """As where a machine's disk was copied into another one's."""
+    rewritten(disk, START + PV, lambda text: text.replace('id = "', 'id = "x', 1))
+    guest = look(disk)
+    assert guest.volumes == ()
+    assert "another group of the same name" in guest.partitions[0].content.left_whole
+
+
 def test_a_physical_volume_on_another_disk(disk: bytearray) -> None:
     disk[START + PV : START + 2 * PV] = bytes(PV)
     found = volumes(look(disk))
