@@ -30,7 +30,7 @@ _LABEL_ENTRY = 0x08
 _ATTRIBUTES = 11
 _DELETED = 0xE5
 _MOST_12, _MOST_16, _MOST_32 = 4084, 65524, 0x0FFFFFF4
-_CHUNK = 2 << 20  # bytes of each table at once
+_CHUNK = 4 << 20  # bytes of each table at once
 _MOST_TABLES = 4
 _ROOT_READ = 64 * 1024
 
