@@ -1,7 +1,7 @@
 """Whether the log of xfs ends with the record of an unmount: then nothing waits in it.
 
-The log is a ring of sectors of 512 bytes.  Each begins with the number of the round (cycle) in which
-it was written, or is a record's header and has it next.  The head is where the numbers change.
+The log is a ring of sectors of 512 bytes.  Each begins with the number of the round (cycle) in
+which it was written, or is a record's header and has it next.  The head is where the numbers change.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _HEADER_COVERS = 32768  # bytes of a record; longer ones have more headers
 _LARGEST_RECORD = 256 << 10
 _PROBES = 16  # sectors looked at together
 _UNMOUNT = 0x20  # flag of an operation
-_UNMOUNT_MAGIC = 0x556E
+_UNMOUNT_MAGICS = (0x556E, 0x6E55)  # in the byte order of the machine that wrote it
 _LOG_CLIENT = 0xAA
 
 
@@ -90,5 +90,6 @@ def _check_record(data: bytes, head: int, uuid: bytes) -> None:
     if payload + -(-length // SECTOR) * SECTOR != len(data) or length < 20:
         raise Doubt(f"{named} has {length} bytes and does not end at sector {head}")
     (client, flags, _, magic) = struct.unpack_from(">2BHH", data, payload + 8)
-    if operations != 1 or client != _LOG_CLIENT or flags != _UNMOUNT or magic != _UNMOUNT_MAGIC:
+    unmount = flags == _UNMOUNT and magic in _UNMOUNT_MAGICS
+    if operations != 1 or client != _LOG_CLIENT or not unmount:
         raise Doubt(f"{named} is not an unmount record: the log needs recovery")
