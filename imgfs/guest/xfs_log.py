@@ -1,7 +1,8 @@
 """Whether the log of xfs ends with the record of an unmount: then nothing waits in it.
 
 The log is a ring of sectors of 512 bytes.  Each begins with the number of the round (cycle) in
-which it was written, or is a record's header and has it next.  The head is where the numbers change.
+which it was written, or is a record's header and has it next.  The head is where the
+numbers change.
 """
 
 from __future__ import annotations
