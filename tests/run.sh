@@ -31,12 +31,8 @@ download_kernel() (
 
 need_packages qemu-utils procps util-linux mount openssh-server openssh-client openssl
 need_packages fio qemu-system-x86 busybox-static e2fsprogs nginx-light nbdkit gnutls-bin libnbd-bin
-need_packages cryptsetup-bin dosfstools exfatprogs fdisk gdisk mtools rsync strace
-need_packages xfsprogs partclone
-need_packages btrfs-progs ntfs-3g
-need_packages fdisk rsync strace
-need_packages xfsprogs partclone gdisk lvm2 dosfstools mtools exfatprogs exfat-fuse cryptsetup-bin
-need_packages btrfs-progs ntfs-3g bcache-tools f2fs-tools
+need_packages cryptsetup-bin dosfstools exfat-fuse exfatprogs fdisk gdisk mtools rsync strace
+need_packages bcache-tools btrfs-progs f2fs-tools lvm2 ntfs-3g partclone xfsprogs
 need_guest_kernel
 need_venv '[test]'
 exec .venv/bin/python -m pytest "$@"
