@@ -50,6 +50,10 @@ printf '[127.0.0.1]:%s %s\n' "$port" "$(cut -d' ' -f1,2 "$work/host.pub")" >"$wo
 server=$!
 sleep 1
 
+# What snapshots hold would outlive this.
+XDG_STATE_HOME=$work/state
+export XDG_STATE_HOME
+
 say "imgfs ssh://127.0.0.1:$port$work/disk.img $work/mnt"
 "$imgfs" "ssh://$(id -un)@127.0.0.1:$port$work/disk.img" "$work/mnt" \
     -o "known_hosts=$work/known,key=$work/user"
@@ -59,5 +63,14 @@ show "$imgfs" map "$work/mnt/disk.raw"
 show cp "$work/mnt/disk.raw" "$work/copy.raw"
 show cmp "$work/mnt/disk.raw" "$work/disk.img"
 show du -h "$work/disk.img" "$work/copy.raw"
-show qemu-img convert -f raw -O qcow2 "$work/mnt/disk.raw" "$work/copy.qcow2"
+show qemu-img check "$work/mnt/disk.qcow2"
+show mkdir "$work/mnt/snapshots/work"
+show dd if=/dev/urandom of="$work/mnt/snapshots/work/work.raw" bs=1M count=2 seek=100 conv=notrunc,fsync
+show cp "$work/mnt/snapshots/work/work.delta.qcow2" "$work/"
+show qemu-img info "$work/work.delta.qcow2"
+show cmp "$work/mnt/disk.raw" "$work/disk.img"
+show rm "$work/work.delta.qcow2"
+show rmdir "$work/mnt/snapshots/work"
+show cp "$work/mnt/sparse/disk.vmdk" "$work/copy.vmdk"
+show qemu-img compare "$work/copy.vmdk" "$work/copy.raw"
 show "$imgfs" umount "$work/mnt"
