@@ -1,4 +1,4 @@
-"""xfs that cannot be trusted: damaged at random, cut, flagged; and version 4, made without a mount."""
+"""xfs in doubt: damaged at random, cut, flagged; and both versions as mkfs makes them."""
 
 from __future__ import annotations
 
