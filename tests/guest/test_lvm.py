@@ -64,7 +64,7 @@ def test_random_groups(tmp_path: Path, seed: int) -> None:
                 lvm.create(f"-l {size} {striped} -n lv-{number}.x the-group")
                 if rng.random() < 0.5:
                     lvm(f"lvextend -l +{size} the-group/lv-{number // 2}.x")
-                if rng.random() < 0.2:
+                if number and rng.random() < 0.2:
                     lvm(f"lvremove -y the-group/lv-{number // 2}.x")
             except AssertionError:  # no room, or it is gone
                 continue

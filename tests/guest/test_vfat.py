@@ -41,7 +41,7 @@ def options(rng: random.Random) -> tuple[list[str], int]:
     words = ["-F", str(bits), "-s", str(per_cluster), "-S", str(sector)]
     words += ["-f", str(rng.choice([1, 2, 2])), "-i", "deadbeef", "-n", "LABEL X"]
     words += ["-R", str(rng.choice([32, 40, 128]))] if rng.random() < 0.5 else []
-    words += ["-r", str(rng.choice([64, 512, 1024]))] if bits != 32 else []
+    words += ["-r", str(rng.choice([128, 512, 1024]))] if bits != 32 else []
     return [*words, *(["-a"] if rng.random() < 0.3 else [])], size
 
 
@@ -90,6 +90,20 @@ def clusters(path: Path, free: list[tuple[int, int]]) -> set[int]:
     }
 
 
+def root_chain(path: Path) -> set[int]:
+    """The clusters of the root directory of FAT32, which mshowfat does not show."""
+    boot = head(path)
+    sector, _, reserved = struct.unpack_from("<HBH", boot, 11)
+    (cluster,) = struct.unpack_from("<I", boot, 44)
+    found = set[int]()
+    with path.open("rb") as file:
+        while cluster < 0x0FFFFFF8 and cluster not in found:
+            found.add(cluster)
+            file.seek(reserved * sector + 4 * cluster)
+            cluster = int.from_bytes(file.read(4), "little") & 0x0FFFFFFF
+    return found
+
+
 def unused(path: Path) -> set[int]:
     """The clusters that no file has, as mtools and fsck.fat see it."""
     said = run("fsck.fat", "-n", "-v", path)
@@ -101,7 +115,7 @@ def unused(path: Path) -> set[int]:
         first, _, last = chain.split(">")[0].partition("-")
         taken |= set(range(int(first), int(last or first) + 1))
     if b"FAT32" in head(path):
-        taken.add(2)  # the root directory
+        taken |= root_chain(path)
     assert len(taken) == used
     return set(range(2, count + 2)) - taken
 
