@@ -32,7 +32,7 @@ def options(rng: random.Random) -> tuple[list[str], int]:
     bits = rng.choice([12, 16, 32])
     sector = rng.choice([512, 512, 1024, 4096])
     per_cluster = rng.choice([1, 2, 4, 8])
-    low, high = {12: (100, 4000), 16: (4200, 65000), 32: (65600, 90000)}[bits]
+    low, high = {12: (100, 4000), 16: (4200, 65000), 32: (68000, 90000)}[bits]
     size = rng.randint(low, high) * sector * per_cluster + rng.choice([0, 512, 5000])
     while size > 300 * MIB:
         per_cluster, size = per_cluster // 2 or 1, size // 2
