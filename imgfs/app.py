@@ -20,7 +20,7 @@ from imgfs.cache.cached import CachedImage, Policy, open_cached
 from imgfs.cache.directory import default_limit, make_root, sweep
 from imgfs.cache.space import CacheSpace
 from imgfs.config import Options
-from imgfs.errors import CacheError, UsageError
+from imgfs.errors import CacheError, CorruptImage, UnsupportedFeature, UsageError
 from imgfs.opener import Sources, absolute, shown_url
 from imgfs.sources.base import Source, WritableSource
 from imgfs.sources.listing import Listed
@@ -145,6 +145,10 @@ class Mount:
         image.add_to(self.tree, self._root)
         if not lazy:
             await image.opened()
+            try:
+                await image.opened_disk()
+            except (CorruptImage, UnsupportedFeature) as exc:
+                log.warning("%s; only original/ can be read", exc)
 
     async def _open_file(self) -> None:
         # msgspec is for whom there is such a file.

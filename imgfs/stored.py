@@ -12,7 +12,7 @@ import trio
 from imgfs.beside import beside
 from imgfs.cache.cached import CachedImage, Policy
 from imgfs.config import Options
-from imgfs.errors import ImgfsError
+from imgfs.errors import CorruptImage, ImgfsError, SourceNotFound, UsageError
 from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource
 from imgfs.views.opening import Chain, open_chain
@@ -82,8 +82,15 @@ class StoredViews:
             return entry.view
 
     async def chain(self, name: str, stored: StoredView, format: str | None) -> Chain:
-        """The disk in it, to be called `name`.  Raises as `open_chain` does."""
-        return await open_chain(name, stored, self._beside, format)
+        """The disk in it, to be called `name`.  Raises as `open_chain` does.
+
+        A file that the image needs and that is not there, or must not be followed, is a
+        CorruptImage: the image's own name is there, and has no use for ENOENT or EINVAL.
+        """
+        try:
+            return await open_chain(name, stored, self._beside, format)
+        except (UsageError, SourceNotFound) as exc:
+            raise CorruptImage(f"{stored.name}: is not whole: {exc}") from exc
 
     async def _beside(self, view: StoredView, name: str) -> StoredView:
         wanted = self._wanted[view]

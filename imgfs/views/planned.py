@@ -11,6 +11,7 @@ what is derived from other bytes, is (ASK, DATA).
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Iterable, Mapping
@@ -18,13 +19,15 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping
 import trio
 
 from imgfs._native import _map
-from imgfs.errors import SourceChanged
+from imgfs.errors import CorruptImage, SourceChanged
 from imgfs.extents import ExtentList
 from imgfs.formats.codecs import decode
 from imgfs.image import Buffer
 from imgfs.pieces import Coded, Derived, Kind, Piece, PieceList
 from imgfs.views.drive import all_of
 from imgfs.views.view import View
+
+log = logging.getLogger(__name__)
 
 MOST_PIECES = 1 << 16  # that are remembered, of all plans together
 MOST_UNITS = 32 << 20  # bytes of decompressed units that are remembered
@@ -52,7 +55,11 @@ class PlannedView(View):
     async def prepare(self) -> None:
         async with self._preparing:
             if not self._is_prepared:
-                await self.resolve(0, self.size)
+                try:
+                    await self.resolve(0, self.size)
+                except CorruptImage as exc:
+                    log.warning("%s; what is not damaged can be read", exc)
+                    await trio.to_thread.run_sync(self._give_up_planning)
                 self.stored_bytes = await trio.to_thread.run_sync(self.map.data_bytes)
                 self._is_prepared = True
 
@@ -66,6 +73,13 @@ class PlannedView(View):
                 pieces = await self._planned(at, end)
                 await self._publish(pieces)
                 at = pieces.end
+
+    def _give_up_planning(self) -> None:
+        """Call all that is unknown data: who reads what is damaged there is told so."""
+        at = 0
+        while (at := self._next_unknown(at, self.size)) < self.size:
+            start, end, _, _ = self.map.segments(at, self.size - at)[0]
+            self.map.set_ask(start, end, _map.DATA)
 
     def _next_unknown(self, start: int, end: int) -> int:
         step = 1 << 30  # of a list of segments
