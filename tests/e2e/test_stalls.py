@@ -179,8 +179,8 @@ def test_kill_ends_who_waits_for_the_same_blocks(
 def test_kill_ends_who_waits_for_a_first_answer(
     mount: Mounter, sshd: Sshd, big: Path, action: str
 ) -> None:
-    """Nothing was looked up before: the map of holes, then the identity must be asked for."""
-    m = mount(sshd.url(big), "-o", sshd.options)
+    """Nothing was looked up before: the server must be asked for all that a stat tells."""
+    m = mount(sshd.url(big), "-o", f"{sshd.options},lazy")
     with frozen(sshd):
         program = f"import os, sys; print(flush=True); {action}"
         process = subprocess.Popen(
