@@ -207,8 +207,9 @@ def lock_layer(path: Path) -> int:
         if exc.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
             raise
         raise Busy(f"{path}: is open for writing in process {holder}; end that first") from None
-    os.ftruncate(fd, 0)
-    os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
+    with contextlib.suppress(OSError):  # who holds it is only for people: a full disk is no reason
+        os.ftruncate(fd, 0)
+        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd
 
 
