@@ -104,8 +104,16 @@ class SnapshotStore:
             raise CorruptSnapshot(f"{self.directory / 'base'}: {exc}") from None
 
     def check_base(self, base: Base) -> None:
-        """Raises SourceChanged when the snapshots are of another state of it."""
+        """Raises SourceChanged when the snapshots are of another state of it.
+
+        Raises CorruptSnapshot when there are some, and nothing says what they are of.
+        """
         known = self.base()
+        if known is None and self.has_any():
+            raise CorruptSnapshot(
+                f"{self.directory / 'base'}: is missing, so nothing tells whether its snapshots "
+                "fit what is there now; bring the file back, or delete them"
+            )
         if known is not None and known != base:
             raise SourceChanged(
                 f"{self.url}: is not what its snapshots were taken of (in {self.directory}): "
@@ -231,10 +239,14 @@ class SnapshotStore:
                 os.close(lock_layer(self._layer_path(snapshot.layers[0])))
             del known[path]
             if not known:
-                # The next one may be of another state of the base.
-                (self.directory / "base").unlink()
+                # The next one may be of another state of the base.  Only in this order can what a
+                # crash leaves be deleted again; and none of it needs space.
+                (self.directory / "base").unlink(missing_ok=True)
                 sync_directory(self.directory)
-            self._save_all(known.values())
+                (self.directory / "snapshots").unlink()
+                sync_directory(self.directory)
+            else:
+                self._save_all(known.values())
             self._sweep(known.values())
 
     def rename(self, path: SnapshotPath, name: str) -> None:

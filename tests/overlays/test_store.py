@@ -185,6 +185,44 @@ def test_a_lost_list_takes_no_layers_with_it(store: SnapshotStore) -> None:
     assert len(list((store.directory / "layers").iterdir())) == 1
 
 
+def test_no_snapshot_whose_base_is_forgotten_is_put_on_another(store: SnapshotStore) -> None:
+    store.create(("a",), BASE, SIZE)
+    (store.directory / "base").unlink()  # as a crash in the midst of `delete` leaves it
+    other = replace(BASE, token="9")
+    for use in (lambda: store.check_base(other), lambda: store.create(("b",), other, SIZE)):
+        with pytest.raises(CorruptSnapshot, match="base: is missing"):
+            use()
+    assert names(store) == ["a"]
+    store.delete(("a",))
+    assert names(store) == []
+    store.create(("b",), other, SIZE)
+    assert names(store) == ["b"]
+
+
+def test_the_last_one_can_be_deleted_on_a_full_disk(tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    full.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "none", str(full)]
+    subprocess.run(command, check=True, timeout=20)
+    try:
+        store = SnapshotStore(URL, full)
+        store.create(("a",), BASE, SIZE)
+        with (full / "ballast").open("wb", buffering=0) as file:
+            with pytest.raises(OSError, match="No space"):
+                while True:
+                    file.write(bytes(4096))
+            close(opened(store, "a"))
+            # The space of an unlinked file must not help.
+            keep = os.open(store.directory / "base", os.O_RDONLY)
+            try:
+                store.delete(("a",))
+            finally:
+                os.close(keep)
+        assert (names(store), store.base()) == ([], None)
+    finally:
+        subprocess.run(["umount", "-l", str(full)], check=True, timeout=20)
+
+
 def test_a_base_needs_an_identity() -> None:
     assert base_of(URL, SIZE, "raw", Identity("stat", "1:2:3")) == BASE
     with pytest.raises(NotPermitted, match="-o identity="):
