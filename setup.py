@@ -35,7 +35,7 @@ setup(
             "_map",
             [
                 *("mapmodule", "mapset", "mapwrite", "storeobject", "scan", "store"),
-                *("segmap", "segcopy", "segfill", "segread", "segwrite"),
+                *("segmap", "segchunks", "segcopy", "segfill", "segread", "segwrite"),
             ],
             [],
             ["-lpthread"],

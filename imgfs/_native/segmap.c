@@ -24,60 +24,6 @@ void seg_drop(struct seg *s)
 		literal_unref(s->literal);
 }
 
-static int chunks_reserve(struct segmap *map, size_t n)
-{
-	size_t cap = map->cap_chunks ? map->cap_chunks : 4;
-	struct chunk **chunks;
-	uint64_t *firsts;
-
-	if (n <= map->cap_chunks)
-		return 0;
-	while (cap < n)
-		cap *= 2;
-	chunks = realloc(map->chunks, cap * sizeof(*chunks));
-	if (!chunks)
-		return -ENOMEM;
-	map->chunks = chunks;
-	firsts = realloc(map->firsts, cap * sizeof(*firsts));
-	if (!firsts)
-		return -ENOMEM;
-	map->firsts = firsts;
-	map->cap_chunks = cap;
-	return 0;
-}
-
-static int chunk_insert(struct segmap *map, size_t c, struct chunk *ch, uint64_t first)
-{
-	int err = chunks_reserve(map, map->n_chunks + 1);
-
-	if (err)
-		return err;
-	memmove(map->chunks + c + 1, map->chunks + c, (map->n_chunks - c) * sizeof(*map->chunks));
-	memmove(map->firsts + c + 1, map->firsts + c, (map->n_chunks - c) * sizeof(*map->firsts));
-	map->chunks[c] = ch;
-	map->firsts[c] = first;
-	map->n_chunks++;
-	return 0;
-}
-
-static int chunk_halve(struct segmap *map, size_t c)
-{
-	struct chunk *low = map->chunks[c], *high = malloc(sizeof(*high));
-	unsigned keep = low->n / 2;
-	int err;
-
-	if (!high)
-		return -ENOMEM;
-	high->n = low->n - keep;
-	memcpy(high->segs, low->segs + keep, high->n * sizeof(struct seg));
-	err = chunk_insert(map, c + 1, high, high->segs[0].start);
-	if (err)
-		free(high);
-	else
-		low->n = keep;
-	return err;
-}
-
 /* Splitting changes nothing that can be seen, so it may be kept when a later step fails. */
 int segs_split(struct segmap *map, uint64_t offset)
 {
@@ -91,8 +37,8 @@ int segs_split(struct segmap *map, uint64_t offset)
 	p = locate(map, offset);
 	if (at(map, p)->start == offset)
 		return 0;
-	if (map->chunks[p.c]->n == CHUNK_SEGS) {
-		err = chunk_halve(map, p.c);
+	if (map->chunks[p.c]->n == map->chunks[p.c]->cap) {
+		err = chunk_make_room(map, p.c);
 		if (err)
 			return err;
 		p = locate(map, offset);
@@ -108,19 +54,6 @@ int segs_split(struct segmap *map, uint64_t offset)
 	ch->n++;
 	map->count++;
 	return 0;
-}
-
-static void chunk_remove(struct segmap *map, size_t c, size_t n)
-{
-	size_t i, rest = map->n_chunks - c - n;
-
-	if (n == 0)
-		return;
-	for (i = c; i < c + n; i++)
-		free(map->chunks[i]);
-	memmove(map->chunks + c, map->chunks + c + n, rest * sizeof(*map->chunks));
-	memmove(map->firsts + c, map->firsts + c + n, rest * sizeof(*map->firsts));
-	map->n_chunks -= n;
 }
 
 /* Remove the segments that start in (start, end); both are boundaries, one starts at start. */
@@ -241,7 +174,7 @@ struct segmap *segmap_new(uint64_t size)
 	pthread_rwlock_init(&map->write_lock, &attr);
 	pthread_rwlockattr_destroy(&attr);
 	if (size) {
-		struct chunk *ch = malloc(sizeof(*ch));
+		struct chunk *ch = chunk_new(FEW_SEGS);
 
 		if (!ch || chunk_insert(map, 0, ch, 0)) {
 			free(ch);
@@ -385,14 +318,20 @@ int segs_append(struct segmap *map, struct seg seg)
 	if (last && joins(&last->segs[last->n - 1], &seg))
 		return 0;
 	if (!last || last->n >= LOAD_FILL) {
-		last = malloc(sizeof(*last));
+		last = chunk_new(last ? CHUNK_SEGS : FEW_SEGS);
 		if (!last)
 			return -ENOMEM;
-		last->n = 0;
 		if (chunk_insert(map, map->n_chunks, last, seg.start)) {
 			free(last);
 			return -ENOMEM;
 		}
+	}
+	if (last->n == last->cap) {
+		int err = chunk_make_room(map, map->n_chunks - 1);
+
+		if (err)
+			return err;
+		last = map->chunks[map->n_chunks - 1];
 	}
 	last->segs[last->n++] = seg;
 	map->count++;

@@ -46,8 +46,8 @@ struct watch {
 #define CHUNK_SEGS 256
 
 struct chunk {
-	unsigned n;
-	struct seg segs[CHUNK_SEGS];
+	unsigned n, cap;       /* cap grows to CHUNK_SEGS: most maps are of files nobody opens */
+	struct seg segs[];
 };
 
 struct segmap {

@@ -7,6 +7,14 @@
 
 void literal_unref(struct literal *literal);
 
+/* Chunks: `n` of them from `c` on, `cap` segments of room.  Errors are negative errnos. */
+#define FEW_SEGS 4
+struct chunk *chunk_new(unsigned cap);
+int chunk_insert(struct segmap *map, size_t c, struct chunk *ch, uint64_t first);
+void chunk_remove(struct segmap *map, size_t c, size_t n);
+/* Of a full one; afterwards it may be another, or two. */
+int chunk_make_room(struct segmap *map, size_t c);
+
 /* A place between or at segments: chunk and index in it. */
 struct pos {
 	size_t c;

@@ -33,7 +33,8 @@ class BlockLayout(Layout):
         """`extents` are of the whole disk, `table` is where its bytes begin and end."""
         self._extents = extents
         self._blocks = blocks
-        self._structures = sorted(structures)
+        # Most of many a structure is its padding.
+        self._structures = sorted((start, content.rstrip(b"\0")) for start, content in structures)
         self._table_at, self._table_end = table
         self._blocks_at = blocks_at
         self._lead = lead

@@ -121,5 +121,7 @@ def _metadata(size: int, block_size: int, about: About) -> list[tuple[int, bytes
     for item_id, flags, data in content:
         items.append(vt.Item(item_id, at, len(data), flags))
         at += len(data)
-    table = vt.metadata_table(items).ljust(vt.METADATA_TABLE_SIZE, b"\0")
-    return [(_METADATA_AT, table + b"".join(data for _, _, data in content))]
+    return [
+        (_METADATA_AT, vt.metadata_table(items)),
+        (_METADATA_AT + vt.METADATA_TABLE_SIZE, b"".join(data for _, _, data in content)),
+    ]

@@ -67,7 +67,7 @@ class Operations(WritingOperations):
             entry.st_nlink = 2
             mtime_ns = self._start_ns if node.mtime_ns is None else node.mtime_ns
         elif node.view is not None:
-            await node.view.prepare()
+            await node.view.measure()
             mtime_ns = node.view.mtime_ns
             # What the owner may not do at the source he may not do here.
             able = 0o600 if isinstance(node.view, Writable) else 0o400

@@ -20,5 +20,9 @@ class EncodedView(PlannedView):
     async def _plan(self, offset: int, length: int) -> PieceList:
         return self._layout.map(offset, min(length, STEP))
 
+    async def _planned(self, offset: int, end: int) -> PieceList:
+        # Made again sooner than kept: the tables of a thousand files would fill the memory.
+        return await self._plan(offset, end - offset)
+
     async def _check(self) -> None:
         await self.files[0].check()

@@ -11,6 +11,7 @@ what is derived from other bytes, is (ASK, DATA).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from abc import abstractmethod
 from collections import OrderedDict
@@ -26,6 +27,7 @@ from imgfs.image import Buffer
 from imgfs.pieces import Coded, Derived, Kind, Piece, PieceList
 from imgfs.views.drive import all_of
 from imgfs.views.view import View
+from imgfs.views.work import work
 
 log = logging.getLogger(__name__)
 
@@ -44,13 +46,25 @@ class PlannedView(View):
         self._units: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
         self._decoding: dict[tuple[int, int, int], trio.Event] = {}
         self._preparing = trio.Lock()
-        self._is_prepared = False
+        self._is_prepared = self._is_measured = False
         for file in files:
             file.when_stale(self.mark_stale)
 
     @abstractmethod
     async def _plan(self, offset: int, length: int) -> PieceList:
         """Pieces from `offset` or before it on, at least one byte further; never BELOW."""
+
+    async def measure(self) -> None:
+        """Nothing is published for that: of many files that are looked at, few are opened."""
+        async with self._preparing:
+            if self._is_measured:
+                return
+            with contextlib.suppress(CorruptImage):
+                extents = await self.extents(0, self.size)
+                self.stored_bytes = await work(len(extents), extents.stored_bytes)
+                self._is_measured = True
+                return
+        await self.prepare()
 
     async def prepare(self) -> None:
         async with self._preparing:
@@ -60,8 +74,9 @@ class PlannedView(View):
                 except CorruptImage as exc:
                     log.warning("%s; what is not damaged can be read", exc)
                     await trio.to_thread.run_sync(self._give_up_planning)
-                self.stored_bytes = await trio.to_thread.run_sync(self.map.data_bytes)
-                self._is_prepared = True
+                if not self._is_measured:
+                    self.stored_bytes = await trio.to_thread.run_sync(self.map.data_bytes)
+                self._is_prepared = self._is_measured = True
 
     async def resolve(self, offset: int, length: int) -> None:
         end = offset + length
@@ -108,7 +123,7 @@ class PlannedView(View):
         for file, (start, end) in _reaches(pieces).items():
             await self.files[file].resolve(start, end - start)
         if self.stale is None:
-            await trio.to_thread.run_sync(self._publish_now, pieces)
+            await work(len(pieces), self._publish_now, pieces)
         self.refuse_stale()
 
     def _publish_now(self, pieces: PieceList) -> None:
@@ -140,7 +155,8 @@ class PlannedView(View):
                 for file, (start, to) in _reaches(pieces).items()
             }
             part = pieces.between(at, min(end, pieces.end))
-            at = await trio.to_thread.run_sync(_mark_holes, marked, part, holes)
+            items = len(pieces) + sum(map(len, holes.values()))
+            at = await work(items, _mark_holes, marked, part, holes)
         ends, flags = marked.extents(offset, length)
         return ExtentList(offset, ends, flags)
 

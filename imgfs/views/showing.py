@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
-import trio
-
 from imgfs.extents import ExtentList
 from imgfs.formats.layout import About, Layout
 from imgfs.views.encoded import EncodedView
 from imgfs.views.view import View
+from imgfs.views.work import work
 
 #: What stands behind a disk's name, and the module that lays such a file out.
 SHOWN = {
@@ -31,4 +30,4 @@ async def encoded(disk: View, extension: str, name: str, identity: str) -> Encod
     extents = await disk.extents(0, disk.size)
     about = About(name, identity, disk.mtime_ns // 1_000_000_000)
     layout: Callable[[ExtentList, About], Layout] = import_module(SHOWN[extension]).layout
-    return EncodedView(name, disk, await trio.to_thread.run_sync(layout, extents, about))
+    return EncodedView(name, disk, await work(len(extents), layout, extents, about))

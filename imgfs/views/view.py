@@ -29,7 +29,7 @@ class View(Image):
         super().__init__(name, size)
         self.mtime_ns = mtime_ns
         self.mode = mode
-        self.stored_bytes = size  #: those that are not holes; known once it is prepared
+        self.stored_bytes = size  #: those that are not holes; known once it is measured or prepared
         self.answered = Counters()  #: what programs asked for, and Python answered
         self.stale: SourceChanged | None = None
         self._hooks: list[Callable[[SourceChanged], None]] = []
@@ -39,6 +39,10 @@ class View(Image):
     @abstractmethod
     async def prepare(self) -> None:
         """Learn what is data and what is a hole, once.  Raises what the source raises."""
+
+    async def measure(self) -> None:
+        """Learn `stored_bytes`, once; for who only looks at the file.  Raises as `prepare`."""
+        await self.prepare()
 
     async def resolve(self, offset: int, length: int) -> None:
         """See to it that `map` says of the range whose bytes it is, without fetching them."""

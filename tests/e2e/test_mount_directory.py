@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import time
 from collections.abc import Callable
@@ -155,6 +156,10 @@ def test_many_images(
         ["ls", "-lR", m.point], capture_output=True, text=True, timeout=100, check=True
     )
     print(f"ls -lR of {count} images: {time.monotonic() - begun:.2f} s")
+    status = (Path("/proc") / str(m.pid) / "status").read_text()
+    peak = int(re.search(r"VmHWM:\s+(\d+) kB", status)[1])  # type: ignore[index]
+    print(f"{peak >> 10} MiB at most")
+    assert peak << 10 < 80 * MIB + count * (200 << 10)
     # The disk, the file twice, and the disk in sparse/.
     assert done.stdout.count(f" {MIB} ") == 4 * count
     for i in range(0, count, 7):
