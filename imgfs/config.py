@@ -33,6 +33,7 @@ class Options:
     extents: bool = True
     uid: int | None = None
     gid: int | None = None
+    umask: int | None = None  #: all may do what the owner may, but for these bits
     threads: int = 0  #: request threads; 0 chooses
     cache_size: int | None = None  #: bytes; None: 10 GiB or a tenth of the free disk
     timeout: int = 30  #: seconds until an absent server is an error
@@ -95,6 +96,12 @@ def _number(name: str, value: str) -> int:
     return int(value)
 
 
+def _umask(value: str) -> int:
+    if not re.fullmatch("[0-7]{1,4}", value) or int(value, 8) > 0o777:
+        raise UsageError(f"-o umask={value}: not an octal number up to 777")
+    return int(value, 8)
+
+
 def format_name(value: str) -> str:
     """As qemu calls it.  Raises UsageError for one that cannot be meant."""
     name = {"vhd": "vpc"}.get(value, value)
@@ -131,6 +138,8 @@ def parse_options(texts: tuple[str, ...]) -> Options:
             values[name] = parse_size(value) if value else 0
             if value and not values[name]:
                 raise UsageError(f"-o {item}: nothing would ever come; prefetch alone is any rate")
+        elif name == "umask":
+            values[name] = _umask(value)
         elif name == "helpers":
             values[name] = _helpers(value)
         elif name in ("known_hosts", "key", "config") and value:

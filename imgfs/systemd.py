@@ -34,6 +34,19 @@ def notify_stopping() -> None:
     notify("STOPPING=1")
 
 
+def watchdog_s() -> float | None:
+    """Within how many seconds the service manager wants to hear of us each time; see
+    sd_watchdog_enabled(3).  None: it does not."""
+    usec = os.environ.get("WATCHDOG_USEC", "")
+    if not usec.isdecimal() or os.environ.get("WATCHDOG_PID", str(os.getpid())) != str(os.getpid()):
+        return None
+    return int(usec) / 1e6 or None
+
+
+def notify_alive() -> None:
+    notify("WATCHDOG=1")
+
+
 class JournalFormatter(logging.Formatter):
     """Each line with its level before it, as sd-daemon(3) has it: the journal takes it off."""
 

@@ -13,10 +13,16 @@ import click
 from imgfs.cli import background, terminal
 from imgfs.config import Options, parse_options
 from imgfs.errors import ImgfsError, MountError
-from imgfs.mountstate import clear_dead
+from imgfs.mountstate import clear_dead, mounted_at
 from imgfs.sources.ssh_settings import Prompt
 from imgfs.stop import hold_back
-from imgfs.systemd import log_to_stderr, notify_ready, notify_stopping
+from imgfs.systemd import (
+    log_to_stderr,
+    notify_alive,
+    notify_ready,
+    notify_stopping,
+    watchdog_s,
+)
 
 
 @click.command("mount", context_settings={"ignore_unknown_options": False})
@@ -55,6 +61,9 @@ def checked_mountpoint(text: str) -> str:
         if not path.is_dir():
             what = "is not a directory" if path.exists() else "no such directory"
             raise MountError(f"{text}: {what}; a mount point must exist")
+        on_top = mounted_at(where)
+        if on_top is not None and on_top.fstype == "autofs":
+            return where  # systemd's automount waits there for us: to look inside is to wait for it
         # Not is_mount(): the kernel may answer that from what it has cached of a dead mount.
         os.statvfs(path)
         if path.is_mount():
@@ -110,8 +119,15 @@ def _serve(
             await stop.asked.wait()
             notify_stopping()
 
+        async def show_life() -> None:
+            within_s = watchdog_s()
+            while within_s is not None:
+                notify_alive()
+                await trio.sleep(within_s / 2)
+
         async with trio.open_nursery() as nursery:
             await nursery.start(stop.listen)
+            nursery.start_soon(show_life)
             nursery.start_soon(follow)
             nursery.start_soon(announce)
             try:

@@ -40,6 +40,7 @@ class Operations(WritingOperations):
         super().__init__()
         self._tree = tree
         self._owner = owner(options)
+        self._umask = options.umask
         self._ready = ready
         self._made: dict[int, bytes] = {}
         self._start_ns = time.time_ns()
@@ -63,7 +64,7 @@ class Operations(WritingOperations):
         entry.entry_timeout = 0 if node.is_fleeting else 1
         mtime_ns = self._start_ns
         if node.children is not None:
-            entry.st_mode = stat.S_IFDIR | (0o555 if node.folder is None else 0o755)
+            entry.st_mode = stat.S_IFDIR | self._mode(0o555 if node.folder is None else 0o755)
             entry.st_nlink = 2
             mtime_ns = self._start_ns if node.mtime_ns is None else node.mtime_ns
         elif node.view is not None:
@@ -71,17 +72,22 @@ class Operations(WritingOperations):
             mtime_ns = node.view.mtime_ns
             # What the owner may not do at the source he may not do here.
             able = 0o600 if isinstance(node.view, Writable) else 0o400
-            entry.st_mode = stat.S_IFREG | (node.view.mode & able)
+            entry.st_mode = stat.S_IFREG | self._mode(node.view.mode & able)
             entry.st_size = node.view.size
             entry.st_blocks = -(-node.view.stored_bytes // _BLOCK)
             entry.st_blksize = 128 << 10
         else:
-            entry.st_mode = stat.S_IFREG | 0o400
+            entry.st_mode = stat.S_IFREG | self._mode(0o400)
             # 0 where it is different each time, as in /proc.
             entry.st_size = await node.made_size() if node.made_size is not None else 0
             entry.st_blocks = -(-entry.st_size // _BLOCK)
         entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = mtime_ns
         return entry
+
+    def _mode(self, bits: int) -> int:
+        if self._umask is None:
+            return bits
+        return (bits >> 6) * 0o111 & ~self._umask
 
     @guarded
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:

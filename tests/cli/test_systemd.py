@@ -91,6 +91,26 @@ def test_not_ready_when_it_fails(point: Path, source: Path, tmp_path: Path) -> N
         assert sock.recv(999) == b"STOPPING=1"
 
 
+def test_shows_that_it_lives(point: Path, source: Path, tmp_path: Path) -> None:
+    with manager(str(tmp_path / "notify")) as sock:
+        env = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "WATCHDOG_USEC": "400000"}
+        with subprocess.Popen([*IMGFS, "-f", str(source), str(point)], env=env) as process:
+            said = [sock.recv(999).decode().split("\n")[0] for _ in range(4)]
+            assert sorted(said) == ["READY=1"] + ["WATCHDOG=1"] * 3
+            process.terminate()
+    assert process.returncode == 0
+
+
+def test_another_process_is_watched(point: Path, source: Path, tmp_path: Path) -> None:
+    with manager(str(tmp_path / "notify")) as sock:
+        env = {**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")}
+        env |= {"WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}
+        with subprocess.Popen([*IMGFS, "-f", str(source), str(point)], env=env) as process:
+            assert sock.recv(999).startswith(b"READY=1")
+            process.terminate()
+            assert sock.recv(999) == b"STOPPING=1"
+
+
 def logged(first: str, tmp_path: Path, journal: bool) -> str:
     with (tmp_path / "log").open("w+") as file:
         found = os.fstat(file.fileno())

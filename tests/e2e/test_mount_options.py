@@ -1,8 +1,9 @@
-"""`-o lazy`, `config=` and `helpers=`, against a real sshd."""
+"""`-o umask=`; `-o lazy`, `config=` and `helpers=`, against a real sshd."""
 
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
 import time
 from collections.abc import Callable
@@ -134,3 +135,12 @@ def test_unknown_helper(sparse: Path, tmp_path: Path) -> None:
     assert done.stderr == (
         "imgfs: -o helpers=perl+ruby: name some of python3+perl+qemu-img, with + between\n"
     )
+
+
+def test_umask(mount: Mounter, sparse: Path, tmp_path: Path) -> None:
+    m = mount(sparse, "-o", "umask=027")
+    found = ["", "disk.raw", "extents.json", "snapshots"]
+    modes = [stat.S_IMODE((m.point / name).stat().st_mode) for name in found]
+    assert modes == [0o550, 0o440, 0o440, 0o750]
+    done = imgfs(sparse, tmp_path / "mnt0", "-o", "umask=9")
+    assert done.stderr == "imgfs: -o umask=9: not an octal number up to 777\n"
