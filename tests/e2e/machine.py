@@ -48,6 +48,8 @@ exec env -i container=test PATH=/usr/sbin:/usr/bin:/sbin:/bin \
     /lib/systemd/systemd --system --unit=multi-user.target --show-status=0 --log-level=warning
 """
 
+UNSHARE = ["unshare", "--mount", "--pid", "--fork", "--uts", "--ipc", "--cgroup"]
+
 
 class Machine:
     """`units` is a directory of unit files to be there; `shared` are directories of this system
@@ -56,13 +58,7 @@ class Machine:
     def __init__(self, base: Path, units: Path, imgfs: Path, shared: Sequence[Path]) -> None:
         base.mkdir()
         self._unshare = subprocess.Popen(
-            [
-                "unshare",
-                *["--mount", "--pid", "--fork", "--uts", "--ipc", "--cgroup", "sh", "-c"],
-                BOOT,
-                "sh",
-            ]
-            + [str(path) for path in shared],
+            [*UNSHARE, "sh", "-c", BOOT, "sh", *map(str, shared)],
             env={**os.environ, "base": str(base), "units": str(units), "imgfs": str(imgfs)},
             stdin=subprocess.DEVNULL,
         )
