@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from imgfs.cli import parameters
 from imgfs.cli.run import with_disk
 from imgfs.config import parse_options
 from imgfs.guest.disk import Content, Guest
@@ -17,8 +18,8 @@ from imgfs.views.sparse import look
 
 
 @click.command("info")
-@click.argument("source")
-@click.option("-o", "options", multiple=True, help="As of `imgfs mount`.")
+@parameters.source
+@parameters.options
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(source: str, options: tuple[str, ...], as_json: bool) -> None:
     """Tell SOURCE's format, sizes and identity, its backing files, and what is on the disk."""

@@ -8,6 +8,7 @@ import sys
 import click
 
 from imgfs import mapjson
+from imgfs.cli import parameters
 from imgfs.cli.run import with_disk
 from imgfs.config import Options
 from imgfs.extents import ExtentList
@@ -16,7 +17,7 @@ from imgfs.views.opening import Chain
 
 
 @click.command("map")
-@click.argument("source")
+@parameters.source
 @click.option("--json", "as_json", is_flag=True, help="As `qemu-img map --output=json` prints it.")
 def command(source: str, as_json: bool) -> None:
     """Draw SOURCE's extents: X data, . hole."""

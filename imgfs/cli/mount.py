@@ -10,9 +10,10 @@ from pathlib import Path
 
 import click
 
-from imgfs.cli import background, terminal
+from imgfs.cli import background, parameters, terminal
 from imgfs.config import Options, parse_options
 from imgfs.errors import ImgfsError, MountError
+from imgfs.manual import OPTIONS
 from imgfs.mountstate import clear_dead, mounted_at
 from imgfs.sources.ssh_settings import Prompt
 from imgfs.stop import hold_back
@@ -24,11 +25,13 @@ from imgfs.systemd import (
     watchdog_s,
 )
 
+_EPILOG = "\b\nOptions of -o:\n" + "\n".join(f"  {e.form}\n      {e.meaning}" for e in OPTIONS)
 
-@click.command("mount", context_settings={"ignore_unknown_options": False})
-@click.argument("source")
-@click.argument("mountpoint", type=click.Path())
-@click.option("-o", "options", multiple=True, metavar="OPT,OPT=VAL", help="Mount options.")
+
+@click.command("mount", epilog=_EPILOG)
+@parameters.source
+@parameters.mountpoint
+@parameters.options
 @click.option("-f", "--foreground", is_flag=True, help="Do not go to the background.")
 @click.option("-v", "--verbose", count=True, help="Log more (twice: every request).")
 def command(

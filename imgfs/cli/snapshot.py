@@ -18,6 +18,7 @@ import click
 import trio
 from rich.progress import Progress
 
+from imgfs.cli import parameters
 from imgfs.cli.run import with_disk
 from imgfs.config import Options, parse_options
 from imgfs.errors import Busy, ImgfsError, UsageError
@@ -35,7 +36,6 @@ from imgfs.views.overlay import OverlayView
 from imgfs.views.view import View
 
 _PIECE = 1 << 20
-_options = click.option("-o", "options", multiple=True, help="As of `imgfs mount`.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +75,9 @@ def list_command(source: str | None, as_json: bool) -> None:
 
 
 @command.command("create")
-@click.argument("source")
+@parameters.source
 @click.argument("name")
-@_options
+@parameters.options
 def create_command(source: str, name: str, options: tuple[str, ...]) -> None:
     """Take snapshot NAME of SOURCE, or x/y: of its snapshot x."""
     path = _path(name)
@@ -92,7 +92,7 @@ def create_command(source: str, name: str, options: tuple[str, ...]) -> None:
 
 
 @command.command("delete")
-@click.argument("source")
+@parameters.source
 @click.argument("name")
 def delete_command(source: str, name: str) -> None:
     """Delete snapshot NAME of SOURCE, which need not be reachable."""
@@ -101,10 +101,10 @@ def delete_command(source: str, name: str) -> None:
 
 
 @command.command("export")
-@click.argument("source")
+@parameters.source
 @click.argument("name")
 @click.argument("file", type=click.Path(path_type=Path))
-@_options
+@parameters.options
 def export_command(source: str, name: str, file: Path, options: tuple[str, ...]) -> None:
     """Write what snapshot NAME changes to FILE, a qcow2 whose backing file is SOURCE."""
 
@@ -117,10 +117,10 @@ def export_command(source: str, name: str, file: Path, options: tuple[str, ...])
 
 
 @command.command("commit")
-@click.argument("source")
+@parameters.source
 @click.argument("name")
 @click.option("--force", is_flag=True, help="Though other snapshots of SOURCE change with it.")
-@_options
+@parameters.options
 def commit_command(source: str, name: str, force: bool, options: tuple[str, ...]) -> None:
     """Write what snapshot NAME changes into SOURCE, and delete the snapshot.
 

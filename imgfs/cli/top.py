@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from imgfs.cli import parameters
 from imgfs.cli.asking import Asking
 from imgfs.rates import Look, Row, Totals, busiest_first, rows, totals
 from imgfs.units import format_size
@@ -33,7 +34,7 @@ FIRST_NUMBER, LAST_NUMBER = HEAD.index("read"), HEAD.index("errors")
 
 
 @click.command("top")
-@click.argument("mountpoint", type=click.Path())
+@parameters.mountpoint
 @click.option("--once", is_flag=True, help="Print one table, of all since the images were opened.")
 @click.option("--json", "as_json", is_flag=True, help="Print the status.")
 def command(mountpoint: str, once: bool, as_json: bool) -> None:

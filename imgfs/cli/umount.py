@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from imgfs.cli import parameters
 from imgfs.cli.asking import PATIENCE_S, Asking
 from imgfs.errors import MountError
 
@@ -16,7 +17,7 @@ WAIT_S = 60.0
 
 
 @click.command("umount")
-@click.argument("mountpoint", type=click.Path())
+@parameters.mountpoint
 def command(mountpoint: str) -> None:
     """Unmount MOUNTPOINT and wait until everything is released."""
     path = Path(mountpoint).absolute()

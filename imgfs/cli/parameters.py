@@ -1,0 +1,48 @@
+"""What commands have in common, and how a shell completes it.
+
+None looks at the file that it names, as click.Path would: a mount may hang.
+"""
+
+from __future__ import annotations
+
+import click
+from click.shell_completion import CompletionItem
+
+from imgfs.manual import OPTIONS
+
+
+def _complete_options(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """The last of `-o one,two`."""
+    before, comma, last = incomplete.rpartition(",")
+    return [
+        CompletionItem(before + comma + name, help=entry.meaning)
+        for entry in OPTIONS
+        for name in dict.fromkeys(entry.names)
+        if name.startswith(last)
+    ]
+
+
+def _complete_file(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]
+
+
+def _complete_directory(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="dir")]
+
+
+source = click.argument("source", shell_complete=_complete_file)
+mountpoint = click.argument("mountpoint", shell_complete=_complete_directory)
+options = click.option(
+    "-o",
+    "options",
+    multiple=True,
+    metavar="OPT,OPT=VAL",
+    help="Mount options.",
+    shell_complete=_complete_options,
+)
