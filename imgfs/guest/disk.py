@@ -222,13 +222,7 @@ def _content(names: list[str], slot: Slot) -> Steps[Content]:
         return Content(holds, left_whole=why)
     if names[0] not in FILESYSTEMS:
         return Content(holds, left_whole=f"it is {names[0]}" if names[0] != LVM2 else "")
-    name = f"imgfs.guest.{names[0]}"
-    try:
-        module = import_module(name)
-    except ModuleNotFoundError as exc:
-        if exc.name != name:
-            raise
-        return Content(holds, left_whole=f"the free space of {names[0]} is not read")
+    module = import_module(f"imgfs.guest.{names[0]}")
     found: Filesystem = yield from module.look(slot.start, size)
     end = max(found.size, found.free[-1] if found.free else 0)
     if end > size and not found.left_whole:
