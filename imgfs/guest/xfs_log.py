@@ -28,18 +28,19 @@ def check_unmounted(start: int, length: int, uuid: bytes) -> Steps[None]:
     sectors = length // SECTOR
     head, last = yield from _find_head(start, sectors)
     window = min(_LARGEST_RECORD // SECTOR + 16, sectors)
-    reads = [Read(start + max(head - window, 0) * SECTOR, min(window, head) * SECTOR)]
-    if head < window and last is None:
-        raise Doubt(f"the log of {sectors} sectors has no room for a record")
+    first = head - window  # negative where the ring goes on before its first sector
+    reads = [Read(start + max(first, 0) * SECTOR, min(window, head) * SECTOR)]
+    if first < 0:
+        reads.append(Read(start + (sectors + first) * SECTOR, -first * SECTOR))
     if last is not None:
-        ahead = min(window, sectors - head)
-        reads.append(Read(start + head * SECTOR, ahead * SECTOR))
+        reads.append(Read(start + head * SECTOR, min(window, sectors - head) * SECTOR))
     found = yield from read_whole(reads)
     if last is not None and any(
-        _cycle(found[1], at) != last for at in range(0, len(found[1]), SECTOR)
+        _cycle(found[-1], at) != last for at in range(0, len(found[-1]), SECTOR)
     ):
         raise Doubt(f"the log was being written beyond sector {head}")
-    _check_record(found[0], head, uuid)
+    newest = found[1] + found[0] if first < 0 else found[0]
+    _check_record(newest, head, sectors, uuid)
 
 
 def _cycle(data: bytes, at: int = 0) -> int:
@@ -72,7 +73,7 @@ def _find_head(start: int, sectors: int) -> Steps[tuple[int, int | None]]:
     return older, last
 
 
-def _check_record(data: bytes, head: int, uuid: bytes) -> None:
+def _check_record(data: bytes, head: int, sectors: int, uuid: bytes) -> None:
     """Of sectors up to the head, the last record must be that of an unmount, and end there."""
     at = len(data) - SECTOR
     while at >= 0 and int.from_bytes(data[at : at + 4], "big") != _MAGIC:
@@ -82,7 +83,7 @@ def _check_record(data: bytes, head: int, uuid: bytes) -> None:
     (cycle, version, length, lsn) = struct.unpack_from(">3IQ", data, at + 4)
     (operations,) = struct.unpack_from(">I", data, at + 40)
     (size,) = struct.unpack_from(">I", data, at + 320)
-    sector = head - (len(data) - at) // SECTOR
+    sector = (head - (len(data) - at) // SECTOR) % sectors
     headers = max(1, -(-size // _HEADER_COVERS)) if version & 2 else 1
     payload = at + headers * SECTOR
     named = f"the record at sector {sector} of the log"

@@ -7,11 +7,12 @@ import random
 from array import array
 from pathlib import Path
 
+FEWEST = 6
 SIZES = (0, 100, 700, 3000, 9000, 40_000, 300_000)
 
 
 def churn(root: Path, rng: random.Random, room: int, steps: int = 250) -> None:
-    """Make, append to and delete files, of about `room` bytes at most."""
+    """Make, append to and delete files, of about `room` bytes at most; some stay."""
     folders = [root]
     files: list[Path] = []
     used = 0
@@ -20,7 +21,7 @@ def churn(root: Path, rng: random.Random, room: int, steps: int = 250) -> None:
         if choice < 0.05:
             folders.append(rng.choice(folders) / f"folder {step}")
             folders[-1].mkdir()
-        elif (choice < 0.4 or used > room) and files:
+        elif (choice < 0.4 and len(files) > FEWEST) or used > room:
             gone = files.pop(rng.randrange(len(files)))
             used -= gone.stat().st_size
             gone.unlink()

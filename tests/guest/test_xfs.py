@@ -56,13 +56,29 @@ def free_of_xfs_db(image: Path) -> list[tuple[int, int]]:
     return joined(iter(found))
 
 
+def made(image: Path, size: int, *options: object) -> Path:
+    with image.open("wb") as file:
+        file.truncate(size)
+    run("mkfs.xfs", "-q", *options, image)
+    return image
+
+
+def random_image(image: Path, rng: random.Random, seed: int) -> Path:
+    """Blocks may be larger than the kernel's pages."""
+    block = (1024, 65536, 4096, 2048)[seed] if seed < 4 else 1 << rng.randint(10, 16)
+    sector = rng.choice([each for each in (512, 1024, 4096) if each <= block])
+    features = [f"rmapbt={rng.randrange(2)}", f"reflink={rng.randrange(2)}"]
+    finobt = rng.randrange(2)
+    features += [f"finobt={finobt}", f"inobtcount={finobt}", f"bigtime={rng.randrange(2)}"]
+    options = ["-b", f"size={block}", "-s", f"size={sector}", "-m", ",".join(features)]
+    groups = rng.randint(2, 4)
+    return made(image, 320 * MiB, *options, "-d", f"agcount={groups}", "-L", f"seed {seed}")
+
+
 @pytest.mark.parametrize("seed", range(40 if LONG else 4))
 def test_filled_and_emptied(seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
-    image = tmp_path / "disk"
-    with image.open("wb") as file:
-        file.truncate(320 * MiB)
-    run("mkfs.xfs", "-q", "-d", f"agcount={rng.randint(2, 4)}", "-m", f"rmapbt={seed % 2}", image)
+    image = random_image(tmp_path / "disk", rng, seed)
     with mounted(image) as point:
         fragment(point, rng, 60 * MiB)
         kept = checksums(point)
@@ -71,7 +87,23 @@ def test_filled_and_emptied(seed: int, tmp_path: Path) -> None:
     assert seen(tmp_path / "crashed").left_whole
     found = seen(image)
     assert (runs(found.free), found.left_whole) == (free_of_xfs_db(image), "")
+    assert found.label == f"seed {seed}"
     zero_free(image, found)
     run("xfs_repair", "-n", image)
     with mounted(image) as point:
         assert checksums(point) == kept
+
+
+@pytest.mark.parametrize(("block", "holes", "levels"), [(1024, 12_000, 3), (4096, 3000, 2)])
+def test_scattered(block: int, holes: int, levels: int, tmp_path: Path) -> None:
+    """Btrees of several levels."""
+    image = made(tmp_path / "disk", 320 * MiB, "-b", f"size={block}", "-d", "agcount=2")
+    with mounted(image) as point:
+        run("fallocate", "-l", 2 * holes * block, point / "file")
+        commands = [f"fpunch {2 * hole * block} {block}" for hole in range(holes)]
+        run("xfs_io", point / "file", text="\n".join(commands))
+    depths = [run("xfs_db", "-r", "-c", f"agf {n}", "-c", "p bnolevel", image) for n in range(2)]
+    assert max(int(depth.split()[-1]) for depth in depths) == levels
+    found = seen(image)
+    assert (runs(found.free), found.left_whole) == (free_of_xfs_db(image), "")
+    assert len(found.free) > holes
