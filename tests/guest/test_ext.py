@@ -120,6 +120,14 @@ def test_filled_and_emptied(seed: int, tmp_path: Path) -> None:
         assert checksums(point) == kept
 
 
+def resize(image: Path, size: int) -> None:
+    """To that many bytes, or to as few as it can have."""
+    block = int(re.findall(r"Block size: +(\d+)", run("dumpe2fs", "-h", image))[0])
+    fewest = int(run("resize2fs", "-P", image).split()[-1])
+    # It asks for force where there is bigalloc.
+    run("resize2fs", "-f", image, max(size // block, fewest))
+
+
 @pytest.mark.parametrize("seed", range(300 if LONG else 12))
 def test_what_debugfs_wrote(seed: int, tmp_path: Path) -> None:
     """Also of blocks larger than pages, with quota; grown or made smaller afterwards."""
@@ -135,8 +143,7 @@ def test_what_debugfs_wrote(seed: int, tmp_path: Path) -> None:
     run("debugfs", "-w", "-f", "-", image, text="\n".join(steps) + "\n")
     run("e2fsck", "-fy", image, codes=(0, 1))  # quota is not what debugfs writes
     if seed % 3:
-        resized = size * 2 if seed % 3 == 1 else size * 9 // 10
-        run("resize2fs", image, f"{resized >> 10}K")
+        resize(image, size * 2 if seed % 3 == 1 else size * 9 // 10)
         run("e2fsck", "-fy", image, codes=(0, 1))
     found = seen(image)
     assert (runs(found.free), found.left_whole) == (free_of_dumpe2fs(image), "")
