@@ -6,6 +6,7 @@ import hashlib
 import os
 import random
 import subprocess
+import time
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -34,6 +35,11 @@ def mounted(image: Path, *options: str) -> Iterator[Path]:
     try:
         yield point
         run("umount", point)
+        # What has copied the mounts of this machine meanwhile (unshare) keeps this one, too.
+        deadline = time.monotonic() + 60
+        while run("losetup", "-j", image):
+            assert time.monotonic() < deadline, f"{image} is still mounted somewhere"
+            time.sleep(0.05)
     finally:
         if os.path.ismount(point):
             subprocess.run(["umount", "-l", point], timeout=60)
