@@ -44,6 +44,9 @@ class ImageStatus(TypedDict):
     dirty: NotRequired[int]  #: bytes that were written and are not at the source yet
     errors: NotRequired[int]  #: counter
     last_error: NotRequired[str]  #: one line; empty: none so far
+    #: why of these (`partition 1`, `volume vg-root`, `disk`) nothing is called free; left out until
+    #: somebody has looked into sparse/ or partitions/
+    left_whole: NotRequired[dict[str, str]]
 
 
 class CacheStatus(TypedDict):

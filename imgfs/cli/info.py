@@ -12,7 +12,9 @@ from imgfs.cli import parameters
 from imgfs.cli.run import with_disk
 from imgfs.config import parse_options
 from imgfs.guest.disk import Content, Guest
+from imgfs.guest.usage import Part, Usage, parts_of
 from imgfs.units import format_size
+from imgfs.url_text import one_line
 from imgfs.views.opening import Chain
 from imgfs.views.sparse import look
 
@@ -34,8 +36,12 @@ def command(source: str, options: tuple[str, ...], as_json: bool) -> None:
         elif value:
             click.echo(f"{label}:")
             for each in value:
-                told = (f"{key.replace('_', ' ')} {_shown(v)}" for key, v in each.items() if v)
-                click.echo(f"  {', '.join(told)}")
+                told = (
+                    f"{key.replace('_', ' ')} {_shown(v)}"
+                    for key, v in each.items()
+                    if v not in ("", None)
+                )
+                click.echo(one_line(f"  {', '.join(told)}"))
 
 
 def _shown(value: object) -> str:
@@ -47,6 +53,8 @@ async def _look(url: str, chain: Chain) -> dict[str, Any]:
     extents = await disk.extents(0, disk.size)
     changed = datetime.fromtimestamp(disk.mtime_ns / 1e9, UTC)
     guest = await look(disk)
+    usage = Usage(extents, guest.free)
+    parts = {part.name: part for part in parts_of(guest, usage)}
     layers = [
         {
             "file": layer.files[0].name,
@@ -65,17 +73,17 @@ async def _look(url: str, chain: Chain) -> dict[str, Any]:
         "identity": chain.identity.kind if chain.identity else "none",
         "layers": layers if chain.formats != ("raw",) else [],
         "partition_table": guest.table,
-        "contents": [_content(guest, what, content) for what, content in guest.contents()],
+        "contents": [_content(guest, c, parts[what]) for what, c in guest.contents()],
     }
 
 
-def _content(guest: Guest, what: str, content: Content) -> dict[str, Any]:
-    """`free` is what sparse/ leaves out."""
+def _content(guest: Guest, content: Content, part: Part) -> dict[str, Any]:
+    """`free` is what sparse/ leaves out, `free_but_stored` what of that is data in the image."""
     found = content.filesystem
-    free = sum(found.free[1::2]) - sum(found.free[::2]) if found is not None else 0
-    told: dict[str, Any] = {"what": what, "holds": " and ".join(content.holds)}
+    told: dict[str, Any] = {"what": part.name, "holds": " and ".join(content.holds)}
     if found is not None:
+        free = 0 if guest.left_whole else sum(found.free[1::2]) - sum(found.free[::2])
         told |= {"type": found.kind, "label": found.label, "uuid": found.uuid, "size": found.size}
-        told |= {"used": found.used, "free": 0 if guest.left_whole else free}
-    told["left_whole"] = guest.left_whole or content.left_whole
+        told |= {"used": found.used, "free": free, "free_but_stored": part.amounts.deleted}
+    told["left_whole"] = part.left_whole
     return told

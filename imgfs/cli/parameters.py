@@ -24,7 +24,7 @@ def _complete_options(
     ]
 
 
-def _complete_file(
+def complete_file(
     context: click.Context, parameter: click.Parameter, incomplete: str
 ) -> list[CompletionItem]:
     return [CompletionItem(incomplete, type="file")]
@@ -36,7 +36,7 @@ def _complete_directory(
     return [CompletionItem(incomplete, type="dir")]
 
 
-source = click.argument("source", shell_complete=_complete_file)
+source = click.argument("source", shell_complete=complete_file)
 mountpoint = click.argument("mountpoint", shell_complete=_complete_directory)
 options = click.option(
     "-o",

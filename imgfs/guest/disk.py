@@ -6,7 +6,7 @@ Nothing is free that is not inside of a filesystem that could be read and truste
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 
@@ -87,12 +87,24 @@ class Guest:
 
     def contents(self) -> Iterable[tuple[str, Content]]:
         """What there is, with what a person calls it."""
+        return ((what, content) for what, content, _ in self.places())
+
+    def reasons(self) -> Iterator[tuple[str, str]]:
+        """What is left whole, and why."""
+        for what, content in self.contents():
+            why = self.left_whole or content.left_whole
+            if why:
+                yield what, why
+
+    def places(self) -> Iterator[tuple[str, Content, tuple[Segment, ...]]]:
+        """As `contents`, and where its bytes are; nowhere if that cannot be, or is not known."""
         if self.whole is not None:
-            yield "disk", self.whole
+            yield "disk", self.whole, (_segment(0, self.size),)
         for partition in self.partitions:
-            yield f"partition {partition.number}", partition.content
+            place = (_segment(partition.start, partition.size),) if partition.is_there else ()
+            yield f"partition {partition.number}", partition.content, place
         for volume in self.volumes:
-            yield f"volume {volume.name}", volume.content
+            yield f"volume {volume.name}", volume.content, volume.segments
 
 
 def look_at_disk(size: int) -> Steps[Guest]:
@@ -246,18 +258,15 @@ def _partitions(table: Table, contents: list[Content]) -> tuple[Partition, ...]:
     )
 
 
+def _segment(start: int, size: int) -> Segment:
+    return Segment(0, size, (start,), size)
+
+
 def _free(guest: Guest) -> array[int]:
     """Of all filesystems together, as the disk's ranges."""
-    places: list[tuple[Content, tuple[Segment, ...]]] = []
-    if guest.whole is not None:
-        places.append((guest.whole, (Segment(0, guest.size, (0,), guest.size),)))
-    for partition in guest.partitions:
-        size = partition.size
-        places.append((partition.content, (Segment(0, size, (partition.start,), size),)))
-    places += [(volume.content, volume.segments) for volume in guest.volumes]
     ranges = [
         each
-        for content, segments in places
+        for _, content, segments in guest.places()
         if content.filesystem is not None
         for each in to_disk(content.filesystem.free, segments)
     ]

@@ -63,18 +63,16 @@ class GuestNodes:
 
     @property
     def guest(self) -> Guest | None:
-        """What was found, as far as somebody has looked."""
-        return None if self._known is None else self._known[1]
+        """What was found on the disk as it is now, if somebody has looked."""
+        return None if self._known is None or self._known[0].stale else self._known[1]
 
     async def _look(self) -> tuple[Shown, Guest]:
         current = await self._current()
         async with self._looking:
             if self._known is None or self._known[0] is not current.disk:
                 guest = await look(current.disk)
-                for what, content in guest.contents():
-                    why = guest.left_whole or content.left_whole
-                    if why:
-                        log.info("%s: %s is left whole: %s", current.disk.name, what, why)
+                for what, why in guest.reasons():
+                    log.info("%s: %s is left whole: %s", current.disk.name, what, why)
                 self._known = current.disk, guest
             return current, self._known[1]
 

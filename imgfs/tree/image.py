@@ -75,6 +75,7 @@ class ImageNodes:
         self._views: list[View] = []  # of this generation
         self._places: list[Place] = []
         self._extents_size: tuple[View, int] | None = None
+        self._guest: GuestNodes | None = None
         self.snapshots = Snapshots(
             BaseDisk(name, url, self._base, self._may_snapshot, read_only, self._backing)
         )
@@ -91,16 +92,9 @@ class ImageNodes:
         )
 
         self.snapshots.add_to(tree, directory)
-        for nodes in (FormatNodes, GuestNodes):
-            nodes(
-                tree,
-                directory,
-                self.name,
-                FORMATS,
-                self._shown,
-                follow=self._follow,
-                changed=self._changed,
-            )
+        where = tree, directory, self.name, FORMATS, self._shown
+        FormatNodes(*where, follow=self._follow, changed=self._changed)
+        self._guest = GuestNodes(*where, follow=self._follow, changed=self._changed)
 
     def add_original(self, tree: Tree, directory: Node) -> None:
         """Put the source's bytes as stored there, under the file's own name."""
@@ -267,7 +261,7 @@ class ImageNodes:
         misses = sum(view.misses for view in views)
         reads = sum(view.map.reads + view.answered.reads for view in views)
         failed = [view.counters.last_error for view in (*views, source) if view.counters.last_error]
-        return {
+        told: ImageStatus = {
             "source": self.url,
             "state": "stale" if disk.stale else "unreachable" if unreachable else "open",
             "identity": None if identity is None else identity.token,
@@ -288,3 +282,7 @@ class ImageNodes:
             "errors": sum(view.answered.errors for view in views),
             "last_error": self._failed or (failed[0] if failed else ""),
         }
+        guest = self._guest.guest if self._guest is not None else None
+        if guest is not None:
+            told["left_whole"] = dict(guest.reasons())
+        return told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 
@@ -55,6 +56,9 @@ def test_what_it_stands_on_and_holds(tmp_path: Path) -> None:
     (content,) = found["contents"]
     assert (content["type"], content["label"], content["left_whole"]) == ("ext4", "root", "")
     assert 40 << 20 < content["free"] < 64 << 20
+    assert content["size"] == 64 << 20
+    assert 0 < content["used"] < 24 << 20
+    assert content["free_but_stored"] < 1 << 16  # what mkfs wrote and does not use
     said = imgfs("info", top).stdout
     assert "label root" in said
     assert "compat" in said or "version" in said
@@ -63,6 +67,28 @@ def test_what_it_stands_on_and_holds(tmp_path: Path) -> None:
     assert [(e["start"], e["length"], e["zero"]) for e in mapped] == [
         (e["start"], e["length"], e["zero"]) for e in theirs
     ]
+
+
+def test_free_but_stored_and_left_whole(tmp_path: Path) -> None:
+    disk = tmp_path / "swap.img"
+    with disk.open("wb") as file:
+        file.truncate(16 << 20)
+    run("mkswap", "-q", "-L", "a\x1bb", disk)
+    with disk.open("r+b") as file:
+        file.seek(8 << 20)
+        file.write(b"x" * (1 << 20))
+        os.fsync(file.fileno())
+    (content,) = json.loads(imgfs("info", "--json", disk).stdout)["contents"]
+    assert (content["free"], content["free_but_stored"]) == ((16 << 20) - 4096, 1 << 20)
+    said = imgfs("info", disk).stdout
+    assert "label a?b" in said
+    assert "used 4.0 KiB (4096 bytes), free 16.0 MiB (16773120 bytes), free but stored" in said
+    with disk.open("r+b") as file:
+        file.seek(4086)
+        file.write(b"S1SUSPEND\0")
+    (content,) = json.loads(imgfs("info", "--json", disk).stdout)["contents"]
+    assert "suspended swap" in content["left_whole"]
+    assert f"left whole {content['left_whole']}" in imgfs("info", disk).stdout
 
 
 def test_a_backing_file_elsewhere(tmp_path: Path) -> None:

@@ -5,12 +5,16 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
+from imgfs import picture
 from imgfs.cli.map import draw
 from imgfs.extents import ExtentListBuilder, Flags, from_data_ranges
+from imgfs.guest.usage import Usage
 from tests.e2e.conftest import MIB, imgfs
 
 from .conftest import run
@@ -49,7 +53,7 @@ def test_picture_shows_where_data_is(image: Path, monkeypatch: pytest.MonkeyPatc
 def test_one_byte_of_data_is_seen() -> None:
     size = 1 << 50
     for at in (0, 12345 << 30, size - 1):
-        picture = draw(from_data_ranges(iter([(at, at + 1)]), size), 42)[0]
+        picture = draw(Usage(from_data_ranges(iter([(at, at + 1)]), size)), 42)[0]
         assert picture.count("X") == 1
         assert picture.index("X") == 1 + at * 40 // size
 
@@ -58,7 +62,7 @@ def test_fewer_bytes_than_cells() -> None:
     builder = ExtentListBuilder()
     builder.append(2, Flags.DATA)
     builder.append(3, Flags.HOLE | Flags.ZERO)
-    assert draw(builder.finish(3), 80) == [
+    assert draw(Usage(builder.finish(3)), 80) == [
         "[XX.]",
         "X data  2 bytes (66.7 %)",
         ". hole  1 bytes (33.3 %)",
@@ -79,6 +83,64 @@ def test_known_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         ". hole  4.0 MiB (50.0 %)",
         "2 extents in 8.0 MiB",
     ]
+
+
+@pytest.fixture
+def swapped(tmp_path: Path) -> Path:
+    """128 MiB: swap with 16 MiB that were written to, and a LUKS with 8 MiB of data."""
+    disk, swap = tmp_path / "disk.img", tmp_path / "swap"
+    for path, size in ((disk, 128 * MIB), (swap, 63 * MIB)):
+        with path.open("wb") as file:
+            file.truncate(size)
+    table = b"label: gpt\nstart=2048, size=63M, type=swap\nsize=32M\n"
+    subprocess.run(["sfdisk", "-q", disk], input=table, timeout=20, check=True)
+    run("mkswap", "-q", "-L", "red\x1b[31m", swap)
+    with disk.open("r+b") as file:
+        for at, data in (
+            (MIB, swap.read_bytes()[:4096]),
+            (17 * MIB, os.urandom(16 * MIB)),
+            (64 * MIB, b"LUKS\xba\xbe\0\2" + os.urandom(8 * MIB - 8)),
+        ):
+            file.seek(at)
+            file.write(data)
+        os.fsync(file.fileno())
+    return disk
+
+
+def test_what_was_deleted(swapped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "66")
+    lines = output("map", "--sparse", swapped).splitlines()
+    # 2 MiB a cell: the GPT and swap's header, what was swapped, LUKS, and the GPT's backup.
+    wanted = "X" + "." * 7 + "D" * 9 + "." * 15 + "X" * 4 + "." * 27 + "X"
+    assert lines[0] == f"[{wanted}]"
+    assert lines[3] == "D deleted  16.0 MiB (12.5 %)"
+    text = "\n".join(lines)
+    assert "\x1b" not in text
+    assert "partition 1  swap red?[31m" in text
+    assert "left whole: it is LUKS2" in text
+    for image, name in ((swapped, "raw"), (tmp_path / "disk.qcow2", "qcow2")):
+        if name == "qcow2":
+            run("qemu-img", "convert", "-O", name, swapped, image)
+        found = json.loads(output("map", "--sparse", "--json", image))
+        assert found["deleted"] == sum(part["deleted"] for part in found["parts"]) == 16 * MIB
+        assert found["data"] + found["hole"] + found["deleted"] == found["size"] == 128 * MIB
+        swap, luks, _ = found["parts"]
+        assert (swap["start"], swap["size"], swap["data"]) == (MIB, 63 * MIB, 4096)
+        assert (luks["holds"], luks["left_whole"]) == ("LUKS2", "it is LUKS2")
+        assert {"start": 17 * MIB, "length": 16 * MIB, "state": "deleted"} in found["extents"]
+
+
+def test_png(swapped: Path, tmp_path: Path) -> None:
+    assert output("map", "--sparse", "--png", tmp_path / "a.png", swapped) == ""
+    assert output("map", "--png", tmp_path / "b.png", swapped) == ""
+    with Image.open(tmp_path / "a.png") as deleted, Image.open(tmp_path / "b.png") as plain:
+        for image, is_there in ((deleted, True), (plain, False)):
+            colours = {colour for _, colour in image.getcolors(1 << 20)}
+            assert (picture.DELETED in colours) == is_there
+            assert picture.DATA in colours
+    done = imgfs("map", "--png", tmp_path / "missing/a.png", swapped)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "missing/a.png: the picture cannot be written: No such file" in done.stderr
 
 
 def test_refusals_are_one_line(tmp_path: Path) -> None:

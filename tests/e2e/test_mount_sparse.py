@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.servers import Sshd
 
-from .conftest import MIB, Mount
+from .conftest import MIB, Mount, imgfs
 
 Mounter = Callable[..., Mount]
 
@@ -72,6 +74,11 @@ def used(tmp_path: Path) -> tuple[Path, dict[str, str]]:
     return disk, found
 
 
+def image(m: Mount) -> dict[str, Any]:
+    (found,) = m.status()["images"].values()  # type: ignore[attr-defined]
+    return dict(found)
+
+
 def test_deleted_files_are_holes(
     mount: Mounter, used: tuple[Path, dict[str, str]], tmp_path: Path
 ) -> None:
@@ -126,7 +133,11 @@ def test_a_filesystem_in_use_is_left_whole(
         os.sync()
         run("cp", disk, crashed)
     m = mount(crashed)
+    assert "left_whole" not in image(m)  # nobody has looked yet
     assert (m.point / "sparse/crashed.raw").read_bytes() == crashed.read_bytes()
+    (why,) = image(m)["left_whole"].values()
+    (content,) = json.loads(imgfs("info", "--json", crashed).stdout)["contents"]
+    assert why == content["left_whole"] != ""
 
 
 def test_a_snapshot_has_them_too(
