@@ -24,6 +24,7 @@ import contextlib
 import hashlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -217,6 +218,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="a directory on the disk to be measured")
     parser.add_argument("--json", type=Path)
     words = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # gigabytes must not be left
     with tempfile.TemporaryDirectory(dir=words.work) as directory:
         work = Path(directory)
         temporary = work / "tmp"

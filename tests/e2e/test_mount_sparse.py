@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from imgfs.views.showing import SHOWN
 from tests.servers import Sshd
 
 from .conftest import MIB, Mount, imgfs
@@ -94,10 +95,20 @@ def test_deleted_files_are_holes(
     content = copy.read_bytes()
     assert content[START + SIZE + 4096 :].startswith(b"between the partitions")
     assert content[:START] == disk.read_bytes()[:START]
-    for extension, kind in ((".qcow2", "qcow2"), (".vhdx", "vhdx")):
-        shown = m.point / f"sparse/disk{extension}"
-        assert "identical" in run("qemu-img", "compare", "-f", "raw", "-F", kind, copy, shown)
-        assert shown.stat().st_size < 32 * MIB
+    compare_all(m.point / "sparse/disk.raw", copy)
+
+
+def compare_all(raw: Path, copy: Path) -> None:
+    """All files beside it hold the same disk, and none of the free blocks."""
+    for extension in SHOWN:
+        kind = {".stream.vmdk": "vmdk", ".vhd": "vpc"}.get(extension, extension[1:])
+        shown = raw.with_suffix(extension)
+        for other in (raw, copy):
+            said = run("qemu-img", "compare", "-f", "raw", "-F", kind, other, shown)
+            assert "identical" in said, (extension, said)
+        # One that is not sparse inside is sparse outside.
+        stat = shown.stat()
+        assert min(stat.st_size, stat.st_blocks * 512) < 32 * MIB, extension
 
 
 def test_partitions_are_files(
@@ -157,6 +168,7 @@ def test_a_snapshot_has_them_too(
     with loop_mounted(copy, tmp_path / "fs", offset=START) as fs:
         assert sums(fs) == found
     assert sums_of(m.point / "partitions/1.raw", tmp_path) == files
+    compare_all(work / "sparse/work.raw", copy)
 
 
 def sums_of(part: Path, tmp_path: Path) -> dict[str, str]:
@@ -164,7 +176,15 @@ def sums_of(part: Path, tmp_path: Path) -> dict[str, str]:
         return sums(fs)
 
 
-def test_looking_at_the_directory_reads_nothing(mount: Mounter, sshd: Sshd, sparse: Path) -> None:
-    m = mount(sshd.url(sparse), "-o", f"{sshd.options},lazy")
+@pytest.mark.parametrize("option", ["lazy", "soft"])
+def test_looking_at_the_directory_reads_nothing(
+    mount: Mounter, sshd: Sshd, sparse: Path, option: str
+) -> None:
+    m = mount(sshd.url(sparse), "-o", f"{sshd.options},{option}")
+    fetched = image(m).get("bytes_fetched")
+    for directory in (".", "sparse", "snapshots"):
+        list((m.point / directory).iterdir())
     assert m.point / "sparse/disk.raw" in (m.point / "sparse").iterdir()
-    assert m.status()["images"]["disk"]["state"] == "not opened yet"  # type: ignore[index]
+    assert image(m).get("bytes_fetched") == fetched
+    assert (image(m)["state"] == "not opened yet") == (option == "lazy")
+    assert "left_whole" not in image(m)
