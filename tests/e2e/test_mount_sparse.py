@@ -30,9 +30,9 @@ def run(*words: object) -> str:
 
 @contextmanager
 def loop_mounted(
-    image: Path, point: Path, *, offset: int = 0, options: str = "ro"
+    image: Path, point: Path, *, offset: int = 0, options: str = "ro", size: int = SIZE
 ) -> Iterator[Path]:
-    words = [f"--offset={offset}", *([f"--sizelimit={SIZE}"] if offset else [])]
+    words = [f"--offset={offset}", *([f"--sizelimit={size}"] if offset else [])]
     device = run("losetup", "-f", "--show", *(["-r"] if "ro" in options else []), *words, image)
     try:
         point.mkdir(exist_ok=True)

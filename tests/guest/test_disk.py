@@ -175,6 +175,33 @@ def test_a_sleeping_swap_in_a_partition_that_is_refused(disk: Path) -> None:
     assert not guest.free
 
 
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        ("mkfs.ext4 -q -b 1024", "ext4"),
+        ("mkfs.xfs -q", "xfs"),
+        ("mkfs.ntfs -q -F -Q", "ntfs"),
+        ("mkfs.fat -F 32", "vfat"),
+        ("mkfs.exfat", "exfat"),
+        ("mkswap -q", "swap"),
+    ],
+)
+def test_larger_than_its_place(tmp_path: Path, command: str, kind: str) -> None:
+    """Left whole with the reason, be it by a single cluster."""
+    size = 320 * MIB
+    image = empty(tmp_path / "image", size)
+    run(*command.split(), image)
+    whole = look(image).whole
+    assert whole is not None
+    assert whole.filesystem is not None
+    for place in (size, whole.filesystem.size - 4096, size - MIB):
+        guest = Files(image).run(look_at_disk(place))
+        assert guest.whole is not None
+        assert guest.whole.filesystem is not None
+        assert guest.whole.filesystem.kind == kind
+        assert bool(guest.whole.left_whole) == (not guest.free) == (place < size)
+
+
 @pytest.mark.parametrize("size", [0, 1, 511, 512, 1024, 4096, 70000, 300001])
 def test_hardly_a_disk(size: int) -> None:
     for content in (bytes(size), b"\xff" * size, b"\x55\xaa" * (size // 2)):
