@@ -25,7 +25,8 @@ from imgfs.errors import Busy, ImgfsError, UsageError
 from imgfs.formats.probe import RAW
 from imgfs.opener import shown_source
 from imgfs.overlays.commit import committing
-from imgfs.overlays.store import SnapshotPath, SnapshotStore, stores
+from imgfs.overlays.records import SnapshotPath
+from imgfs.overlays.store import SnapshotStore, stores
 from imgfs.pieces import Kind
 from imgfs.sources.base import WritableSource
 from imgfs.units import format_size
@@ -65,6 +66,9 @@ def list_command(source: str | None, as_json: bool) -> None:
             for store in known
             for each in store.snapshots()
         ]
+        for store in known:
+            if damage := store.damage():
+                click.echo(f"imgfs: {damage}", err=True)
     if as_json:
         rows = [{name: getattr(each, name) for name in Listed.__slots__} for each in found]
         click.echo(json.dumps(rows, indent=2))
@@ -93,11 +97,18 @@ def create_command(source: str, name: str, options: tuple[str, ...]) -> None:
 
 @command.command("delete")
 @parameters.source
-@click.argument("name")
-def delete_command(source: str, name: str) -> None:
+@click.argument("name", required=False)
+@click.option("--damaged", is_flag=True, help="Give up all those whose records are damaged.")
+def delete_command(source: str, name: str | None, damaged: bool) -> None:
     """Delete snapshot NAME of SOURCE, which need not be reachable."""
+    if damaged != (name is None):
+        raise UsageError("say either a snapshot's NAME or --damaged")
     with _plainly():
-        SnapshotStore(shown_source(source)).delete(_path(name))
+        store = SnapshotStore(shown_source(source))
+        if name is None:
+            click.echo(f"{store.delete_damaged()} damaged snapshots were given up", err=True)
+        else:
+            store.delete(_path(name))
 
 
 @command.command("export")
@@ -149,7 +160,7 @@ def commit_command(source: str, name: str, force: bool, options: tuple[str, ...]
             layer.unlock()
         store.delete(path)
 
-    _with_snapshot(source, path, parsed, commit, check=False)
+    _with_snapshot(source, path, parsed, commit, check=False, writable=True)
 
 
 def _changed_bytes(disk: OverlayView) -> int:
@@ -163,10 +174,11 @@ def _with_snapshot(
     work: Callable[[OverlayView, str, Chain], Awaitable[None]],
     *,
     check: bool = True,
+    writable: bool = False,
 ) -> None:
-    """The snapshot's disk, which nobody writes meanwhile.  Raises Busy when somebody does.
+    """The snapshot's disk, which nobody writes meanwhile, and with `writable` nobody reads either.
 
-    With `check` SourceChanged, too, when it is over another base.
+    Raises Busy when somebody does; with `check` SourceChanged, too, when it is over another base.
     """
 
     async def run(url: str, chain: Chain) -> None:
@@ -174,9 +186,8 @@ def _with_snapshot(
         with _plainly():
             if check:
                 await trio.to_thread.run_sync(store.check_base, chain.base(url))
-            snapshot = await trio.to_thread.run_sync(store.get, path)
             layers = await trio.to_thread.run_sync(
-                partial(store.open_layers, snapshot, writable=True)
+                partial(store.open_layers, path, writable=writable)
             )
         disk = OverlayView("/".join(path), layers[0].size, layers, chain.disk)
         try:

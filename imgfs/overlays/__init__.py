@@ -2,14 +2,18 @@
 
     ROOT/NAME-DIGEST/lock             held while anything below it is made, renamed or removed
     ROOT/NAME-DIGEST/base             JSON: which base, how large, and its identity
-    ROOT/NAME-DIGEST/snapshots        JSON: each snapshot's name, and its layers from the top down
+    ROOT/NAME-DIGEST/snapshots        each snapshot's name, and its layers from the top down
     ROOT/NAME-DIGEST/layers/ID/data   bytes at the disk's own offsets; holes where there are none
     ROOT/NAME-DIGEST/layers/ID/log    which of them are the layer's
-    ROOT/NAME-DIGEST/layers/ID/lock   held by the process that writes the layer; says which it is
+    ROOT/NAME-DIGEST/layers/ID/lock   held by one process to write the layer, or by many to read it
 
 ROOT is $STATE_DIRECTORY, $XDG_STATE_HOME/imgfs or ~/.local/state/imgfs.  `base` and `snapshots` are
-replaced by renaming, each with a checksum of its own.  A layer that no snapshot names is removed
-when the directory is used next.
+replaced by renaming.  `base` has a checksum, and so has each line of `snapshots` (records.py): of
+those that are damaged the snapshots are refused, the others can be used.  A layer that no snapshot
+names is removed when the directory is used next, unless a line is damaged, which may name it.
+
+Whoever opens a snapshot to read it holds all of its layers for reading (locks.py); to write it, the
+first one for writing and the others for reading.  What is held cannot be deleted.
 
 A log is a header and batches (log.py): ranges, of whole blocks of 4 KiB but at the end
 of the disk, each DATA (its bytes are in

@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 from imgfs.errors import Busy, SourceChanged
 from imgfs.overlays.layer import replace_file, sync_directory
-from imgfs.overlays.store import Base, SnapshotPath, SnapshotStore
+from imgfs.overlays.records import SnapshotPath
+from imgfs.overlays.store import Base, SnapshotStore
 
 
 @contextlib.contextmanager

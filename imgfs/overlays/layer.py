@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
 from array import array
 from pathlib import Path
 
 from imgfs._native import _map
-from imgfs.errors import Busy, CorruptSnapshot
+from imgfs.errors import CorruptSnapshot
+from imgfs.overlays.locks import LayerLock
 from imgfs.overlays.log import Batch, Kind, decode, encode, header, write_all
 
 _COMPACT = 1 << 20  # bytes of a log that are not worth it
@@ -32,7 +32,7 @@ class Layer:
     `state` says of each byte STORE (the layer's, in `store`), ZERO, or ASK (what is below says).
     """
 
-    def __init__(self, path: Path, data: int, log: int, lock: int | None) -> None:
+    def __init__(self, path: Path, data: int, log: int, lock: LayerLock) -> None:
         """For `open_layer` only."""
         self.path = path
         self.data = data
@@ -152,15 +152,12 @@ class Layer:
 
     def unlock(self) -> None:
         """Others may write it from now on."""
-        if self.lock is not None:
-            os.close(self.lock)
-            self.lock = None
+        self.lock.close()
 
     def close(self) -> None:
         os.close(self.data)
         os.close(self._log)
-        if self.lock is not None:
-            os.close(self.lock)
+        self.lock.close()
 
 
 def make_layer(path: Path, size: int) -> None:
@@ -175,10 +172,13 @@ def make_layer(path: Path, size: int) -> None:
     os.close(_write_new(path / "log", header(size)))
 
 
-def open_layer(path: Path, *, writable: bool = False) -> Layer:
-    """Raises CorruptSnapshot, Busy when another writes it, and OSError."""
-    lock = lock_layer(path) if writable else None
+def open_layer(path: Path, *, writable: bool = False, alone: bool = True) -> Layer:
+    """With `alone` nobody else may have open what is writable, nor write what is not.
+
+    Raises CorruptSnapshot, Busy when another has it open so, and OSError.
+    """
     data = log = -1
+    lock = LayerLock(path, writes=writable and alone)
     try:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
         try:
@@ -190,27 +190,11 @@ def open_layer(path: Path, *, writable: bool = False) -> Layer:
             os.ftruncate(log, layer._end)  # a torn batch is not to be read with a next one behind
         return layer
     except BaseException:
-        for fd in (data, log, lock if lock is not None else -1):
+        for fd in (data, log):
             if fd >= 0:
                 os.close(fd)
+        lock.close()
         raise
-
-
-def lock_layer(path: Path) -> int:
-    """Hold it for writing until the descriptor is closed.  Raises Busy and OSError."""
-    fd = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as exc:
-        holder = os.pread(fd, 20, 0).decode("ascii", "replace").strip() or "another process"
-        os.close(fd)
-        if exc.errno not in (errno.EWOULDBLOCK, errno.EAGAIN):
-            raise
-        raise Busy(f"{path}: is open for writing in process {holder}; end that first") from None
-    with contextlib.suppress(OSError):  # who holds it is only for people: a full disk is no reason
-        os.ftruncate(fd, 0)
-        os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
-    return fd
 
 
 def _write_new(path: Path, content: bytes) -> int:

@@ -12,7 +12,7 @@ import secrets
 import shutil
 import time
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,18 +27,18 @@ from imgfs.errors import (
 )
 from imgfs.overlays.layer import (
     Layer,
-    lock_layer,
     make_layer,
     open_layer,
     replace_file,
     sync_directory,
 )
+from imgfs.overlays.locks import LayerLock
+from imgfs.overlays.records import Records, Snapshot, SnapshotPath
+from imgfs.overlays.records import decode as decode_records
+from imgfs.overlays.records import encode as encode_records
 from imgfs.sources.base import Identity
 
-VERSION = 1
-
-#: A snapshot's name, behind the names of those whose snapshots/ it is in.
-SnapshotPath = tuple[str, ...]
+VERSION = 1  # of the file `base`
 
 
 def state_root() -> Path:
@@ -69,15 +69,6 @@ def base_of(url: str, size: int, format: str, identity: Identity | None) -> Base
             "on other bytes; if you know that it does not change say so by -o identity=SOME-NAME"
         )
     return Base(url, size, format, identity.kind, identity.token)
-
-
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """`layers` are names, from the top down; `created` is seconds since 1970."""
-
-    path: SnapshotPath
-    layers: tuple[str, ...]
-    created: int
 
 
 class SnapshotStore:
@@ -125,35 +116,41 @@ class SnapshotStore:
         with self._locked():
             self._save("base", asdict(base))
 
-    def snapshots(self) -> list[Snapshot]:
-        """By their names."""
+    def records(self) -> Records:
         try:
-            found = _load(self.directory / "snapshots")
+            content = (self.directory / "snapshots").read_bytes()
         except FileNotFoundError:
             if (self.directory / "base").exists():
                 raise CorruptSnapshot(f"{self.directory / 'snapshots'}: is missing") from None
-            return []
-        try:
-            return sorted(
-                (
-                    Snapshot(tuple(each["path"]), tuple(each["layers"]), int(each["created"]))
-                    for each in found["snapshots"]
-                ),
-                key=lambda each: each.path,
-            )
-        except (KeyError, TypeError, ValueError) as exc:
-            raise CorruptSnapshot(f"{self.directory / 'snapshots'}: {exc!r}") from None
+            return Records()
+        return decode_records(content, str(self.directory / "snapshots"))
+
+    def snapshots(self) -> list[Snapshot]:
+        """By their names; without those whose records are damaged."""
+        return list(self.records().snapshots)
+
+    def damage(self) -> str | None:
+        """What is wrong with the records, in a line."""
+        records = self.records()
+        if records.are_whole:
+            return None
+        return f"{self.directory / 'snapshots'}: {records.what_is_wrong()}"
 
     def get(self, path: SnapshotPath) -> Snapshot:
-        """Raises SnapshotNotFound."""
-        for each in self.snapshots():
+        """Raises SnapshotNotFound, and CorruptSnapshot when it may be one of the damaged ones."""
+        return self._find(path, self.records())
+
+    def _find(self, path: SnapshotPath, records: Records) -> Snapshot:
+        for each in records.snapshots:
             if each.path == path:
                 return each
+        if not records.are_whole:
+            raise CorruptSnapshot(f"{self.directory / 'snapshots'}: {records.what_is_wrong()}")
         raise SnapshotNotFound(f"{self.url}: has no snapshot {'/'.join(path)}")
 
     def size_of(self, path: SnapshotPath) -> int:
         """Bytes of its disk.  Raises SnapshotNotFound."""
-        layers = self.open_layers(self.get(path), writable=False)
+        layers = self.open_layers(path, writable=False)
         try:
             return layers[0].size
         finally:
@@ -170,7 +167,8 @@ class SnapshotStore:
         return total
 
     def has_any(self) -> bool:
-        return bool(self.snapshots())
+        records = self.records()
+        return bool(records.snapshots) or not records.are_whole
 
     def create(
         self, path: SnapshotPath, base: Base, size: int, top: Layer | None = None
@@ -183,26 +181,25 @@ class SnapshotStore:
         """
         with self._locked():
             self.check_base(base)
-            known = {each.path: each for each in self.snapshots()}
+            records = self.records()
+            known = {each.path: each for each in records.snapshots}
             if path in known:
                 raise AlreadyThere(f"{self.url}: has a snapshot {'/'.join(path)} already")
             if self.base() is None:
-                self._save_all(())  # a base without this has lost it
+                self._save_records(records)  # a base without this has lost it
                 self._save("base", asdict(base))
-            self._sweep(known.values())
+            self._sweep(records)
             below: tuple[str, ...] = ()
             fresh: Layer | None = None
             if path[:-1]:
-                parent = known.get(path[:-1])
-                if parent is None:
-                    raise SnapshotNotFound(f"{self.url}: has no snapshot {'/'.join(path[:-1])}")
+                parent = self._find(path[:-1], records)
                 if top is None or not top.is_empty:
                     fresh, parent = self._freeze(parent, size, top)
                     known[parent.path] = parent
                 below = parent.layers[1:]
             mine = Snapshot(path, (self._new_layer(size), *below), int(time.time()))
             known[path] = mine
-            self._save_all(known.values())
+            self._save_frozen(records.with_snapshots(known.values()), fresh, top)
             return fresh
 
     def freeze(self, path: SnapshotPath, size: int, top: Layer) -> Layer:
@@ -211,11 +208,12 @@ class SnapshotStore:
         What was the top stays as it is from now on.
         """
         with self._locked():
-            known = {each.path: each for each in self.snapshots()}
-            fresh, snapshot = self._freeze(self.get(path), size, top)
+            records = self.records()
+            known = {each.path: each for each in records.snapshots}
+            fresh, snapshot = self._freeze(self._find(path, records), size, top)
             assert fresh is not None
             known[path] = snapshot
-            self._save_all(known.values())
+            self._save_frozen(records.with_snapshots(known.values()), fresh, top)
             return fresh
 
     def _freeze(
@@ -223,73 +221,90 @@ class SnapshotStore:
     ) -> tuple[Layer | None, Snapshot]:
         if top is None:
             # Nobody may be writing what is to stay as it is.
-            os.close(lock_layer(self._layer_path(snapshot.layers[0])))
+            LayerLock(self._layer_path(snapshot.layers[0]), writes=False).close()
         name = self._new_layer(size)
         fresh = None if top is None else open_layer(self._layer_path(name), writable=True)
         return fresh, replace(snapshot, layers=(name, *snapshot.layers))
 
+    def _save_frozen(self, records: Records, fresh: Layer | None, top: Layer | None) -> None:
+        try:
+            self._save_records(records)
+        except BaseException:
+            if fresh is not None:
+                fresh.close()
+            raise
+        if fresh is not None and top is not None:
+            top.lock.only_read()
+
     def delete(self, path: SnapshotPath) -> None:
-        """Raises SnapshotNotFound, NotEmpty when it has snapshots, Busy when it is written."""
+        """Raises SnapshotNotFound, NotEmpty when it has snapshots, Busy when it is open."""
         with self._locked():
-            known = {each.path: each for each in self.snapshots()}
-            snapshot = self.get(path)
-            if any(each[: len(path)] == path and each != path for each in known):
+            records = self.records()
+            snapshot = self._find(path, records)
+            known = [each for each in records.snapshots if each is not snapshot]
+            if any(each.path[: len(path)] == path for each in known):
                 raise NotEmpty(f"{self.url}: {'/'.join(path)} has snapshots itself")
             with contextlib.suppress(FileNotFoundError):
-                os.close(lock_layer(self._layer_path(snapshot.layers[0])))
-            del known[path]
-            if not known:
-                # The next one may be of another state of the base.  Only in this order can what a
-                # crash leaves be deleted again; and none of it needs space.
-                (self.directory / "base").unlink(missing_ok=True)
-                sync_directory(self.directory)
-                (self.directory / "snapshots").unlink()
-                sync_directory(self.directory)
-            else:
-                self._save_all(known.values())
-            self._sweep(known.values())
+                LayerLock(self._layer_path(snapshot.layers[0]), writes=True).close()
+            self._remove_others(records.with_snapshots(known))
+
+    def delete_damaged(self) -> int:
+        """Give up the snapshots whose records are damaged; returns how many those were."""
+        with self._locked():
+            records = self.records()
+            self._remove_others(Records(records.snapshots))
+            return len(records.damaged) + records.missing
+
+    def _remove_others(self, records: Records) -> None:
+        """These are all that is left."""
+        if records == Records():
+            # The next one may be of another state of the base.  Only in this order can what a
+            # crash leaves be deleted again; and none of it needs space.
+            (self.directory / "base").unlink(missing_ok=True)
+            sync_directory(self.directory)
+            (self.directory / "snapshots").unlink(missing_ok=True)
+            sync_directory(self.directory)
+        else:
+            self._save_records(records)
+        self._sweep(records)
 
     def rename(self, path: SnapshotPath, name: str) -> None:
         """Raises SnapshotNotFound and AlreadyThere."""
         with self._locked():
-            known = {each.path: each for each in self.snapshots()}
-            self.get(path)
+            records = self.records()
+            self._find(path, records)
             fresh = (*path[:-1], name)
-            if fresh in known and fresh != path:
+            if fresh != path and any(each.path == fresh for each in records.snapshots):
                 raise AlreadyThere(f"{self.url}: has a snapshot {'/'.join(fresh)} already")
-            self._save_all(
-                replace(each, path=(*fresh, *each.path[len(path) :]))
-                if each.path[: len(path)] == path
-                else each
-                for each in known.values()
+            self._save_records(
+                records.with_snapshots(
+                    replace(each, path=(*fresh, *each.path[len(path) :]))
+                    if each.path[: len(path)] == path
+                    else each
+                    for each in records.snapshots
+                )
             )
-
-    def set_layers(self, path: SnapshotPath, layers: tuple[str, ...]) -> None:
-        """After a merge: what was between is of no use any more, if it is nobody else's."""
-        with self._locked():
-            known = {each.path: each for each in self.snapshots()}
-            known[path] = replace(self.get(path), layers=layers)
-            self._save_all(known.values())
-            self._sweep(known.values())
 
     def is_shared(self, layer: str, path: SnapshotPath) -> bool:
         """Does another snapshot than this one stand on the layer?"""
         return any(layer in each.layers for each in self.snapshots() if each.path != path)
 
-    def open_layers(self, snapshot: Snapshot, *, writable: bool) -> list[Layer]:
-        """All of its layers, from the top down; with `writable` the first one is locked.
+    def open_layers(self, path: SnapshotPath, *, writable: bool) -> list[Layer]:
+        """All of the snapshot's layers, from the top down; with `writable` the first one is for us
+        alone, and without it nobody may write it.
 
-        Raises Busy.
+        Raises SnapshotNotFound, Busy.
         """
         found: list[Layer] = []
-        try:
-            for index, name in enumerate(snapshot.layers):
-                path = self._layer_path(name)
-                found.append(open_layer(path, writable=writable and index == 0))
-        except BaseException:
-            for layer in found:
-                layer.close()
-            raise
+        with self._locked():
+            try:
+                for index, name in enumerate(self.get(path).layers):
+                    is_ours = writable and index == 0
+                    found.append(open_layer(self._layer_path(name), writable=is_ours))
+            except BaseException:
+                for layer in found:
+                    layer.close()
+                raise
         return found
 
     def _layer_path(self, name: str) -> Path:
@@ -301,15 +316,17 @@ class SnapshotStore:
         sync_directory(self.directory / "layers")
         return name
 
-    def _sweep(self, snapshots: Iterable[Snapshot]) -> None:
+    def _sweep(self, records: Records) -> None:
         """Remove the layers that are nobody's: a crash left them, or the last one is gone."""
-        used = {name for snapshot in snapshots for name in snapshot.layers}
+        if not records.are_whole:
+            return  # nobody can tell whose they are
+        used = {name for snapshot in records.snapshots for name in snapshot.layers}
         for path in (self.directory / "layers").iterdir():
             if path.name not in used:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _save_all(self, snapshots: Iterable[Snapshot]) -> None:
-        self._save("snapshots", {"snapshots": [asdict(each) for each in snapshots]})
+    def _save_records(self, records: Records) -> None:
+        replace_file(self.directory / "snapshots", encode_records(records))
 
     def _save(self, name: str, content: dict[str, Any]) -> None:
         text = json.dumps({"version": VERSION, **content}, indent=1).encode()

@@ -20,7 +20,8 @@ from imgfs.errors import (
     SnapshotNotFound,
 )
 from imgfs.overlays.layer import Layer
-from imgfs.overlays.store import Base, SnapshotPath, SnapshotStore
+from imgfs.overlays.records import SnapshotPath
+from imgfs.overlays.store import Base, SnapshotStore
 from imgfs.tree.formats import FORMATS, FormatNodes, Shown
 from imgfs.tree.guest import GuestNodes
 from imgfs.tree.names import encode
@@ -56,6 +57,7 @@ class Snapshots:
         self._store: SnapshotStore | None = None
         self._views: dict[SnapshotPath, SnapshotView] = {}
         self._changing = trio.Lock()
+        self._damage: str | None = None
 
     @property
     def store(self) -> SnapshotStore:
@@ -65,7 +67,15 @@ class Snapshots:
 
     def has_any(self) -> bool:
         """Waits for the disk.  Raises CorruptSnapshot and OSError."""
-        return bool(self.store.snapshots())
+        return self.store.has_any()
+
+    async def listed(self) -> list[SnapshotPath]:
+        """Their paths, without those whose records are damaged."""
+        damage = await trio.to_thread.run_sync(self.store.damage)
+        if damage != self._damage and damage is not None:
+            log.error("%s", damage)
+        self._damage = damage
+        return [each.path for each in await trio.to_thread.run_sync(self.store.snapshots)]
 
     def add_to(self, tree: Tree, directory: Node) -> None:
         """Put `snapshots/` there."""
@@ -84,9 +94,8 @@ class Snapshots:
             below, base = await self.disk.open()
             with _translated(self.disk.name):
                 await trio.to_thread.run_sync(self.store.check_base, base)
-                snapshot = await trio.to_thread.run_sync(self.store.get, path)
                 layers = await trio.to_thread.run_sync(
-                    partial(self.store.open_layers, snapshot, writable=True)
+                    partial(self.store.open_layers, path, writable=True)
                 )
             self._views[path] = SnapshotView("/".join((self.disk.name, *path)), layers, below)
         return self._views[path]
@@ -121,7 +130,7 @@ class Snapshots:
     async def delete(self, path: SnapshotPath) -> None:
         async with self._changing:
             with _translated(self.disk.name):
-                paths = [each.path for each in await trio.to_thread.run_sync(self.store.snapshots)]
+                paths = await self.listed()
                 if not any(each[:-1] == path for each in paths):
                     # It holds the lock that says that somebody writes it.
                     view = self._views.pop(path, None)
@@ -168,8 +177,11 @@ class SnapshotsFolder(Folder):
     async def refresh(self) -> None:
         """Show those that there are by now: another process may have made some."""
         with _translated(self.snapshots.disk.name):
-            found = await trio.to_thread.run_sync(self.snapshots.store.snapshots)
-        names = {encode(each.path[-1]) for each in found if each.path[:-1] == self.path}
+            found = await self.snapshots.listed()
+        # Of one whose record is damaged those that were taken of it tell the name.
+        depth = len(self.path)
+        below = [path for path in found if path[:depth] == self.path and len(path) > depth]
+        names = {encode(path[depth]) for path in below}
         children = self.node.children
         assert children is not None
         for name in [name for name in children if name not in names]:

@@ -197,3 +197,20 @@ def test_commit_into_what_cannot_be(sparse: Path, tmp_path: Path) -> None:
     refused = snapshot("commit", sparse, "x", check=False)
     assert "is not what its snapshots were taken of" in refused.stderr
     assert names(sparse) == ["x"]
+
+
+def test_damaged_records(sparse: Path, state: Path) -> None:
+    for name in ("x", "y"):
+        snapshot("create", sparse, name)
+    (file,) = state.glob("*/snapshots")
+    file.write_bytes(file.read_bytes().replace(b'["x"]', b'["X"]'))
+    listed = snapshot("list", sparse)
+    assert f"y  of {sparse}\n" in listed.stdout
+    assert f"imgfs: {file}: has damaged records" in listed.stderr
+    refused = snapshot("delete", sparse, "x", check=False)
+    assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
+    assert "--damaged" in refused.stderr
+    snapshot("delete", sparse, "--damaged")
+    assert snapshot("list", sparse).stderr == ""
+    assert names(sparse) == ["y"]
+    assert "say either" in snapshot("delete", sparse, check=False).stderr

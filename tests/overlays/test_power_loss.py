@@ -18,7 +18,8 @@ import pytest
 
 from imgfs._native import _map
 from imgfs.overlays.layer import Layer
-from imgfs.overlays.store import SnapshotPath, SnapshotStore
+from imgfs.overlays.records import SnapshotPath
+from imgfs.overlays.store import SnapshotStore
 
 from .powerloss import Call, Disk, record
 from .writer import BASE, SECTOR, SIZE, content
@@ -84,11 +85,11 @@ def begin(model: Model, words: list[object]) -> tuple[Model, Model]:
 def found_wrong(root: Path, model: Model) -> str:
     """What on the disk is not as the model allows; or nothing."""
     store = SnapshotStore(BASE.url, root)
-    names = {each.path: each for each in store.snapshots()}
-    if set(names) != set(model):
+    names = {each.path for each in store.snapshots()}
+    if names != set(model):
         return f"{sorted(names)} are there, not {sorted(model)}"
     for path, known in model.items():
-        layers = store.open_layers(names[path], writable=True)
+        layers = store.open_layers(path, writable=True)
         try:
             wrong = disk_wrong(layers, known)
             if wrong:

@@ -42,7 +42,7 @@ def names(store: SnapshotStore) -> list[str]:
 
 
 def opened(store: SnapshotStore, *path: str, writable: bool = True) -> list[Layer]:
-    return store.open_layers(store.get(path), writable=writable)
+    return store.open_layers(path, writable=writable)
 
 
 def put(layer: Layer, block: int, fill: bytes) -> None:
@@ -236,7 +236,7 @@ import sys
 from pathlib import Path
 from imgfs.overlays.store import SnapshotStore
 store = SnapshotStore({URL!r}, Path({str(store.directory.parent)!r}))
-layers = store.open_layers(store.get(("a",)), writable=True)
+layers = store.open_layers(("a",), writable=True)
 print("open", flush=True)
 sys.stdin.read()
 """
@@ -248,23 +248,23 @@ sys.stdin.read()
             opened(store, "a")
         with pytest.raises(Busy):
             store.delete(("a",))
-        close(opened(store, "a", writable=False))
+        with pytest.raises(Busy, match=f"open for writing in process {process.pid}"):
+            opened(store, "a", writable=False)
         process.kill()
     close(opened(store, "a"))
     store.delete(("a",))
 
 
-@pytest.mark.parametrize("name", ["base", "snapshots"])
-def test_damaged_state_files(store: SnapshotStore, name: str) -> None:
+def test_a_damaged_base_file(store: SnapshotStore) -> None:
     store.create(("a",), BASE, SIZE)
-    path = store.directory / name
+    path = store.directory / "base"
     good = path.read_bytes()
     for at in range(len(good)):
         for damaged in (good[:at], good[:at] + bytes([good[at] ^ 1]) + good[at + 1 :]):
             path.write_bytes(damaged)
             if damaged != good[:-1]:
-                with pytest.raises(CorruptSnapshot, match=f"{name}: "):
-                    store.base() if name == "base" else store.snapshots()
+                with pytest.raises(CorruptSnapshot, match="base: "):
+                    store.base()
 
 
 def test_a_damaged_layer_harms_no_other(store: SnapshotStore) -> None:

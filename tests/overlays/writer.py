@@ -14,7 +14,8 @@ from pathlib import Path
 
 from imgfs._native import _map
 from imgfs.overlays.layer import Layer
-from imgfs.overlays.store import Base, SnapshotPath, SnapshotStore
+from imgfs.overlays.records import SnapshotPath
+from imgfs.overlays.store import Base, SnapshotStore
 
 SECTOR, BLOCK = 512, 4096
 SIZE = 24 * BLOCK
@@ -86,7 +87,7 @@ class Writer:
 
     def disk(self, path: SnapshotPath) -> Disk:
         if path not in self.open:
-            self.open[path] = Disk(self.store.open_layers(self.store.get(path), writable=True))
+            self.open[path] = Disk(self.store.open_layers(path, writable=True))
         return self.open[path]
 
     def create(self, path: SnapshotPath) -> None:

@@ -28,7 +28,7 @@ async def snapshot(store: SnapshotStore, name: str, base: Path) -> AsyncIterator
     from imgfs.views.raw import RawView
 
     below = RawView(await open_file(str(base)))
-    layers = store.open_layers(store.get((name,)), writable=True)
+    layers = store.open_layers((name,), writable=True)
     view = SnapshotView(name, layers, below)
     try:
         yield view
@@ -112,7 +112,7 @@ def test_a_child_is_as_its_parent_was(tmp_path: Path) -> None:
             await view.write(0, b"1" * BLOCK)
             await view.freeze(lambda top, size: store.create(("x", "y"), BASE, size, top))
             await view.write(BLOCK, b"2" * BLOCK)
-        layers = store.open_layers(store.get(("x", "y")), writable=True)
+        layers = store.open_layers(("x", "y"), writable=True)
         below = await opened(tmp_path / "base", b"b" * BLOCK * 4)
         child = SnapshotView("y", layers, below)
         assert bytes(await child.read(0, BLOCK * 4)) == b"1" * BLOCK + b"b" * BLOCK * 3
