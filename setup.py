@@ -35,7 +35,8 @@ setup(
             "_map",
             [
                 *("mapmodule", "mapset", "mapwrite", "storeobject", "scan", "store"),
-                *("segmap", "segchunks", "segcopy", "segfill", "segread", "segwrite"),
+                *("segmap", "segchunks", "segcopy", "segfill", "segread"),
+                *("segstores", "segwrite"),
             ],
             [],
             ["-lpthread"],

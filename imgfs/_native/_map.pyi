@@ -109,6 +109,18 @@ class SegmentMap:
         """Like `fill_zero` and `fill_store` (at the range's own offset) of many ranges, each of
         its kind ZERO or STORE.  ValueError: another kind, or ends before it starts; OSError ENOMEM.
         Readers get in between, and see some of it."""
+    def set_ranges(
+        self, starts: array[int], ends: array[int], kinds: bytes, store: Store | None = None
+    ) -> None:
+        """[blocks] As `fill`, in this order, of ranges that may overlap, but replacing what is there; a
+        kind may be ASK (UNKNOWN) too."""
+    def ranges(self) -> tuple[array[int], array[int], bytes]:
+        """[blocks] All that is not ASK, as `fill` takes it."""
+    def replace_store(self, old: Store, new: Store) -> None:
+        """[blocks] What is in one store is at the same places in the other: say so, and let go of the old one.
+
+        Readers who have begun may read it still.  ValueError: the new one is too short, or the old one
+        is the target.  OSError ENOMEM: nothing has changed."""
     def fill_zero(self, start: int, end: int, *, data: bool = False) -> None:
         """The fill_ methods are the set_ methods, but replace only what is ASK, so that what was written
         meanwhile stays; and leave out what lies beyond the end of the map."""

@@ -154,7 +154,9 @@ PyObject *map_fill_copy(MapObject *self, PyObject *args)
 	return copy_with(true, self, args);
 }
 
-PyObject *map_fill(MapObject *self, PyObject *args)
+typedef int ranges_fn(struct segmap *, const struct ranges *, struct store *);
+
+static PyObject *ranges_with(ranges_fn *set, MapObject *self, PyObject *args)
 {
 	Py_buffer starts, ends, kinds;
 	PyObject *store = Py_None;
@@ -169,11 +171,34 @@ PyObject *map_fill(MapObject *self, PyObject *args)
 		const struct ranges ranges = { starts.buf, ends.buf, kinds.buf, (size_t)kinds.len };
 
 		Py_BEGIN_ALLOW_THREADS
-		err = segmap_fill_ranges(self->map, &ranges, st);
+		err = set(self->map, &ranges, st);
 		Py_END_ALLOW_THREADS
 	}
 	PyBuffer_Release(&starts);
 	PyBuffer_Release(&ends);
 	PyBuffer_Release(&kinds);
 	return PyErr_Occurred() ? NULL : none_or(err);
+}
+
+PyObject *map_fill(MapObject *self, PyObject *args)
+{
+	return ranges_with(segmap_fill_ranges, self, args);
+}
+
+PyObject *map_set_ranges(MapObject *self, PyObject *args)
+{
+	return ranges_with(segmap_set_ranges, self, args);
+}
+
+PyObject *map_replace_store(MapObject *self, PyObject *args)
+{
+	StoreObject *from, *to;
+	int err;
+
+	if (!PyArg_ParseTuple(args, "O!O!", &StoreType, &from, &StoreType, &to))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	err = segmap_replace_store(self->map, from->st, to->st);
+	Py_END_ALLOW_THREADS
+	return none_or(err);
 }

@@ -101,9 +101,22 @@ PyObject *map_settle(MapObject *self, PyObject *unused)
 	Py_RETURN_NONE;
 }
 
+static PyObject *tuple_of(struct ranges *found)
+{
+	PyObject *starts = array_of(found->starts, found->n), *ends = NULL, *result = NULL;
+
+	ends = starts ? array_of(found->ends, found->n) : NULL;
+	if (ends)
+		result = Py_BuildValue("OOy#", starts, ends, found->n ? (const char *)found->kinds : "",
+				       (Py_ssize_t)found->n);
+	Py_XDECREF(starts);
+	Py_XDECREF(ends);
+	ranges_free(found);
+	return result;
+}
+
 PyObject *map_take(MapObject *self, PyObject *unused)
 {
-	PyObject *starts = NULL, *ends = NULL, *result = NULL;
 	struct ranges taken;
 	int err;
 
@@ -111,15 +124,17 @@ PyObject *map_take(MapObject *self, PyObject *unused)
 	Py_BEGIN_ALLOW_THREADS
 	err = segmap_take(self->map, &taken);
 	Py_END_ALLOW_THREADS
-	if (err)
-		return none_or(err);
-	starts = array_of(taken.starts, taken.n);
-	ends = starts ? array_of(taken.ends, taken.n) : NULL;
-	if (ends)
-		result = Py_BuildValue("OOy#", starts, ends, taken.n ? (const char *)taken.kinds : "",
-				       (Py_ssize_t)taken.n);
-	Py_XDECREF(starts);
-	Py_XDECREF(ends);
-	ranges_free(&taken);
-	return result;
+	return err ? none_or(err) : tuple_of(&taken);
+}
+
+PyObject *map_ranges(MapObject *self, PyObject *unused)
+{
+	struct ranges found;
+	int err;
+
+	(void)unused;
+	Py_BEGIN_ALLOW_THREADS
+	err = segmap_ranges(self->map, &found);
+	Py_END_ALLOW_THREADS
+	return err ? none_or(err) : tuple_of(&found);
 }

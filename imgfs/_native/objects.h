@@ -30,6 +30,8 @@ PyObject *map_fill_literal(MapObject *self, PyObject *args, PyObject *kw);
 PyObject *map_copy(MapObject *self, PyObject *args);
 PyObject *map_fill_copy(MapObject *self, PyObject *args);
 PyObject *map_fill(MapObject *self, PyObject *args);
+PyObject *map_set_ranges(MapObject *self, PyObject *args);
+PyObject *map_replace_store(MapObject *self, PyObject *args);
 
 /* mapwrite.c: the methods of SegmentMap that write. */
 PyObject *map_set_target(MapObject *self, PyObject *args);
@@ -40,6 +42,7 @@ PyObject *map_resize(MapObject *self, PyObject *size);
 PyObject *map_sync(MapObject *self, PyObject *unused);
 PyObject *map_settle(MapObject *self, PyObject *unused);
 PyObject *map_take(MapObject *self, PyObject *unused);
+PyObject *map_ranges(MapObject *self, PyObject *unused);
 
 /* array('Q') of n numbers. */
 PyObject *array_of(const uint64_t *numbers, size_t n);

@@ -1,4 +1,4 @@
-/* Filling in what is not known yet, and taking what is: many ranges at once.
+/* Many ranges at once: filling in what is not known yet, setting and taking what is.
  *
  * What is filled in was found out without a lock, so it may be late: a segment that is not SEG_ASK any
  * more has been written since, or somebody else was faster, and stays.
@@ -56,18 +56,21 @@ int segmap_fill(struct segmap *map, uint64_t start, uint64_t end, enum seg_kind 
 int segmap_fill_store(struct segmap *map, uint64_t start, uint64_t end, struct store *st,
 		      uint64_t store_offset, enum seg_seek seek)
 {
-	struct seg seg = { .kind = SEG_STORE, .seek = seek, .offset = store_offset };
-	int index;
+	struct seg seg = { .start = start, .kind = SEG_STORE, .seek = seek, .offset = store_offset };
+	int index, err;
 
 	if (start <= end && end > map->size)
 		end = start > map->size ? start : (uint64_t)map->size;
 	if (start > end || store_offset > st->size || end - start > st->size - store_offset)
 		return -EINVAL;
-	index = segmap_store_index(map, st);
-	if (index < 0)
-		return index;
-	seg.store = (uint16_t)index;
-	return fill_locked(map, start, end, seg);
+	pthread_rwlock_wrlock(&map->lock);
+	err = index = segs_store_index(map, st);
+	if (index >= 0) {
+		seg.store = (uint16_t)index;
+		err = fill(map, start, end, seg);
+	}
+	pthread_rwlock_unlock(&map->lock);
+	return err;
 }
 
 int segmap_fill_literal(struct segmap *map, uint64_t start, const void *bytes, uint64_t length,
@@ -86,40 +89,86 @@ int segmap_fill_literal(struct segmap *map, uint64_t start, const void *bytes, u
 	return err;
 }
 
-int segmap_fill_ranges(struct segmap *map, const struct ranges *ranges, struct store *st)
-{
-	int index = st ? segmap_store_index(map, st) : 0, err = 0;
-	size_t i;
+/* As one of these does it. */
+typedef int put_fn(struct segmap *, uint64_t, uint64_t, struct seg);
 
-	if (index < 0)
-		return index;
-	for (i = 0; i < ranges->n; i++) {
-		if (ranges->starts[i] > ranges->ends[i])
-			return -EINVAL;
-		if (ranges->kinds[i] != SEG_ZERO && (ranges->kinds[i] != SEG_STORE || !st))
-			return -EINVAL;
-		if (ranges->kinds[i] == SEG_STORE &&
-		    smaller(ranges->ends[i], map->size) > st->size)
-			return -EINVAL;
-	}
-	for (i = 0; i < ranges->n && !err;) {
+/* The store's index is found anew each time the lock was let go of: it may have been given away. */
+static int put_ranges(struct segmap *map, const struct ranges *ranges, struct store *st, put_fn *put)
+{
+	size_t i = 0;
+	int err = 0;
+
+	while (i < ranges->n && !err) {
 		size_t until = i + FILL_BATCH < ranges->n ? i + FILL_BATCH : ranges->n;
+		int index = 0;
 
 		pthread_rwlock_wrlock(&map->lock);
+		if (st)
+			index = segs_store_index(map, st);
+		if (index < 0)
+			err = index;
 		for (; i < until && !err; i++) {
 			struct seg seg = { .start = ranges->starts[i], .kind = ranges->kinds[i],
 					   .seek = SEEK_IS_HOLE };
 
+			if (seg.kind == SEG_ASK)
+				seg.seek = SEEK_IS_UNKNOWN;
 			if (seg.kind == SEG_STORE) {
 				seg.store = (uint16_t)index;
 				seg.offset = seg.start;
 				seg.seek = SEEK_IS_DATA;
 			}
-			err = fill(map, seg.start, ranges->ends[i], seg);
+			err = put(map, seg.start, ranges->ends[i], seg);
 		}
 		pthread_rwlock_unlock(&map->lock);
 	}
 	return err;
+}
+
+static bool can_be_put(const struct segmap *map, const struct ranges *ranges,
+		       const struct store *st)
+{
+	size_t i;
+
+	for (i = 0; i < ranges->n; i++) {
+		uint64_t end = smaller(ranges->ends[i], map->size);
+
+		if (ranges->starts[i] > ranges->ends[i])
+			return false;
+		switch (ranges->kinds[i]) {
+		case SEG_ASK:
+		case SEG_ZERO:
+			break;
+		case SEG_STORE:
+			if (st && end <= st->size)
+				break;
+			return false;
+		default:
+			return false;
+		}
+	}
+	return true;
+}
+
+int segmap_fill_ranges(struct segmap *map, const struct ranges *ranges, struct store *st)
+{
+	size_t i;
+
+	for (i = 0; i < ranges->n; i++)
+		if (ranges->kinds[i] == SEG_ASK)
+			return -EINVAL;
+	return can_be_put(map, ranges, st) ? put_ranges(map, ranges, st, fill) : -EINVAL;
+}
+
+static int replace(struct segmap *map, uint64_t start, uint64_t end, struct seg seg)
+{
+	end = smaller(end, map->size);
+	return start < end ? segs_put(map, start, end, seg) : 0;
+}
+
+int segmap_set_ranges(struct segmap *map, const struct ranges *ranges, struct store *st)
+{
+	return can_be_put(map, ranges, st) ? put_ranges(map, ranges, st, replace) : -EINVAL;
 }
 
 /* ---- taking ---- */
@@ -180,5 +229,20 @@ int segmap_take(struct segmap *map, struct ranges *taken)
 	if (taken->starts)
 		pack(fresh, taken);
 	segmap_unref(fresh);
+	return err;
+}
+
+int segmap_ranges(struct segmap *map, struct ranges *found)
+{
+	int err = 0;
+
+	*found = (struct ranges){ NULL, NULL, NULL, 0 };
+	pthread_rwlock_rdlock(&map->lock);
+	if (map->count) {
+		err = ranges_new(found, map->count);
+		if (!err)
+			pack(map, found);
+	}
+	pthread_rwlock_unlock(&map->lock);
 	return err;
 }

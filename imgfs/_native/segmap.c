@@ -141,15 +141,20 @@ int segs_put(struct segmap *map, uint64_t start, uint64_t end, struct seg seg)
 	return err;
 }
 
+/* Under the write lock. */
+static int put(struct segmap *map, uint64_t start, uint64_t end, struct seg seg)
+{
+	if (start > end || end > map->size)
+		return -EINVAL;
+	return start < end ? segs_put(map, start, end, seg) : 0;
+}
+
 static int put_locked(struct segmap *map, uint64_t start, uint64_t end, struct seg seg)
 {
-	int err = 0;
+	int err;
 
 	pthread_rwlock_wrlock(&map->lock);
-	if (start > end || end > map->size)
-		err = -EINVAL;
-	else if (start < end)
-		err = segs_put(map, start, end, seg);
+	err = put(map, start, end, seg);
 	pthread_rwlock_unlock(&map->lock);
 	return err;
 }
@@ -213,7 +218,8 @@ void segmap_unref(struct segmap *map)
 		return;
 	drop_chunks(map);
 	for (i = 0; i < map->n_stores; i++)
-		store_unref(map->stores[i]);
+		if (map->stores[i])
+			store_unref(map->stores[i]);
 	free(map->stores);
 	free(map->chunks);
 	free(map->firsts);
@@ -226,35 +232,6 @@ void segmap_unref(struct segmap *map)
 	free(map);
 }
 
-/* Under the write lock: the store's index, or a negative errno. */
-int segs_store_index(struct segmap *map, struct store *st)
-{
-	struct store **stores;
-	unsigned i;
-
-	for (i = 0; i < map->n_stores; i++)
-		if (map->stores[i] == st)
-			return (int)i;
-	if (map->n_stores > UINT16_MAX)
-		return -ENOMEM;
-	stores = realloc(map->stores, (map->n_stores + 1) * sizeof(*stores));
-	if (!stores)
-		return -ENOMEM;
-	map->stores = stores;
-	stores[map->n_stores] = store_ref(st);
-	return (int)map->n_stores++;
-}
-
-int segmap_store_index(struct segmap *map, struct store *st)
-{
-	int index;
-
-	pthread_rwlock_wrlock(&map->lock);
-	index = segs_store_index(map, st);
-	pthread_rwlock_unlock(&map->lock);
-	return index;
-}
-
 int segmap_set(struct segmap *map, uint64_t start, uint64_t end, enum seg_kind kind,
 	       enum seg_seek seek)
 {
@@ -265,16 +242,19 @@ int segmap_set_store(struct segmap *map, uint64_t start, uint64_t end, struct st
 		     uint64_t store_offset, enum seg_seek seek)
 {
 	struct seg seg = { .kind = SEG_STORE, .seek = seek };
-	int index;
+	int index, err;
 
 	if (start > end || store_offset > st->size || end - start > st->size - store_offset)
 		return -EINVAL;
-	index = segmap_store_index(map, st);
-	if (index < 0)
-		return index;
-	seg.store = (uint16_t)index;
-	seg.offset = store_offset;
-	return put_locked(map, start, end, seg);
+	pthread_rwlock_wrlock(&map->lock);
+	err = index = segs_store_index(map, st);
+	if (index >= 0) {
+		seg.store = (uint16_t)index;
+		seg.offset = store_offset;
+		err = put(map, start, end, seg);
+	}
+	pthread_rwlock_unlock(&map->lock);
+	return err;
 }
 
 struct literal *literal_new(uint64_t base, const void *bytes, uint64_t length)

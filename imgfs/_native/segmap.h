@@ -57,7 +57,7 @@ struct segmap {
 	uint64_t *firsts;      /* the start of each chunk's first segment */
 	size_t n_chunks, cap_chunks;
 	size_t count;
-	struct store **stores; /* every store ever named; released with the map */
+	struct store **stores; /* every store that is named, and NULL where one was replaced */
 	unsigned n_stores;
 	atomic_uint refs;
 	/* Of the requests answered from here; the waited ones were parked for blocks first. */
@@ -120,6 +120,13 @@ int segmap_fill_literal(struct segmap *map, uint64_t start, const void *bytes, u
 			enum seg_seek seek);
 /* SEG_ZERO, or SEG_STORE in `st` at the range's own offset. */
 int segmap_fill_ranges(struct segmap *map, const struct ranges *ranges, struct store *st);
+/* Replaces whatever is there, by what segmap_fill_ranges takes, or SEG_ASK. */
+int segmap_set_ranges(struct segmap *map, const struct ranges *ranges, struct store *st);
+/* What is not SEG_ASK; the arrays are malloc'ed.  0 or -ENOMEM. */
+int segmap_ranges(struct segmap *map, struct ranges *found);
+/* Whatever is in `from` is at the same place in `to`: the map names `from` no more.  -EINVAL: `to`
+ * is too short, or `from` is the target. */
+int segmap_replace_store(struct segmap *map, struct store *from, struct store *to);
 
 /* ---- writing ---- */
 

@@ -16,6 +16,9 @@ from imgfs.overlays.log import Batch, Kind, decode, encode, header, write_all
 _COMPACT = 1 << 20  # bytes of a log that are not worth it
 _SLACK = 4  # times as long as it need be
 
+#: a record's kind -> a map's
+_IN_MAP = bytes((_map.ASK, _map.STORE, _map.ZERO)).ljust(256, b"\xff")
+
 #: starts, ends and kinds (_map.STORE or _map.ZERO, a byte each) of ranges in bytes
 Ranges = tuple["array[int]", "array[int]", bytes]
 
@@ -58,13 +61,7 @@ class Layer:
 
     def ranges(self) -> Ranges:
         """All that is the layer's."""
-        starts, ends, kinds = array("Q"), array("Q"), bytearray()
-        for start, end, kind, _ in self.state.segments(0, self.state.size):
-            if kind != _map.ASK:
-                starts.append(start)
-                ends.append(end)
-                kinds.append(kind)
-        return starts, ends, bytes(kinds)
+        return self.state.ranges()
 
     def stored_bytes(self) -> int:
         """What it takes on disk."""
@@ -132,13 +129,8 @@ class Layer:
         if self.state.size != batch.size:
             self.state.resize(batch.size)
         self.size = batch.size
-        for start, end, kind in batch:
-            if kind == Kind.DATA:
-                self.state.set_store(start, end, self.store, start)
-            elif kind == Kind.ZERO:
-                self.state.set_zero(start, end)
-            else:
-                self.state.set_ask(start, end)
+        starts, ends, kinds = batch.columns()
+        self.state.set_ranges(starts, ends, kinds.translate(_IN_MAP), self.store)
 
     def _compact(self) -> None:
         """Say all that the log says in one batch."""

@@ -43,6 +43,10 @@ class Batch:
     size: int
     records: array[int]
 
+    def columns(self) -> tuple[array[int], array[int], bytes]:
+        """Starts, ends and kinds."""
+        return self.records[0::3], self.records[1::3], bytes(self.records[2::3].tolist())
+
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         numbers = iter(self.records)
         return zip(numbers, numbers, numbers, strict=True)
