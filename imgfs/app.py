@@ -42,6 +42,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHECK_S = 5.0
+MERGE_S = 2.0  # how often it is asked whether there are layers to merge
 
 
 class Caches:
@@ -260,6 +261,13 @@ class Mount:
                     if image.is_read():
                         nursery.start_soon(image.check)
 
+    async def merge_layers(self) -> None:
+        """Keep what snapshots stand on short, and without what nobody needs."""
+        while True:
+            await trio.sleep(MERGE_S)
+            for image in list(self._images):
+                await image.snapshots.merge()
+
     async def reload_when(self, asked: trio.MemoryReceiveChannel[None]) -> None:
         """Read the TOML file again each time; one with a mistake changes nothing."""
         async for _ in asked:
@@ -340,6 +348,7 @@ async def run_mount(
                     return
                 ready()
                 was_ready = True
+                nursery.start_soon(mount.merge_layers)
                 await mount.watch()
 
             operations = Operations(mount.tree, options, answered.set)

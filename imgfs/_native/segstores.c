@@ -41,61 +41,54 @@ int segmap_store_index(struct segmap *map, struct store *st)
 	return index;
 }
 
-/* A copy of the map's segments, with `to` in the place of `from`; NULL: no memory. */
-static struct segmap *replaced(struct segmap *map, uint16_t from, uint16_t to)
+/* Into `fresh`, an empty one: the map's segments, with `to` in the place of `from`. */
+static int replace(struct segmap *map, struct segmap *fresh, uint16_t from, uint16_t to)
 {
-	struct segmap *fresh = segmap_new(0);
 	struct pos p = { 0, 0 };
-	int err = fresh ? 0 : -ENOMEM;
+	int err = 0;
 
-	while (!err && map->count) {
+	if (!map->count)
+		return 0;
+	do {
 		struct seg seg = *at(map, p);
 		size_t before = fresh->count;
 
-		if (seg.kind == SEG_STORE && seg.store == from)
+		if (seg.kind == SEG_STORE && seg.store == from) {
 			seg.store = to;
+			if (seg.offset + (seg_end(map, p) - seg.start) > map->stores[to]->size)
+				return -EINVAL;
+		}
 		err = segs_append(fresh, seg);
 		if (!err && fresh->count > before)
 			seg_hold(&seg);
-		if (!err && !step(map, &p))
-			break;
-	}
-	if (err && fresh) {
-		segmap_unref(fresh);
-		return NULL;
-	}
-	return fresh;
+	} while (!err && step(map, &p));
+	return err;
 }
 
 int segmap_replace_store(struct segmap *map, struct store *from, struct store *to)
 {
-	struct segmap *fresh = NULL;
+	struct segmap *fresh = segmap_new(0);
 	int old, index, err = 0;
 
-	if (from == to || to->size < smaller(from->size, map->size))
-		return -EINVAL;
+	if (!fresh)
+		return -ENOMEM;
 	pthread_rwlock_rdlock(&map->write_lock);   /* the target stays what it is */
 	pthread_rwlock_wrlock(&map->lock);
 	for (old = 0; old < (int)map->n_stores && map->stores[old] != from;)
 		old++;
-	if (atomic_load(&map->target) == from)
+	if (from == to || atomic_load(&map->target) == from) {
 		err = -EINVAL;
-	if (!err && old < (int)map->n_stores) {
-		err = index = segs_store_index(map, to);
-		if (index >= 0) {
-			fresh = replaced(map, (uint16_t)old, (uint16_t)index);
-			err = fresh ? 0 : -ENOMEM;
+	} else if (old < (int)map->n_stores) {
+		index = segs_store_index(map, to);
+		err = index < 0 ? index : replace(map, fresh, (uint16_t)old, (uint16_t)index);
+		if (!err) {
+			segs_swap(map, fresh);
+			map->stores[old] = NULL;
+			store_unref(from);   /* who calls this holds it */
 		}
-	}
-	if (fresh) {
-		segs_swap(map, fresh);
-		map->stores[old] = NULL;
 	}
 	pthread_rwlock_unlock(&map->lock);
 	pthread_rwlock_unlock(&map->write_lock);
-	if (fresh) {
-		segmap_unref(fresh);
-		store_unref(from);
-	}
+	segmap_unref(fresh);
 	return err;
 }

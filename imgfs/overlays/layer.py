@@ -63,10 +63,6 @@ class Layer:
         """All that is the layer's."""
         return self.state.ranges()
 
-    def stored_bytes(self) -> int:
-        """What it takes on disk."""
-        return os.fstat(self.data).st_blocks * 512
-
     def resize(self, size: int) -> None:
         """Make `data` as long, and drop what lies beyond.
 
@@ -150,6 +146,11 @@ class Layer:
         os.close(self.data)
         os.close(self._log)
         self.lock.close()
+
+
+def stored_bytes(path: Path) -> int:
+    """What the layer's bytes take on disk."""
+    return (path / "data").stat().st_blocks * 512
 
 
 def make_layer(path: Path, size: int) -> None:

@@ -56,7 +56,8 @@ class Records:
         found += [f"{self.missing} lost"] if self.missing else []
         return (
             f"has damaged records ({'; '.join(found)}); those snapshots are refused, the "
-            "others are not; bring the file back, or give them up by `imgfs snapshot delete SOURCE --damaged`"
+            "others are not; bring the file back, or give them up by "
+            "`imgfs snapshot delete SOURCE --damaged`"
         )
 
 

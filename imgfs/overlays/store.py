@@ -30,6 +30,7 @@ from imgfs.overlays.layer import (
     make_layer,
     open_layer,
     replace_file,
+    stored_bytes,
     sync_directory,
 )
 from imgfs.overlays.locks import LayerLock
@@ -113,7 +114,7 @@ class SnapshotStore:
 
     def pin(self, base: Base) -> None:
         """From now on the snapshots are of this: our own write has made it."""
-        with self._locked():
+        with self.locked():
             self._save("base", asdict(base))
 
     def records(self) -> Records:
@@ -124,6 +125,14 @@ class SnapshotStore:
                 raise CorruptSnapshot(f"{self.directory / 'snapshots'}: is missing") from None
             return Records()
         return decode_records(content, str(self.directory / "snapshots"))
+
+    def state(self) -> tuple[int, int] | None:
+        """Another one whenever what there is has changed; None: there is nothing."""
+        try:
+            found = (self.directory / "snapshots").stat()
+        except FileNotFoundError:
+            return None
+        return found.st_ino, found.st_mtime_ns
 
     def snapshots(self) -> list[Snapshot]:
         """By their names; without those whose records are damaged."""
@@ -163,7 +172,7 @@ class SnapshotStore:
         for name in snapshot.layers:
             if not self.is_shared(name, snapshot.path):
                 with contextlib.suppress(OSError):
-                    total += (self._layer_path(name) / "data").stat().st_blocks * 512
+                    total += stored_bytes(self.layer_path(name))
         return total
 
     def has_any(self) -> bool:
@@ -179,7 +188,7 @@ class SnapshotStore:
         writing, and has committed all; if a layer is returned he must write that from now on.
         Raises AlreadyThere, SnapshotNotFound, SourceChanged, Busy.
         """
-        with self._locked():
+        with self.locked():
             self.check_base(base)
             records = self.records()
             known = {each.path: each for each in records.snapshots}
@@ -207,7 +216,7 @@ class SnapshotStore:
 
         What was the top stays as it is from now on.
         """
-        with self._locked():
+        with self.locked():
             records = self.records()
             known = {each.path: each for each in records.snapshots}
             fresh, snapshot = self._freeze(self._find(path, records), size, top)
@@ -221,9 +230,9 @@ class SnapshotStore:
     ) -> tuple[Layer | None, Snapshot]:
         if top is None:
             # Nobody may be writing what is to stay as it is.
-            LayerLock(self._layer_path(snapshot.layers[0]), writes=False).close()
+            LayerLock(self.layer_path(snapshot.layers[0]), writes=False).close()
         name = self._new_layer(size)
-        fresh = None if top is None else open_layer(self._layer_path(name), writable=True)
+        fresh = None if top is None else open_layer(self.layer_path(name), writable=True)
         return fresh, replace(snapshot, layers=(name, *snapshot.layers))
 
     def _save_frozen(self, records: Records, fresh: Layer | None, top: Layer | None) -> None:
@@ -238,19 +247,19 @@ class SnapshotStore:
 
     def delete(self, path: SnapshotPath) -> None:
         """Raises SnapshotNotFound, NotEmpty when it has snapshots, Busy when it is open."""
-        with self._locked():
+        with self.locked():
             records = self.records()
             snapshot = self._find(path, records)
             known = [each for each in records.snapshots if each is not snapshot]
             if any(each.path[: len(path)] == path for each in known):
                 raise NotEmpty(f"{self.url}: {'/'.join(path)} has snapshots itself")
             with contextlib.suppress(FileNotFoundError):
-                LayerLock(self._layer_path(snapshot.layers[0]), writes=True).close()
+                LayerLock(self.layer_path(snapshot.layers[0]), writes=True).close()
             self._remove_others(records.with_snapshots(known))
 
     def delete_damaged(self) -> int:
         """Give up the snapshots whose records are damaged; returns how many those were."""
-        with self._locked():
+        with self.locked():
             records = self.records()
             self._remove_others(Records(records.snapshots))
             return len(records.damaged) + records.missing
@@ -270,7 +279,7 @@ class SnapshotStore:
 
     def rename(self, path: SnapshotPath, name: str) -> None:
         """Raises SnapshotNotFound and AlreadyThere."""
-        with self._locked():
+        with self.locked():
             records = self.records()
             self._find(path, records)
             fresh = (*path[:-1], name)
@@ -285,6 +294,29 @@ class SnapshotStore:
                 )
             )
 
+    def join(self, upper: str, lower: str, kept: str) -> bool:
+        """The kept one has all that the two have: it takes their place in all snapshots.
+
+        False, and nothing is done, when there are none, or one that has not both.
+        """
+        with self.locked():
+            records = self.records()
+            joined = []
+            for each in records.snapshots:
+                layers = list(each.layers)
+                if lower in layers:
+                    at = layers.index(lower) - 1
+                    if at < 1 or layers[at] != upper:
+                        return False
+                    layers[at : at + 2] = [kept]
+                joined.append(replace(each, layers=tuple(layers)))
+            if not records.are_whole or tuple(joined) == records.snapshots:
+                return False
+            records = records.with_snapshots(joined)
+            self._save_records(records)
+            self._sweep(records)
+            return True
+
     def is_shared(self, layer: str, path: SnapshotPath) -> bool:
         """Does another snapshot than this one stand on the layer?"""
         return any(layer in each.layers for each in self.snapshots() if each.path != path)
@@ -296,23 +328,23 @@ class SnapshotStore:
         Raises SnapshotNotFound, Busy.
         """
         found: list[Layer] = []
-        with self._locked():
+        with self.locked():
             try:
                 for index, name in enumerate(self.get(path).layers):
                     is_ours = writable and index == 0
-                    found.append(open_layer(self._layer_path(name), writable=is_ours))
+                    found.append(open_layer(self.layer_path(name), writable=is_ours))
             except BaseException:
                 for layer in found:
                     layer.close()
                 raise
         return found
 
-    def _layer_path(self, name: str) -> Path:
+    def layer_path(self, name: str) -> Path:
         return self.directory / "layers" / name
 
     def _new_layer(self, size: int) -> str:
         name = secrets.token_hex(8)
-        make_layer(self._layer_path(name), size)
+        make_layer(self.layer_path(name), size)
         sync_directory(self.directory / "layers")
         return name
 
@@ -333,7 +365,8 @@ class SnapshotStore:
         replace_file(self.directory / name, b"%08x\n%s\n" % (zlib.crc32(text), text))
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
+    def locked(self) -> Iterator[None]:
+        """Nobody else changes what there is, nor opens any of it."""
         self.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         for path in (self.directory, self.directory / "layers"):
             if not path.is_dir():

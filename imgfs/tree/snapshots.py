@@ -19,7 +19,8 @@ from imgfs.errors import (
     ReadOnlyView,
     SnapshotNotFound,
 )
-from imgfs.overlays.layer import Layer
+from imgfs.overlays.layer import Layer, open_layer
+from imgfs.overlays.merge import Pair, begin_merge
 from imgfs.overlays.records import SnapshotPath
 from imgfs.overlays.store import Base, SnapshotStore
 from imgfs.tree.formats import FORMATS, FormatNodes, Shown
@@ -29,10 +30,12 @@ from imgfs.tree.names import shown as shown_name
 from imgfs.tree.nodes import Folder, Node, Tree
 from imgfs.views.delta import delta
 from imgfs.views.encoded import EncodedView
-from imgfs.views.overlay import OverlayView, SnapshotView
+from imgfs.views.overlay import OverlayView, SnapshotView, layers_in_use
 from imgfs.views.view import View
 
 log = logging.getLogger(__name__)
+
+PATIENCE_S = 60.0  # how long nothing is merged after that went wrong
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ class Snapshots:
         self._views: dict[SnapshotPath, SnapshotView] = {}
         self._changing = trio.Lock()
         self._damage: str | None = None
+        self._merged: tuple[int, int] | None = None
+        self._merge_after = 0.0
 
     @property
     def store(self) -> SnapshotStore:
@@ -148,14 +153,53 @@ class Snapshots:
                 for key, view in self._views.items()
             }
 
+    async def merge(self) -> None:
+        """Make one of each two layers of which nobody needs the lower one by itself.
+
+        Raises nothing: without it all takes more space, and is as good.
+        """
+        if self._store is None or self.disk.read_only or trio.current_time() < self._merge_after:
+            return
+        try:
+            while await self._merge_two():
+                pass
+        except (ImgfsError, OSError) as exc:
+            log.warning("%s: layers of its snapshots were not merged: %s", self.disk.name, exc)
+            self._merge_after = trio.current_time() + PATIENCE_S
+
+    async def _merge_two(self) -> bool:
+        state = await trio.to_thread.run_sync(self.store.state)
+        if state is None or state == self._merged:
+            return False
+        merge, may_be = await trio.to_thread.run_sync(begin_merge, self.store, layers_in_use())
+        if merge is None:
+            self._merged = None if may_be else state
+            return False
+        try:
+            while not await trio.to_thread.run_sync(merge.step):
+                pass
+            with trio.CancelScope(shield=True):
+                async with self._changing:
+                    if await trio.to_thread.run_sync(merge.finish):
+                        await self._join_in_views(merge.pair)
+        finally:
+            merge.close()
+        return True
+
+    async def _join_in_views(self, pair: Pair) -> None:
+        path = self.store.layer_path(pair.kept)
+        for view in self._views.values():
+            await view.join(pair.upper, pair.lower, partial(open_layer, path))
+
     async def aclose(self) -> None:
         """Make all that was written durable.  Raises nothing: who wrote it was told at fsync."""
-        for view in self._views.values():
-            try:
-                await view.aclose()
-            except ImgfsError as exc:
-                log.error("%s", exc)
-        self._views.clear()
+        async with self._changing:
+            for view in self._views.values():
+                try:
+                    await view.aclose()
+                except ImgfsError as exc:
+                    log.error("%s", exc)
+            self._views.clear()
 
 
 class SnapshotsFolder(Folder):

@@ -6,6 +6,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Iterator, Sequence
+from weakref import WeakSet
 
 import trio
 
@@ -26,6 +27,14 @@ _ERRORS: dict[int, type[ImgfsError]] = {
 
 #: Given the top layer, of which all is committed, and the size: a new one to write from now on.
 Freeze = Callable[[Layer, int], Layer | None]
+
+
+_open: WeakSet[OverlayView] = WeakSet()
+
+
+def layers_in_use() -> list[set[str]]:
+    """The names of the layers of each disk that there is in this process."""
+    return [{layer.path.name for layer in view.layers} for view in _open]
 
 
 @contextlib.contextmanager
@@ -54,6 +63,7 @@ class OverlayView(View):
         self._preparing = trio.Lock()
         self._is_prepared = False
         below.when_stale(self.mark_stale)
+        _open.add(self)
 
     async def prepare(self) -> None:
         async with self._preparing:
@@ -302,6 +312,32 @@ class SnapshotView(OverlayView, Writable):
             finally:
                 if self.stale is None:
                     self.map.set_target(self.top.store, self._dirty)
+
+    async def join(self, upper: str, lower: str, open_merged: Callable[[], Layer]) -> None:
+        """In the place of these two of its layers it stands on the one that has all of both.
+
+        The one that is gone is let go of.  Raises OSError and CorruptSnapshot; then nothing has
+        changed.
+        """
+        if not self._is_prepared:
+            async with self._preparing:
+                if not self._is_prepared:
+                    return await self._join(upper, lower, open_merged)
+        async with self._commits:
+            await self._join(upper, lower, open_merged)
+
+    async def _join(self, upper: str, lower: str, open_merged: Callable[[], Layer]) -> None:
+        names = [layer.path.name for layer in self.layers]
+        if upper not in names or lower not in names:
+            return
+        # There may be others between, which were merged while this view was being opened.
+        gone = slice(names.index(upper), names.index(lower) + 1)
+        merged = await trio.to_thread.run_sync(open_merged)
+        for layer in self.layers[gone]:
+            await trio.to_thread.run_sync(self.map.replace_store, layer.store, merged.store)
+        old, self.layers[gone] = self.layers[gone], [merged]
+        for layer in old:
+            await trio.to_thread.run_sync(layer.close)
 
     async def aclose(self) -> None:
         """Raises what the last commit raises."""

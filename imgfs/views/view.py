@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 from abc import abstractmethod
 from collections.abc import Callable
+from types import MethodType
+from weakref import WeakMethod
 
 import trio
 
@@ -32,7 +34,7 @@ class View(Image):
         self.stored_bytes = size  #: those that are not holes; known once it is measured or prepared
         self.answered = Counters()  #: what programs asked for, and Python answered
         self.stale: SourceChanged | None = None
-        self._hooks: list[Callable[[SourceChanged], None]] = []
+        self._hooks: list[Callable[[], Callable[[SourceChanged], None] | None]] = []
         self._seen = 0
         self._silent_until = -1.0
 
@@ -74,16 +76,22 @@ class View(Image):
             raise SourceChanged(str(self.stale))
 
     def when_stale(self, hook: Callable[[SourceChanged], None]) -> None:
-        """`hook` is called once, when the source turns out to be another."""
-        self._hooks.append(hook)
+        """`hook` is called once, when the source turns out to be another.
+
+        A method's object is not kept alive for that.
+        """
+        self._hooks = [each for each in self._hooks if each() is not None]
+        self._hooks.append(WeakMethod(hook) if isinstance(hook, MethodType) else lambda: hook)
 
     def mark_stale(self, why: SourceChanged) -> None:
         """From now on no byte is given any more."""
         if self.stale is None:
             self.stale = why
             self.map.set_ask(0, self.map.size)
-            for hook in self._hooks:
-                hook(why)
+            for known in self._hooks:
+                hook = known()
+                if hook is not None:
+                    hook(why)
 
     async def check_for_open(self) -> None:
         """As `check`, but a source that does not answer soon is not a changed one.

@@ -36,9 +36,7 @@ def packed(found: list[tuple[int, int, int]]) -> tuple[array[int], array[int], b
 
 @settings(deadline=None)
 @given(ranges)
-def test_setting_many_is_setting_each(
-    store: _map.Store, found: list[tuple[int, int, int]]
-) -> None:
+def test_setting_many_is_setting_each(store: _map.Store, found: list[tuple[int, int, int]]) -> None:
     many, each = _map.SegmentMap(SIZE), _map.SegmentMap(SIZE)
     many.set_ranges(*packed(found), store)
     for start, end, kind in zip(*packed(found), strict=True):

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from imgfs._native import _map
-from imgfs.overlays.layer import Layer
+from imgfs.overlays.layer import Layer, open_layer
+from imgfs.overlays.merge import begin_merge
 from imgfs.overlays.records import SnapshotPath
 from imgfs.overlays.store import Base, SnapshotStore
 
@@ -56,6 +57,16 @@ class Disk:
         self.layers.insert(0, fresh)
         self.dirty = _map.SegmentMap(self.size)
         self.map.set_target(fresh.store, self.dirty)
+
+    def join(self, upper: str, lower: str, merged: Path) -> None:
+        names = [layer.path.name for layer in self.layers]
+        if upper in names and lower in names:
+            layer = open_layer(merged)
+            at = names.index(upper)
+            for gone in self.layers[at : at + 2]:
+                self.map.replace_store(gone.store, layer.store)
+                gone.close()
+            self.layers[at : at + 2] = [layer]
 
     def close(self) -> None:
         self.map.set_target(None)
@@ -132,6 +143,28 @@ class Writer:
         disk.commit()
         self.mark("did")
 
+    def freeze(self, path: SnapshotPath) -> None:
+        self.commit(path)
+        disk = self.disk(path)
+        if not disk.layers[0].is_empty:
+            disk.put_over(self.store.freeze(path, disk.size, disk.layers[0]))
+
+    def merge(self, _: SnapshotPath) -> None:
+        views = [{layer.path.name for layer in disk.layers} for disk in self.open.values()]
+        merge, _ = begin_merge(self.store, views)
+        if merge is None:
+            return
+        try:
+            for _ in range(self.random.choice((0, 1, 2, 99, 99, 99))):
+                if merge.step():
+                    assert merge.finish()
+                    for disk in self.open.values():
+                        kept = self.store.layer_path(merge.pair.kept)
+                        disk.join(merge.pair.upper, merge.pair.lower, kept)
+                    break
+        finally:
+            merge.close()
+
     def close(self, path: SnapshotPath) -> None:
         if path in self.open:
             self.commit(path)
@@ -160,7 +193,7 @@ class Writer:
 
 
 STEPS = ["write"] * 8 + ["zero"] * 3 + ["commit"] * 4 + ["create"] * 2
-STEPS += ["resize", "rename", "delete", "close"]
+STEPS += ["resize", "rename", "delete", "close"] + ["freeze"] * 3 + ["merge"] * 6
 
 
 def main() -> None:

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import trio
 
-from imgfs.overlays.layer import Layer
+from imgfs.overlays.layer import Layer, open_layer
 from imgfs.overlays.log import BLOCK
+from imgfs.overlays.merge import begin_merge
 from imgfs.overlays.store import Base, SnapshotStore
-from imgfs.views.overlay import SnapshotView
+from imgfs.views.overlay import SnapshotView, layers_in_use
 
 from .test_decoded import opened
 
@@ -35,6 +36,17 @@ async def snapshot(store: SnapshotStore, name: str, base: Path) -> AsyncIterator
     finally:
         await view.aclose()
         await below.source.aclose()
+
+
+async def merged(store: SnapshotStore, view: SnapshotView) -> None:
+    merge, _ = begin_merge(store, layers_in_use())
+    if merge is not None:
+        while not merge.step():
+            pass
+        assert merge.finish()
+        merged = store.layer_path(merge.pair.kept)
+        await view.join(merge.pair.upper, merge.pair.lower, lambda: open_layer(merged))
+        merge.close()
 
 
 async def change(view: SnapshotView, model: bytearray, rng: random.Random) -> None:
@@ -90,6 +102,8 @@ def test_anything_in_any_order(tmp_path: Path, seed: int) -> None:
                             return None if top.is_empty else store.freeze(("x",), size, top)
 
                         frozen = await view.frozen(freeze), bytes(model)
+                    if rng.random() < 0.08:
+                        await merged(store, view)
                 if frozen is not None:
                     assert bytes(await frozen[0].read(0, frozen[0].size)) == frozen[1]
                 assert bytes(await view.read(0, view.size)) == model
@@ -163,5 +177,39 @@ def test_writers_go_on_while_the_layers_change(tmp_path: Path) -> None:
             assert bytes(await view.read(0, view.size)) == written
         async with snapshot(store, "x", base) as view:
             assert bytes(await view.read(0, view.size)) == written
+
+    trio.run(main)
+
+
+def test_frozen_states_that_nobody_has_become_one(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.write_bytes(bytes(BLOCK * 64))
+    store = SnapshotStore("/disk", tmp_path / "state")
+    store.create(("x",), BASE, BLOCK * 64)
+
+    async def main() -> None:
+        async with snapshot(store, "x", base) as view:
+            kept = None
+            for number in range(20):
+                await view.write(number * BLOCK, bytes([number + 1]) * BLOCK)
+                await view.write(40 * BLOCK, bytes([number + 1]) * BLOCK)
+                found = await view.frozen(lambda top, size: store.freeze(("x",), size, top))
+                if number == 9:
+                    kept = found
+                del found
+                for _ in range(3):
+                    await merged(store, view)
+            assert kept is not None
+            assert bytes(await kept.read(0, 64 * BLOCK)) == b"".join(
+                bytes([n]) * BLOCK for n in [*range(1, 11), *[0] * 30, 10, *[0] * 23]
+            )
+            assert len(view.layers) <= 4
+            kept = None
+            for _ in range(3):
+                await merged(store, view)
+            assert len(view.layers) == 2
+            found = await view.read(0, 64 * BLOCK)
+            assert bytes(found[40 * BLOCK : 41 * BLOCK]) == bytes([20]) * BLOCK
+            assert [found[n * BLOCK] for n in range(20)] == list(range(1, 21))
 
     trio.run(main)
