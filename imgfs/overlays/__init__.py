@@ -1,11 +1,13 @@
 """Snapshots on disk: what was written over a base, in layers.  Version 1 of the format.
 
     ROOT/NAME-DIGEST/lock             held while anything below it is made, renamed or removed
+    ROOT/NAME-DIGEST/merge-lock       held while layers are merged (merge.py)
     ROOT/NAME-DIGEST/base             JSON: which base, how large, and its identity
     ROOT/NAME-DIGEST/snapshots        each snapshot's name, and its layers from the top down
     ROOT/NAME-DIGEST/layers/ID/data   bytes at the disk's own offsets; holes where there are none
     ROOT/NAME-DIGEST/layers/ID/log    which of them are the layer's
     ROOT/NAME-DIGEST/layers/ID/lock   held by one process to write the layer, or by many to read it
+    ROOT/NAME-DIGEST/layers/ID/closed how long the log was when it was closed; absent after a crash
 
 ROOT is $STATE_DIRECTORY, $XDG_STATE_HOME/imgfs or ~/.local/state/imgfs.  `base` and `snapshots` are
 replaced by renaming.  `base` has a checksum, and so has each line of `snapshots` (records.py): of
@@ -32,6 +34,8 @@ What a crash leaves.  A block of `data` holds bytes of that same block of the di
   synced;
 - `data` is never shorter than the log says: growing makes `data` longer before the log hears of it,
   shrinking makes it shorter afterwards.
+
+- what lies in `data` and is not the layer's is punched at the next opening for writing.
 
 So each sector is the base's, the last synced one, or one written later.
 """

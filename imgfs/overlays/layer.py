@@ -10,6 +10,7 @@ from pathlib import Path
 
 from imgfs._native import _map
 from imgfs.errors import CorruptSnapshot
+from imgfs.overlays.closing import mark_closed, punch_stray, was_closed
 from imgfs.overlays.locks import LayerLock
 from imgfs.overlays.log import Batch, Kind, decode, encode, header, write_all
 
@@ -48,6 +49,7 @@ class Layer:
         self.state = _map.SegmentMap(self.size)
         self._sequence = len(batches)
         self._is_lost = False
+        self.is_writable = False
         for batch in batches:
             self._apply(batch)
         if os.fstat(data).st_size < self.size:
@@ -138,11 +140,18 @@ class Layer:
         os.close(self._log)
         self._log, self._end, self._sequence = fd, len(content), 1
 
+    def mark_closed(self) -> None:
+        """Nothing is written to it any more: whether something was cut off later can be seen."""
+        mark_closed(self.path, self._end)
+        self.is_writable = False
+
     def unlock(self) -> None:
         """Others may write it from now on."""
         self.lock.close()
 
     def close(self) -> None:
+        if self.is_writable and not self._is_lost:
+            self.mark_closed()
         os.close(self.data)
         os.close(self._log)
         self.lock.close()
@@ -179,8 +188,15 @@ def open_layer(path: Path, *, writable: bool = False, alone: bool = True) -> Lay
         except FileNotFoundError as exc:
             raise CorruptSnapshot(f"{exc.filename}: is missing") from None
         layer = Layer(path, data, log, lock)
+        was_left_well = was_closed(path, layer._end)
         if writable:
             os.ftruncate(log, layer._end)  # a torn batch is not to be read with a next one behind
+            if was_left_well:
+                (path / "closed").unlink()
+                sync_directory(path)  # the log may be compacted, and is shorter then
+            else:
+                punch_stray(data, layer.state, layer.store)
+            layer.is_writable = True
         return layer
     except BaseException:
         for fd in (data, log):

@@ -17,6 +17,7 @@ from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import IntEnum
+from operator import lt
 
 from imgfs.errors import CorruptSnapshot
 
@@ -111,7 +112,11 @@ def _is_sound(batch: Batch) -> bool:
     """Ranges need not be whole blocks: a disk that ended inside of one may have grown there."""
     if batch.size >= 1 << 63:
         return False
-    return all(start < end <= batch.size and kind <= Kind.ZERO for start, end, kind in batch)
+    starts, ends, kinds = (batch.records[column::3] for column in range(3))
+    if not starts:
+        return True
+    is_in_order = all(map(lt, starts, ends))
+    return is_in_order and max(ends) <= batch.size and max(kinds) <= Kind.ZERO
 
 
 def _has_batch_after(content: bytes, at: int) -> bool:

@@ -243,6 +243,7 @@ class SnapshotStore:
                 fresh.close()
             raise
         if fresh is not None and top is not None:
+            top.mark_closed()
             top.lock.only_read()
 
     def delete(self, path: SnapshotPath) -> None:
