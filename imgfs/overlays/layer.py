@@ -50,8 +50,10 @@ class Layer:
         self._sequence = len(batches)
         self._is_lost = False
         self.is_writable = False
-        for batch in batches:
-            self._apply(batch)
+        del content  # it is as large as all the rest
+        batches.reverse()
+        while batches:
+            self._apply(batches.pop())
         if os.fstat(data).st_size < self.size:
             raise CorruptSnapshot(f"{path / 'data'}: is shorter than the disk of {self.size} bytes")
         self.store.resize(self.size)
