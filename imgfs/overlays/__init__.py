@@ -21,8 +21,10 @@ A log is a header and batches (log.py): ranges, of whole blocks of 4 KiB but at 
 of the disk, each DATA (its bytes are in
 `data`), ZERO, or BELOW (the next layer's, or the base's); later batches stand over earlier ones.
 A batch is written only after its bytes in `data` are durable, and counts when its checksum is
-right.  At the end of a log a batch may be torn by a crash: it is cut off.  Anywhere else a wrong
-checksum means that the file is damaged, and the snapshot is refused.
+right.  Behind the last one there may be zeroes, which the next ones overwrite: forcing those out
+changes neither the file's length nor its blocks, so it takes no turn of the file system's journal.
+At the end of the batches one may be torn by a crash: it is cut off, with the zeroes.  Anywhere else
+a wrong checksum means that the file is damaged, and the snapshot is refused.
 
 What a crash leaves.  A block of `data` holds bytes of that same block of the disk, or a hole, so:
 

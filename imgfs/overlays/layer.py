@@ -16,6 +16,7 @@ from imgfs.overlays.log import Batch, Kind, decode, encode, header, write_all
 
 _COMPACT = 1 << 20  # bytes of a log that are not worth it
 _SLACK = 4  # times as long as it need be
+_TAIL = 64 << 10  # bytes of zeroes that are put behind a log's last batch at a time
 
 #: a record's kind -> a map's
 _IN_MAP = bytes((_map.ASK, _map.STORE, _map.ZERO)).ljust(256, b"\xff")
@@ -44,6 +45,7 @@ class Layer:
         self._log = log
         content = path.joinpath("log").read_bytes()
         batches, self._end, self.size = decode(content, str(path / "log"))
+        self._room = len(content)  # up to there the log has blocks on disk already
         longest = max((batch.size for batch in batches), default=0)
         self.store = _map.Store(data, max(self.size, longest), whole=True)
         self.state = _map.SegmentMap(self.size)
@@ -105,13 +107,15 @@ class Layer:
 
     def _append(self, batch: Batch) -> None:
         packed = encode(batch)
+        end = self._end + len(packed)
         try:
             write_all(self._log, packed, self._end)
+            if end > self._room:
+                self._extend(end)
             os.fdatasync(self._log)
         except OSError:
             # What is there of it must not be taken for a batch that was damaged.
-            with contextlib.suppress(OSError):
-                os.ftruncate(self._log, self._end)
+            self._cut()
             raise
         self._end += len(packed)
         self._sequence = batch.sequence
@@ -124,6 +128,22 @@ class Layer:
                 # could not be forced out, nobody knows which of the two a crash leaves.
                 there = self.path.joinpath("log").stat().st_ino
                 self._is_lost = there != os.fstat(self._log).st_ino
+
+    def _extend(self, end: int) -> None:
+        """Let the next batches overwrite zeroes.
+
+        What neither makes a file longer nor gets blocks for it is forced out without the file
+        system's journal, which would cost as much again.
+        """
+        with contextlib.suppress(OSError):  # on a full disk the log grows batch by batch
+            write_all(self._log, bytes(_TAIL), end)
+        self._room = os.fstat(self._log).st_size
+
+    def _cut(self) -> None:
+        """Take away what is behind the last batch."""
+        with contextlib.suppress(OSError):
+            os.ftruncate(self._log, self._end)
+            self._room = self._end
 
     def _apply(self, batch: Batch) -> None:
         if self.state.size != batch.size:
@@ -140,10 +160,12 @@ class Layer:
         content = header(self.size) + encode(Batch(1, self.size, records))
         fd = _write_new(self.path / "log", content)
         os.close(self._log)
-        self._log, self._end, self._sequence = fd, len(content), 1
+        self._log, self._sequence = fd, 1
+        self._end = self._room = len(content)
 
     def mark_closed(self) -> None:
         """Nothing is written to it any more: whether something was cut off later can be seen."""
+        self._cut()
         mark_closed(self.path, self._end)
         self.is_writable = False
 
@@ -151,8 +173,10 @@ class Layer:
         """Others may write it from now on."""
         self.lock.close()
 
-    def close(self) -> None:
-        if self.is_writable and not self._is_lost:
+    def close(self, *, is_whole: bool = True) -> None:
+        """Not whole: there are bytes that the log does not tell of, and the next opening is to give
+        back their space."""
+        if self.is_writable and is_whole and not self._is_lost:
             self.mark_closed()
         os.close(self.data)
         os.close(self._log)
@@ -193,6 +217,7 @@ def open_layer(path: Path, *, writable: bool = False, alone: bool = True) -> Lay
         was_left_well = was_closed(path, layer._end)
         if writable:
             os.ftruncate(log, layer._end)  # a torn batch is not to be read with a next one behind
+            layer._room = layer._end
             if was_left_well:
                 (path / "closed").unlink()
                 sync_directory(path)  # the log may be compacted, and is shorter then

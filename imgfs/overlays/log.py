@@ -3,6 +3,7 @@
     header   magic, version, block size, size of the disk when it was made, checksum
     batch    magic, count of records, sequence number, size of the disk from now on, checksum
       record   start, end, kind
+    zeroes   which the next batches overwrite; or nothing
 
 All numbers are little-endian; a checksum is the CRC-32 of all that stands before and behind it in
 its header or batch.

@@ -60,6 +60,7 @@ class Merge:
         self.pair = pair
         self._lock = lock
         self._open: list[Layer] = []
+        self._is_whole = True
         try:
             for name in (pair.upper, pair.lower):
                 path = store.layer_path(name)
@@ -78,6 +79,7 @@ class Merge:
         return next(self._work, None) is None
 
     def _steps(self) -> Iterator[bool]:
+        self._is_whole = False
         upper, lower = self._open
         if self.pair.into_lower:
             source, target, ranges = upper, lower, upper.ranges()
@@ -100,6 +102,7 @@ class Merge:
                     target.store.punch(start, end - start)
             yield True
         target.commit((array("Q"), array("Q"), b""), size)
+        self._is_whole = True
 
     def finish(self) -> bool:
         """Let the kept one take the place of both; False: they are not wanted any more."""
@@ -107,7 +110,7 @@ class Merge:
 
     def close(self) -> None:
         for layer in self._open:
-            layer.close()
+            layer.close(is_whole=self._is_whole)
         self._open = []
         if self._lock >= 0:
             os.close(self._lock)

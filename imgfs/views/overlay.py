@@ -165,16 +165,19 @@ class SnapshotView(OverlayView, Writable):
         return self.layers[0]
 
     async def prepare(self) -> None:
-        was_prepared = self._is_prepared
-        await super().prepare()
-        if not was_prepared:
-            async with self._commits:
-                if not self.map.writable and self.stale is None:
-                    self.map.set_target(self.top.store, self._dirty)
+        await self._begin()
         if self.map.writes != self._seen_writes:
             self._seen_writes = self.map.writes
             self.mtime_ns = time.time_ns()
             self.stored_bytes = await trio.to_thread.run_sync(self.map.data_bytes)
+
+    async def _begin(self) -> None:
+        """What `prepare` does but for its account of time and space."""
+        if not self._is_prepared:
+            await super().prepare()
+            async with self._commits:
+                if not self.map.writable and self.stale is None:
+                    self.map.set_target(self.top.store, self._dirty)
 
     def mark_stale(self, why: SourceChanged) -> None:
         if self.stale is None:
@@ -182,7 +185,7 @@ class SnapshotView(OverlayView, Writable):
         super().mark_stale(why)
 
     async def write(self, offset: int, data: Buffer) -> None:
-        await self.prepare()
+        await self._begin()
         end = offset + len(data)
         if end > self.size:
             await self.resize(end)
@@ -199,7 +202,7 @@ class SnapshotView(OverlayView, Writable):
                     await self._apply(self.map.copy_up, start, old)
 
     async def zero(self, offset: int, length: int, *, punch: bool) -> None:
-        await self.prepare()
+        await self._begin()
         end = offset + length
         first = min(end, -(-offset // BLOCK) * BLOCK)
         last = end if end == self.size else max(first, end - end % BLOCK)
@@ -227,7 +230,7 @@ class SnapshotView(OverlayView, Writable):
                 raise ImgfsError(f"{self.name}: is not open for writing any more")
 
     async def resize(self, size: int) -> None:
-        await self.prepare()
+        await self._begin()
         async with self._commits:
             self.refuse_stale()
             old = self.size
@@ -258,7 +261,7 @@ class SnapshotView(OverlayView, Writable):
         pass  # what was accepted is in the layer's file
 
     async def sync(self) -> None:
-        await self.prepare()
+        await self._begin()
         async with self._commits:
             await self._commit()
 
@@ -297,7 +300,7 @@ class SnapshotView(OverlayView, Writable):
         Returns the size and the layers below that.  Raises what `freeze` raises; then nothing has
         changed.
         """
-        await self.prepare()
+        await self._begin()
         async with self._commits:
             self.refuse_stale()
             await trio.to_thread.run_sync(self.map.set_target, None)

@@ -203,11 +203,11 @@ def _content(file: File, rng: random.Random, kept: float) -> bytearray:
         is_forced = index < file.forced
         match step:
             case (int(offset), bytes(data)):
-                for at in range(offset, offset + len(data)):
-                    if at != offset and at % SECTOR:
-                        continue
+                first = offset - offset % SECTOR
+                for sector in range(first, offset + len(data), SECTOR):
+                    at = max(sector, offset)
                     if is_forced or rng.random() < kept:
-                        end = min(offset + len(data), at - at % SECTOR + SECTOR)
+                        end = min(offset + len(data), sector + SECTOR)
                         content.extend(bytes(max(0, end - len(content))))
                         content[at:end] = data[at - offset : end - offset]
             case (int(start), None, int(end)):

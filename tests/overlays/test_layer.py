@@ -117,3 +117,40 @@ def test_a_full_disk_is_not_filled_by_compacting(tmp_path: Path) -> None:
     layer = open_layer(tmp_path / "layer")
     assert layer.state.segments(7 * BLOCK, BLOCK)[0][2] == _map.ZERO
     layer.close()
+
+
+def test_zeroes_behind_the_log_are_overwritten(tmp_path: Path) -> None:
+    """So that most commits change neither its length nor its blocks; closing gives them back."""
+    make_layer(tmp_path / "layer", SIZE)
+    layer = open_layer(tmp_path / "layer", writable=True)
+    layer.commit(ranges((0, 1, _map.ZERO)), SIZE)
+    log = tmp_path / "layer" / "log"
+    first = log.stat()
+    for block in range(1, 50):
+        layer.commit(ranges((block, 1, _map.ZERO)), SIZE)
+        now = log.stat()
+        assert (now.st_size, now.st_blocks) == (first.st_size, first.st_blocks)
+    content = log.read_bytes()
+    layer.close()
+    assert content == log.read_bytes() + bytes(len(content) - log.stat().st_size)
+    log.write_bytes(content)  # as a kill leaves it
+    layer = open_layer(tmp_path / "layer", writable=True)
+    assert layer.state.segments(0, 50 * BLOCK)[0][:3] == (0, 50 * BLOCK, _map.ZERO)
+    layer.commit(ranges((60, 1, _map.ZERO)), SIZE)
+    layer.close()
+    layer = open_layer(tmp_path / "layer")
+    assert layer.state.segments(60 * BLOCK, BLOCK)[0][2] == _map.ZERO
+    layer.close()
+
+
+def test_a_log_grows_on_a_disk_too_full_for_zeroes(tmp_path: Path) -> None:
+    """Of the calls the first is of the lock, then each second one is of zeroes."""
+    code = """
+commit((0, 1, _map.ZERO))
+commit((1, 1, _map.ZERO))
+layer.close()
+"""
+    assert failing("pwrite64", "3+2", code, tmp_path / "layer") == "good good"
+    layer = open_layer(tmp_path / "layer")
+    assert layer.state.segments(0, 2 * BLOCK)[0][:3] == (0, 2 * BLOCK, _map.ZERO)
+    layer.close()
