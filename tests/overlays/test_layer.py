@@ -15,7 +15,9 @@ SIZE = 64 * BLOCK
 
 # Longer than what is compacted.
 LONG_LOG = """
-for number in range(17600):
+import imgfs.overlays.layer
+imgfs.overlays.layer._COMPACT = 4096
+for number in range(100):
     layer.drop(0, 4096)
 commit((7, 1, _map.ZERO))
 """
