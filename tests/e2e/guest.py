@@ -9,14 +9,17 @@ import re
 import shutil
 import stat
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 CHECKOUT = Path(__file__).parents[2]
 BUSYBOX = Path("/bin/busybox")
 MARKER = "guest read everything: "
+WAITS = "guest waits"
+LARGE = 16 << 20  # bytes of the file that the guest makes and deletes
 
 LIMIT_S = 200  # without kvm it may take a while
-SILENCE_S = 10  # a kernel that runs at all says something sooner
+SILENCE_S = 2  # a kernel that runs at all says something sooner
 
 TCG = ["-accel", "tcg"]
 accelerators = ["-accel", "kvm", *TCG]
@@ -31,11 +34,35 @@ for module in {modules}; do /bin/busybox insmod /modules/$module; done
 /bin/busybox poweroff -f
 """
 
-# It writes, too: qemu keeps that in a snapshot, and the disk below must stay what it is.
+# What it does is told by `job` on the kernel's command line.  "read" writes, too: with snapshot=on
+# qemu keeps that, and the disk below must stay what it is.  "work" waits for a line when a large
+# file is on the disk; then deletes it.
 INIT = f"""#!/bin/sh
-cd /data && sum=$(sha256sum * | sha256sum)
-dd if=/dev/zero of=/data/1 bs=64k count=8 conv=fsync 2>/dev/null
-echo "{MARKER}$sum"
+set -e
+mount -t devtmpfs none /dev
+mount -t proc none /proc
+tell() {{ cd /data && echo "{MARKER}$(sha256sum * | sha256sum)"; }}
+case $job in
+read)
+    tell
+    dd if=/dev/zero of=/data/1 bs=64k count=8 conv=fsync 2>/dev/null
+    ;;
+work)
+    for size in 1 7 20; do dd if=/dev/urandom of=/data/new$size bs=64k count=$size 2>/dev/null; done
+    dd if=/dev/urandom of=/data/5 bs=1000 seek=50 count=9 conv=notrunc 2>/dev/null
+    dd if=/dev/urandom of=/large bs=1M count={LARGE >> 20} 2>/dev/null
+    sync
+    echo "{WAITS}"
+    read line
+    rm /large /data/11
+    sync
+    fstrim -v /
+    echo 3 >/proc/sys/vm/drop_caches
+    tell
+    ;;
+esac
+cd /
+mount -o remount,ro /dev/vda /
 poweroff -f
 """
 
@@ -106,7 +133,7 @@ def make_disk(directory: Path) -> tuple[Path, str]:
     for name in ("bin", "sbin", "data", "dev", "proc"):
         (root / name).mkdir(parents=True)
     shutil.copy(BUSYBOX, root / "bin/busybox")
-    for applet in ("sh", "sha256sum", "dd", "poweroff"):
+    for applet in ("sh", "sha256sum", "dd", "poweroff", "mount", "rm", "sync", "fstrim"):
         (root / "bin" / applet).symlink_to("busybox")
     (root / "sbin/init").write_text(INIT)
     (root / "sbin/init").chmod(0o755)
@@ -123,21 +150,33 @@ def make_disk(directory: Path) -> tuple[Path, str]:
     return disk, f"{MARKER}{hashlib.sha256(''.join(lines).encode()).hexdigest()}"
 
 
-def boot(disk: Path, directory: Path, *drive: str) -> str:
-    """What the guest said on its serial port until it powered off."""
+def told(said: str) -> list[str]:
+    """The sum over its files, each time that the guest printed it."""
+    lines = [line.strip() for line in said.splitlines()]
+    return [line.removesuffix("  -") for line in lines if line.startswith(MARKER)]
+
+
+def boot(
+    disk: Path,
+    directory: Path,
+    *drive: str,
+    job: str = "read",
+    meanwhile: Callable[[], object] | None = None,
+) -> str:
+    """What the guest said on its serial port until it powered off.
+
+    `drive` are options of its disk; `meanwhile` is called when it waits.
+    """
     kernel, modules = kernels()[-1]
     initrd = directory / "initrd"
     initrd.write_bytes(initramfs(modules))
     words = ["-m", "256", "-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"]
     words += ["-kernel", str(kernel), "-initrd", str(initrd)]
-    words += ["-append", "console=ttyS0 panic=-1"]
-    words += [
-        "-drive",
-        ",".join((f"file={disk}", "format=raw", "snapshot=on", "if=virtio", *drive)),
-    ]
+    words += ["-append", f"console=ttyS0 panic=-1 job={job}"]
+    words += ["-drive", ",".join((f"file={disk}", "if=virtio", *drive))]
     while True:
         try:
-            return _run(directory, *accelerators, *words)
+            return _run(directory, meanwhile, *accelerators, *words)
         except KvmIsBroken:
             accelerators[:] = TCG  # for the boots that follow, too
 
@@ -146,14 +185,15 @@ class KvmIsBroken(Exception):
     """/dev/kvm is there but cannot run this guest, as in some virtual machines."""
 
 
-def _run(directory: Path, *words: str) -> str:
+def _run(directory: Path, meanwhile: Callable[[], object] | None, *words: str) -> str:
     said, complaints = directory / "serial", directory / "qemu-errors"
     command = ["qemu-system-x86_64", "-cpu", "kvm64", *words]
     environment = {**os.environ, "TMPDIR": str(directory)}  # where the snapshot goes
     with said.open("wb") as out, complaints.open("wb") as err:
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, env=environment
+            command, stdin=subprocess.PIPE, stdout=out, stderr=err, env=environment
         )
+    assert process.stdin is not None
     try:
         for tenth_s in range(LIMIT_S * 10):
             try:
@@ -161,11 +201,18 @@ def _run(directory: Path, *words: str) -> str:
                 break
             except subprocess.TimeoutExpired:
                 silent = tenth_s >= SILENCE_S * 10 and said.stat().st_size == 0
-                if silent and "kvm" in accelerators:
+                stopped = b"KVM internal error" in complaints.read_bytes()
+                if (silent or stopped) and "kvm" in accelerators:
                     raise KvmIsBroken from None
+            if meanwhile is not None and WAITS.encode() in said.read_bytes():
+                meanwhile()
+                meanwhile = None
+                process.stdin.write(b"\n")
+                process.stdin.flush()
     finally:
         process.kill()
         process.wait()
+        process.stdin.close()
     text = said.read_text(errors="replace")
     assert process.returncode == 0, (complaints.read_text(), text)
     return text
