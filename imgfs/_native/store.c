@@ -399,8 +399,9 @@ int store_punch(struct store *st, uint64_t length, uint64_t offset)
 {
 	if (length == 0)
 		return 0;
-	/* File systems give whole pages back: also of the one in which the file ends. */
-	if (offset + length == st->size)
+	/* File systems give whole pages back: also of the one in which the file ends.  But a whole
+	 * store's file may be growing: what somebody writes behind the end meanwhile is to stay. */
+	if (!st->whole && offset + length == st->size)
 		length += -st->size & ((UINT64_C(1) << st->block_shift) - 1);
 	if (fallocate(st->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
 		      (off_t)length))

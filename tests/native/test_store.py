@@ -62,6 +62,17 @@ def test_punched_to_the_end_takes_no_room(tmp_path: Path, size: int) -> None:
     assert (path.stat().st_blocks, path.read_bytes()) == (0, bytes(size))
 
 
+def test_what_is_written_behind_a_whole_store_stays(tmp_path: Path) -> None:
+    size = 5 * 65536 - 1000
+    path = tmp_path / "s"
+    path.write_bytes(b"a" * size)
+    with path.open("r+b") as file:
+        store = _map.Store(file.fileno(), size, whole=True)
+        os.pwrite(file.fileno(), b"b" * 500, size)
+    store.punch(0, size)
+    assert path.read_bytes() == bytes(size) + b"b" * 500
+
+
 def test_readers_never_see_an_evicted_block(tmp_path: Path) -> None:
     """A reader gets the block's own bytes or nothing, while blocks are filled and punched."""
     blocks = 64
