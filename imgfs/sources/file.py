@@ -86,13 +86,16 @@ class FileSource(WritableSource):
         return self._store
 
     async def check_identity(self) -> None:
+        known = self.stat
         try:
             with _translated(self._path):
                 now = await trio.to_thread.run_sync(os.stat, self._path)
         except SourceNotFound as exc:
             raise SourceChanged(f"{self._path}: was deleted; open it again") from exc
         is_other = not os.path.samestat(now, os.fstat(self.fd))
-        if is_other or (not self._is_writing and _identity(now) != self.stat.identity):
+        # While this was asked writes of our own may have begun, or ended and been pinned.
+        is_quiet = not self._is_writing and self.stat is known
+        if is_other or (is_quiet and _identity(now) != known.identity):
             raise SourceChanged(f"{self._path}: changed since it was opened; open it again")
 
     async def begin_writing(self) -> None:

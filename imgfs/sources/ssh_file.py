@@ -109,8 +109,7 @@ class SshFile:
         """Raises SourceChanged when another file is under the path now."""
 
         async def work(session: Session) -> None:
-            with self._gone_is_changed():
-                self._compare(await self._look(session))
+            await self._compared(session)
 
         await self.link.run(work)
 
@@ -125,13 +124,7 @@ class SshFile:
         Of None any size will do.
         """
 
-        async def work(session: Session) -> State:
-            with self._gone_is_changed():
-                found = await self._look(session)
-            self._compare(found)
-            return found
-
-        found = await self.link.run(work)
+        found = await self.link.run(self._compared)
         stat_ = found.as_stat()
         if size not in (None, stat_.size):
             said = f"has {stat_.size} bytes, and {size} were written"
@@ -172,7 +165,7 @@ class SshFile:
                 if found is None:
                     found, is_certain = await self._walked(session)
                 if not is_certain:
-                    self._compare(await self._look(session))
+                    await self._compared(session)
             return found
 
         return await self.link.run(work)
@@ -209,15 +202,29 @@ class SshFile:
             attrs = await self.link.request(lambda: lane.sftp.stat(self.path))
         return _state(attrs, None)
 
-    def unchanged(self, found: State) -> None:
-        """Raises SourceChanged when SFTP's attributes are not those of the opened file."""
-        self._compare(found)
-
-    def _compare(self, found: State) -> None:
+    @property
+    def state(self) -> State:
+        """What it was when it was opened, or pinned; another object after each."""
         assert self._state is not None
-        is_other = found.is_another if self._is_writing else found.differs
-        if is_other(self._state):
+        return self._state
+
+    def compare(self, found: State, known: State) -> None:
+        """Raises SourceChanged when what the server said is not of the opened file.
+
+        `known` was `state` before the server was asked: if it is no more, writes of our own ended
+        in between, and what was found may be any state between the two.
+        """
+        is_quiet = not self._is_writing and known is self._state
+        if (found.differs if is_quiet else found.is_another)(self.state):
             raise SourceChanged(f"{self.name}: changed since it was opened")
+
+    async def _compared(self, session: Session) -> State:
+        """What is under the path now; raises SourceChanged when that is another."""
+        known = self.state
+        with self._gone_is_changed():
+            found = await self._look(session)
+        self.compare(found, known)
+        return found
 
     @contextlib.contextmanager
     def _gone_is_changed(self) -> Iterator[None]:
@@ -237,9 +244,10 @@ class SshFile:
             if self._state is None:
                 self._file, self._state = await self._open_one(session)
             else:
+                known = self._state
                 with self._gone_is_changed():
                     file, state = await self._open_one(session)
-                self._compare(state)
+                self.compare(state, known)
                 self._file = file
             self._session = session
             self.files = {session.lanes.first: self._file}
@@ -258,12 +266,13 @@ class SshFile:
 
         async def one(lane: Lane) -> None:
             files[lane] = await self.link.request(partial(self._open_in, lane))
-            self._compare(_state(await self.link.request(files[lane].stat), None))
+            known = self.state
+            self.compare(_state(await self.link.request(files[lane].stat), None), known)
 
         try:
             if lanes:
                 await asyncio.gather(*map(one, lanes))
-                self._compare(await self._look(session))
+                await self._compared(session)
             if self._session is session:
                 self.files |= files
                 files = {}
@@ -311,7 +320,6 @@ class SshFile:
 
     async def _walked(self, session: Session) -> tuple[ExtentList | None, bool]:
         """Extents from the helper, and whether they are certainly of the state that was opened."""
-        assert self._state is not None
         for attempt in range(TRIES):
             try:
                 answer = await session.helpers.extents(self.path, self.size)
@@ -324,7 +332,7 @@ class SshFile:
                     raise Broken(session.lost or _lost(self.name))
                 return None, False
             found, token = answer
-            known = self._state.token
+            known = self.state.token
             if known is not None and known.exact == token.exact and known != token:
                 raise SourceChanged(f"{self.name}: changed since it was opened")
             return found, token.exact and known == token
@@ -386,6 +394,7 @@ class Batch:
         self._lane = lane
         self._link = owner.link
         self._file = file
+        self._known = owner.state
         self._wanted = True
         self._answered = 0  # how many answers have come
 
@@ -406,7 +415,7 @@ class Batch:
             if answered_then < self._answered:
                 # Something was read after the look: asked for again, or out of order.
                 found = await self._owner.attributes(self._lane)
-        self._owner.unchanged(found)
+        self._owner.compare(found, self._known)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _look(self) -> tuple[State, int]:
@@ -430,7 +439,7 @@ class Batch:
         more: bytes = await self._file.read(length, offset)
         self._answered += 1
         if not more:
-            self._owner.unchanged(await self._session_attributes())
+            self._owner.compare(await self._session_attributes(), self._known)
             raise ShortRead(f"{self._owner.name}: ends at {offset}, before its size")
         return more
 

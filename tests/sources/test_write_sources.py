@@ -183,6 +183,31 @@ def test_somebody_elses_write_between_ours(sshd: Sshd, image: Path) -> None:
     run(main)
 
 
+@pytest.mark.parametrize("kind", ["file", "ssh"])
+def test_our_own_writes_are_no_change(sshd: Sshd, image: Path, kind: str) -> None:
+    """Also for who asked before they began and is told after they ended."""
+
+    async def main() -> None:
+        async with opened_file(image) if kind == "file" else opened_ssh(sshd, image) as source:
+
+            async def look() -> None:
+                while not is_over:
+                    await source.check_identity()
+                    assert len(await source.read(MIB, 100)) == 100
+
+            is_over = False
+            async with trio.open_nursery() as nursery:
+                for _ in range(4):
+                    nursery.start_soon(look)
+                for number in range(150):
+                    await source.begin_writing()
+                    await source.write(0, b"%08d" % number)
+                    await source.pin()
+                is_over = True
+
+    run(main)
+
+
 def test_no_fsync_is_no_success(
     tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
