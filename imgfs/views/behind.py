@@ -152,7 +152,7 @@ class WriteBehind:
                 async with self._burst:
                     await self._begin()
                 if flight.parts is None:
-                    await self._source.zero(flight.start, flight.end - flight.start)
+                    await self._zero(flight.start, flight.end)
                 else:
                     await self._source.write(flight.start, flight.data())
                 return
@@ -163,6 +163,14 @@ class WriteBehind:
                     raise
                 log.warning("%s; trying again", exc)
                 await trio.sleep(HARD_PAUSE_S)
+
+    async def _zero(self, start: int, end: int) -> None:
+        """What lies beyond the source's end, and is to be written later or not at all, is zeroes
+        when the source has grown."""
+        if self._source.knows_size:
+            end = min(end, self._source.size)
+        if start < end:
+            await self._source.zero(start, end - start)
 
     def _move(self) -> None:
         self._moved.set()
