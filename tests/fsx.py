@@ -12,6 +12,7 @@ import ctypes
 import mmap
 import os
 import random
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,30 +38,40 @@ class Fsx:
         self.model = bytearray(path.read_bytes())
         self.most = len(self.model) * 5 // 4
         self.fd = os.open(path, os.O_RDWR)
-        self.steps: list[Callable[[], None]] = [
-            self.read, self.read, self.write, self.write, self.write, self.direct,
-            self.map_read, self.map_write, self.punch, self.zero, self.sync, self.reopen, self.seek,
+        self.ranged: list[Callable[[int, int], None]] = [
+            self.read, self.read, self.write, self.write, self.write, self.direct, self.copy,
+            self.map_read, self.map_write, self.punch, self.zero,
         ]  # fmt: skip
-        self.steps += [self.truncate, self.append] if resizes else []
-        self.log: list[str] = []
+        self.others = [self.sync, self.reopen, self.seek]
+        self.others += [self.shrink_or_grow, self.append_some] if resizes else []
+        self.log: deque[str] = deque(maxlen=20)
 
     def run(self, count: int) -> None:
         """Raises AssertionError with the last operations."""
         try:
             for _ in range(count):
-                self.rng.choice(self.steps)()
-            self.check(0, len(self.model), os.pread(self.fd, len(self.model) + 1, 0))
+                number = self.rng.randrange(len(self.ranged) + len(self.others))
+                if number < len(self.others):
+                    self.others[number]()
+                else:
+                    self.ranged[number - len(self.others)](*self.range())
+            self.end()
         except (AssertionError, OSError) as exc:
-            raise AssertionError("\n".join([*self.log[-20:], repr(exc)])) from exc
+            raise AssertionError("\n".join([*self.log, repr(exc)])) from exc
+
+    def end(self) -> None:
+        """Compare all of it, and close."""
+        try:
+            self.check(0, len(self.model), os.pread(self.fd, len(self.model) + 1, 0))
         finally:
             os.close(self.fd)
 
-    def range(self, align: int = 1) -> tuple[int, int]:
-        """A place in the file, which is not empty."""
+    def range(self) -> tuple[int, int]:
+        """A place in the file, which is not empty; often at the beginning of a sector or page."""
         offset = self.rng.randrange(len(self.model))
-        offset -= offset % (align if align > 1 else self.rng.choice([1, 1, 512, PAGE]))
+        offset -= offset % self.rng.choice([1, 1, 512, PAGE])
         length = min(self.rng.randrange(1, MOST), len(self.model) - offset)
-        return offset, max(1, length - length % align) if length >= align else length
+        return offset, length - length % PAGE if length > PAGE and offset % PAGE == 0 else length
 
     def note(self, what: str, offset: int = 0, length: int = 0) -> None:
         self.log.append(f"{what} {offset} {length} of {len(self.model)}")
@@ -71,22 +82,21 @@ class Fsx:
             at = next((i for i in range(length) if found[i : i + 1] != wanted[i : i + 1]), length)
             raise AssertionError(f"differs at {offset + at}: {len(found)} bytes of {length}")
 
-    def read(self) -> None:
-        offset, length = self.range()
+    def read(self, offset: int, length: int) -> None:
         self.note("read", offset, length)
         self.check(offset, length, os.pread(self.fd, length, offset))
 
-    def write(self) -> None:
-        offset, length = self.range()
+    def write(self, offset: int, length: int) -> None:
         self.note("write", offset, length)
         data = self.rng.randbytes(length)
         assert os.pwrite(self.fd, data, offset) == length
         self.model[offset : offset + length] = data
 
-    def direct(self) -> None:
-        """Write and read whole blocks past the page cache."""
-        offset, length = self.range(PAGE)
-        if length % PAGE:
+    def direct(self, offset: int, length: int) -> None:
+        """Write and read what is whole blocks of it past the page cache."""
+        offset -= offset % PAGE
+        length -= length % PAGE
+        if length == 0:
             return
         self.note("direct", offset, length)
         data = self.rng.randbytes(length)
@@ -102,14 +112,12 @@ class Fsx:
             os.close(fd)
             buffer.close()
 
-    def map_read(self) -> None:
-        offset, length = self.range()
+    def map_read(self, offset: int, length: int) -> None:
         self.note("mmap read", offset, length)
         with mmap.mmap(self.fd, len(self.model), prot=mmap.PROT_READ) as mapped:
             self.check(offset, length, mapped[offset : offset + length])
 
-    def map_write(self) -> None:
-        offset, length = self.range()
+    def map_write(self, offset: int, length: int) -> None:
         self.note("mmap write", offset, length)
         data = self.rng.randbytes(length)
         with mmap.mmap(self.fd, len(self.model)) as mapped:
@@ -118,31 +126,42 @@ class Fsx:
                 mapped.flush()
         self.model[offset : offset + length] = data
 
-    def punch(self) -> None:
-        offset, length = self.range()
+    def copy(self, offset: int, length: int) -> None:
+        """To somewhere else in the file."""
+        target = self.rng.randrange(len(self.model))
+        length = min(length, abs(target - offset), len(self.model) - target)
+        self.note(f"copy to {target}", offset, length)
+        done = 0
+        while done < length:
+            count = os.copy_file_range(
+                self.fd, self.fd, length - done, offset + done, target + done
+            )
+            assert count > 0
+            done += count
+        self.model[target : target + length] = self.model[offset : offset + length]
+
+    def punch(self, offset: int, length: int) -> None:
         self.note("punch", offset, length)
         fallocate(self.fd, PUNCH_HOLE | KEEP_SIZE, offset, length)
         self.model[offset : offset + length] = bytes(length)
 
-    def zero(self) -> None:
-        offset, length = self.range()
+    def zero(self, offset: int, length: int) -> None:
         self.note("zero", offset, length)
         fallocate(self.fd, ZERO_RANGE | KEEP_SIZE, offset, length)
         self.model[offset : offset + length] = bytes(length)
 
-    def truncate(self) -> None:
-        size = self.rng.randrange(self.most // 2, self.most)
+    def shrink_or_grow(self) -> None:
+        self.truncate(self.rng.randrange(self.most // 2, self.most))
+
+    def truncate(self, size: int) -> None:
         self.note("truncate", size)
         os.ftruncate(self.fd, size)
         self.model[:] = self.model[:size].ljust(size, b"\0")
 
-    def append(self) -> None:
+    def append_some(self) -> None:
         length = min(self.rng.randrange(1, MOST), self.most - len(self.model))
         if length > 0:
-            self.note("append", len(self.model), length)
-            data = self.rng.randbytes(length)
-            assert os.pwrite(self.fd, data, len(self.model)) == length
-            self.model += data
+            self.write(len(self.model), length)
 
     def sync(self) -> None:
         self.note("fsync")
@@ -156,7 +175,7 @@ class Fsx:
 
     def seek(self) -> None:
         """What is called a hole reads as zeroes."""
-        offset, _ = self.range()
+        offset = self.rng.randrange(len(self.model))
         self.note("seek", offset)
         hole = os.lseek(self.fd, offset, os.SEEK_HOLE)
         if hole < len(self.model):

@@ -97,9 +97,7 @@ def test_works_on_a_snapshot_and_boots_again(
 
 
 @pytest.mark.parametrize("extension", list(FORMATS) if LONG else list(FORMATS)[:1])
-def test_boots_from_each_format(
-    mount: Mounter, sshd: Sshd, tmp_path: Path, extension: str
-) -> None:
+def test_boots_from_each_format(mount: Mounter, sshd: Sshd, tmp_path: Path, extension: str) -> None:
     disk, wanted = guest.make_disk(tmp_path)
     m = mount(sshd.url(disk), "-o", sshd.options)
     shown = m.point / f"guest{extension}"
