@@ -111,9 +111,9 @@ def writable(
 
 def test_fsx(writable: Writable) -> None:
     writable.renew()
-    for seed in range(20 if LONG else 2):
+    for seed in range(20 if LONG else 1):
         fsx = Fsx(writable.path, seed, resizes=writable.resizes)
-        fsx.run(50_000 if LONG else 400)
+        fsx.run(50_000 if LONG else 500)
         writable.remount()
         assert writable.path.read_bytes() == fsx.model, seed
         if writable.source is not None:

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -114,6 +114,7 @@ def test_programs_write_it_as_a_local_file(mount: Mounter, disk: Path, tmp_path:
     for words in (
         ["dd", f"if={other}", "of=@", "bs=64k", "conv=notrunc", "seek=3", "status=none"],
         ["dd", f"if={other}", "of=@", "bs=1000", "conv=notrunc,sparse", "status=none"],
+        ["dd", f"if={other}", "of=@", "bs=4k", "conv=sparse", "status=none"],
         ["truncate", "-s", "3000001", "@"],
         ["truncate", "-s", "6M", "@"],
         ["fallocate", "-p", "-o", "1M", "-l", "500000", "@"],
@@ -129,95 +130,130 @@ def test_programs_write_it_as_a_local_file(mount: Mounter, disk: Path, tmp_path:
     assert raw.stat().st_blocks * 512 < raw.stat().st_size
 
 
+def stored_in(state: Path) -> int:
+    return sum(path.stat().st_blocks * 512 for path in state.rglob("data"))
+
+
+def test_a_filesystem_made_and_mounted_there(mount: Mounter, sparse: Path, tmp_path: Path) -> None:
+    """Loop-mounted, written, trimmed, and there again in the next mount."""
+    state, point = tmp_path / "state", tmp_path / "loop"
+    point.mkdir()
+
+    def run(*words: object) -> None:
+        command = [str(word) for word in words]
+        subprocess.run(command, check=True, timeout=60, capture_output=True)
+
+    m = mount(sparse)
+    (m.point / "snapshots/x").mkdir()
+    raw = m.point / "snapshots/x/x.raw"
+    run("truncate", "-s", "64M", raw)
+    run("mkfs.ext4", "-q", "-F", raw)
+    kept, large = os.urandom(2 * MIB + 5), os.urandom(20 * MIB)
+    run("mount", "-o", "loop", raw, point)
+    try:
+        (point / "kept").write_bytes(kept)
+        (point / "large").write_bytes(large)
+        run("sync", "-f", point)
+        before = stored_in(state)
+        assert before > len(large)
+        (point / "large").unlink()
+        run("sync", "-f", point)
+        run("fstrim", point)
+        assert stored_in(state) < before - len(large) + MIB
+    finally:
+        run("umount", point)
+    run("e2fsck", "-fn", raw)
+    ended(m)
+    raw = mount(sparse).point / "snapshots/x/x.raw"
+    run("e2fsck", "-fn", raw)
+    run("mount", "-o", "loop,ro", raw, point)
+    try:
+        assert sorted(path.name for path in point.iterdir()) == ["kept", "lost+found"]
+        assert (point / "kept").read_bytes() == kept
+    finally:
+        run("umount", point)
+
+
 def test_discards_give_space_back(mount: Mounter, disk: Path, tmp_path: Path) -> None:
     m = mount(disk)
     (m.point / "snapshots/x").mkdir()
     raw = m.point / "snapshots/x/x.raw"
 
-    def stored() -> int:
-        return sum(p.stat().st_blocks * 512 for p in (tmp_path / "state").rglob("data"))
-
     with raw.open("r+b", buffering=0) as file:
         file.write(os.urandom(4 * MIB))
         os.fsync(file.fileno())
-        assert stored() >= 4 * MIB
+        assert stored_in(tmp_path / "state") >= 4 * MIB
     subprocess.run(["fallocate", "-p", "-o", "0", "-l", "3M", raw], check=True, timeout=20)
-    assert stored() < 2 * MIB
+    assert stored_in(tmp_path / "state") < 2 * MIB
 
 
 @pytest.mark.timeout(36000 if LONG else 120)
-@pytest.mark.parametrize("kind", ["snapshot", "child", "ssh"])
-def test_fsx(mount: Mounter, sshd: Sshd, disk: Path, kind: str) -> None:
-    source = sshd.url(disk) if kind == "ssh" else disk
-    m = mount(source, *(["-o", sshd.options] if kind == "ssh" else []))
-    directory = m.point / "snapshots/x"
-    directory.mkdir()
-    raw = directory / "x.raw"
-    if kind == "child":
-        Fsx(raw, 1).run(300)
-        directory = directory / "snapshots/y"
-        directory.mkdir()
-        wanted = raw.read_bytes()
-        raw = directory / "y.raw"
-        assert raw.read_bytes() == wanted
-    fsx = Fsx(raw, 2)
-    fsx.run(1_000_000 if LONG else 1500)
+def test_fsx_over_ssh(mount: Mounter, sshd: Sshd, disk: Path) -> None:
+    m = mount(sshd.url(disk), "-o", sshd.options)
+    (m.point / "snapshots/x").mkdir()
+    fsx = Fsx(m.point / "snapshots/x/x.raw", 2)
+    fsx.run(100_000 if LONG else 500)
     ended(m)
-    m = mount(source, *(["-o", sshd.options] if kind == "ssh" else []))
-    inside = raw.parts[len(m.point.parts) :]
-    assert m.point.joinpath(*inside).read_bytes() == fsx.model
+    m = mount(sshd.url(disk), "-o", sshd.options)
+    assert (m.point / "snapshots/x/x.raw").read_bytes() == fsx.model
 
 
-WRITER = """
-import os, random, sys
-fd = os.open(sys.argv[1], os.O_RDWR)
-rng = random.Random(int(sys.argv[2]))
-while True:
-    for _ in range(rng.randrange(1, 20)):
-        block = rng.randrange(1024)
-        number = rng.randrange(1, 256)
-        print("w", block, number, flush=True)
-        os.pwrite(fd, bytes([number]) * 4096, block * 4096)
-    os.fsync(fd)
-    print("s", flush=True)
-"""
+def fio_and_kill(m: Mount, raw: Path, log: Path, turn: int) -> None:
+    """fio writes blocks, and is told by strace in `log`; the mount is killed at some moment."""
+    words = ["strace", "-f", "-qq", "-xx", "-s", str(BLOCK), "-o", log, "-e", "pwrite64,fsync"]
+    words += ["fio", "--name=x", f"--filename={raw}", "--size=4M", "--bs=4k", "--rw=randwrite"]
+    words += ["--ioengine=psync", f"--direct={turn % 2}", "--fsync=8", "--rate_iops=1000"]
+    words += ["--verify=crc32c", "--do_verify=0", "--time_based", "--runtime=60"]
+    with subprocess.Popen(
+        [*words, f"--randseed={turn}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    ) as fio:
+        deadline = time.monotonic() + 30
+        while not (log.exists() and b"fsync" in log.read_bytes()):
+            assert fio.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(random.uniform(0, 0.4))
+        os.kill(m.pid, signal.SIGKILL)
+        assert fio.wait(20) != 0
+
+
+WRITE = re.compile(rf'pwrite64\(\d+, "([^"]*)", {BLOCK}, (\d+)')
+SYNCED = re.compile(r"fsync(\(\d+\)| resumed).* = 0")
 
 
 @pytest.mark.timeout(3600 if LONG else 120)
-def test_kill_9_while_writing(mount: Mounter, disk: Path) -> None:
-    """What was synced is there; every other block is as it was, or as it was to be."""
+def test_kill_9_while_fio_writes(mount: Mounter, disk: Path, tmp_path: Path) -> None:
+    """What was synced is there; every other sector is as it was, or as it was to be."""
     disk.write_bytes(bytes(1024 * BLOCK))
     m = mount(disk)
     (m.point / "snapshots/x").mkdir()
-    may: dict[int, set[int]] = {block: {0} for block in range(1024)}
-    for turn in range(100 if LONG else 4):
-        command = [sys.executable, "-c", WRITER, str(m.point / "snapshots/x/x.raw"), str(turn)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as writer:
-            time.sleep(random.uniform(0.15, 0.6))
-            os.kill(m.pid, signal.SIGKILL)
-            assert writer.stdout is not None
-            said = writer.stdout.read().decode().splitlines()
-        assert any(line == "s" for line in said)
-        last: dict[int, int] = {}
-        for line in said:
-            if line == "s":
-                may |= {block: {number} for block, number in last.items()}
+    may = {block: [bytes(BLOCK)] for block in range(1024)}
+    for turn in range(100 if LONG else 3):
+        raw, log = m.point / "snapshots/x/x.raw", tmp_path / f"strace{turn}"
+        fio_and_kill(m, raw, log, turn)
+        last: dict[int, bytes] = {}
+        syncs = 0
+        for line in log.read_text().splitlines():
+            if found := WRITE.search(line):
+                block, data = int(found[2]) // BLOCK, bytes.fromhex(found[1].replace("\\x", ""))
+                may[block].append(data)
+                last[block] = data
+            elif SYNCED.search(line):
+                may |= {block: [data] for block, data in last.items()}
                 last = {}
-            else:
-                block, number = map(int, line.split()[1:])
-                may[block] = may[block] | {number}
-                last[block] = number
+                syncs += 1
+        assert syncs
+        log.unlink()
         subprocess.run(["fusermount3", "-uzq", m.point], timeout=20, check=False)
         m = mount(disk)
-        found = (m.point / "snapshots/x/x.raw").read_bytes()
+        content = (m.point / "snapshots/x/x.raw").read_bytes()
+        assert len(content) == 1024 * BLOCK
         for block in range(1024):
-            content = found[block * BLOCK : (block + 1) * BLOCK]
-            assert len(set(content)) <= 2 or block in last
-            for sector in range(0, BLOCK, 512):
-                part = content[sector : sector + 512]
-                assert len(set(part)) == 1
-                assert part[0] in may[block], (turn, block)
-            may[block] = set(content)
+            for at in range(0, BLOCK, 512):
+                sector = content[block * BLOCK + at :][:512]
+                assert sector in [data[at : at + 512] for data in may[block]], (turn, block, at)
+            may[block] = [content[block * BLOCK :][:BLOCK]]
+    assert any(any(versions[0]) for versions in may.values())
     assert not any(disk.read_bytes())
 
 
@@ -243,6 +279,39 @@ def test_a_full_disk(mount: Mounter, disk: Path, tmp_path: Path) -> None:
         m = mount(disk)
         with (m.point / "snapshots/x/x.raw").open("rb") as file:
             assert file.read(8192) == b"kept" * 1024 + b"more" * 1024
+        ended(m)
+    finally:
+        subprocess.run(["umount", "-l", state], check=True, timeout=20)
+
+
+def test_a_disk_that_has_room_again(mount: Mounter, disk: Path, tmp_path: Path) -> None:
+    """What fills it is not the snapshot, and goes away by itself."""
+    state, content = tmp_path / "state", bytearray(disk.read_bytes())
+    state.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=6m", "none", state], check=True, timeout=20)
+    try:
+        m = mount(disk)
+        (m.point / "snapshots/x").mkdir()
+        raw = m.point / "snapshots/x/x.raw"
+        with raw.open("r+b", buffering=0) as file:
+            content[:MIB] = os.urandom(MIB)
+            assert file.write(content[:MIB]) == MIB
+            os.fsync(file.fileno())
+            filler = state / "filler"
+            assert refused(lambda: filler.write_bytes(bytes(8 * MIB))) == errno.ENOSPC
+            assert refused(lambda: os.pwrite(file.fileno(), b"x" * MIB, 2 * MIB)) == errno.ENOSPC
+            assert os.pread(file.fileno(), MIB, 0) == content[:MIB]
+            # Of what was refused some may be there.
+            found = os.pread(file.fileno(), MIB, 2 * MIB)
+            pairs = zip(found, content[2 * MIB : 3 * MIB], strict=True)
+            assert all(byte in (old, ord("x")) for byte, old in pairs)
+            filler.unlink()
+            content[2 * MIB : 3 * MIB] = os.urandom(MIB)
+            assert os.pwrite(file.fileno(), content[2 * MIB : 3 * MIB], 2 * MIB) == MIB
+            os.fsync(file.fileno())
+        ended(m)
+        m = mount(disk)
+        assert (m.point / "snapshots/x/x.raw").read_bytes() == content
         ended(m)
     finally:
         subprocess.run(["umount", "-l", state], check=True, timeout=20)
