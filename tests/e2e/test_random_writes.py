@@ -88,7 +88,7 @@ class Writable:
         self.mounted = self.mount(*self.words)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture
 def writable(
     request: pytest.FixtureRequest, mount: Mounter, sshd: Sshd, tmp_path: Path
 ) -> Iterator[Writable]:
@@ -109,6 +109,7 @@ def writable(
             server.stop()
 
 
+@pytest.mark.parametrize("writable", KINDS, indirect=True)
 def test_fsx(writable: Writable) -> None:
     writable.renew()
     for seed in range(20 if LONG else 1):
@@ -121,30 +122,29 @@ def test_fsx(writable: Writable) -> None:
         print(f"fsx: seed {seed} done", flush=True)
 
 
-@pytest.mark.parametrize(
-    "how",
-    [
-        ("--ioengine=libaio", "--direct=1", "--iodepth=16", "--bs=4k"),
-        ("--ioengine=psync", "--bsrange=512-20k", "--fsync=32"),
-        ("--ioengine=mmap", "--bs=4k", "--fsync=64"),
-    ],
-    ids=["direct", "buffered", "mapped"],
+HOWS = (
+    ("--ioengine=libaio", "--direct=1", "--iodepth=16", "--bs=4k"),
+    ("--ioengine=psync", "--bsrange=512-20k", "--fsync=32"),
+    ("--ioengine=mmap", "--bs=4k", "--fsync=64"),
 )
-def test_fio_verifies(writable: Writable, how: tuple[str, ...]) -> None:
+
+
+@pytest.mark.parametrize("writable", KINDS if LONG else ("child", "ssh"), indirect=True)
+def test_fio_verifies(writable: Writable) -> None:
     writable.renew()
-    size = MIB
 
     def fio(seed: int, *words: str) -> None:
-        command = ["fio", "--name=x", f"--filename={writable.path}", f"--size={size}", *how, *words]
+        command = ["fio", "--name=x", f"--filename={writable.path}", f"--size={MIB}", *words]
         command += ["--rw=randwrite", "--verify=crc32c", "--verify_fatal=1", f"--randseed={seed}"]
         done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
 
-    for seed in range(100 if LONG else 1):
-        fio(seed, "--end_fsync=1")
-        if seed % 20 == 0:
+    for seed in range(300 if LONG else 3):
+        how = HOWS[seed % 3]
+        fio(seed, *how, "--end_fsync=1")
+        if seed % 30 == 1:
             writable.remount()
-        fio(seed, "--verify_only")
+        fio(seed, *how, "--verify_only")
 
 
 class Machine(RuleBasedStateMachine):
@@ -242,13 +242,14 @@ class Machine(RuleBasedStateMachine):
         self.fsx.end()
 
 
+@pytest.mark.parametrize("writable", KINDS if LONG else ("child", "file", "ssh"), indirect=True)
 def test_anything_in_any_order(writable: Writable) -> None:
     Machine.writable = writable
     run_state_machine_as_test(  # type: ignore[no-untyped-call]
         Machine,
         settings=settings(
-            max_examples=1000 if LONG else 4,
-            stateful_step_count=60 if LONG else 30,
+            max_examples=300 if LONG else 2,
+            stateful_step_count=60 if LONG else 25,
             deadline=None,
             database=None,
             phases=[Phase.generate],  # to shrink takes minutes
