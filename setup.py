@@ -6,9 +6,12 @@ import subprocess
 from setuptools import Extension, setup
 
 COMMON = ["-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden"]
-HEADERS = [f"imgfs/_native/{name}.h" for name in ("api", "fast", "objects", "scan", "segmap")] + [
-    "imgfs/_native/segmap_walk.h",
-    "imgfs/_native/store.h",
+HEADERS = [
+    f"imgfs/_native/{name}.h"
+    for name in (
+        *("api", "entry", "fast", "objects", "pieces"),
+        *("scan", "segmap", "segmap_walk", "store"),
+    )
 ]
 
 
@@ -34,7 +37,8 @@ setup(
         native(
             "_map",
             [
-                *("mapmodule", "mapset", "mapwrite", "storeobject", "scan", "store"),
+                *("mapmodule", "mapput", "mapset", "mapwrite", "storeobject", "storewatch"),
+                *("scan", "store"),
                 *("segmap", "segchunks", "segcopy", "segfill", "segread"),
                 *("segstores", "segwrite"),
             ],
@@ -42,6 +46,7 @@ setup(
             ["-lpthread"],
         ),
         native("_tables", ["tables"], [], []),
+        native("_pieces", ["pieces", "scan"], [], []),
         native(
             "_fuse",
             ["fusemodule", "inodes", "interpose", "queue", "requests", "writes"],

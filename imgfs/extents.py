@@ -155,6 +155,14 @@ class ExtentListBuilder:
             self._flags.append(int(flags))
         self._end = end
 
+    def extend(self, ends: array[int], flags: bytes) -> None:
+        """As `append` of several, which are ascending and unlike their neighbours."""
+        if ends:
+            self.append(ends[0], flags[0])
+            self._ends.extend(ends[1:])
+            self._flags += flags[1:]
+            self._end = ends[-1]
+
     def finish(self, end: int) -> ExtentList:
         """The list, which must reach exactly `end` (ValueError otherwise)."""
         if end != self._end:

@@ -66,6 +66,8 @@ class Derived(ABC):
 
 
 Detail: TypeAlias = Coded | Derived | bytes | None
+#: what native code takes: start, ends, kinds, files, offsets
+Packed: TypeAlias = "tuple[int, array[int], bytes, array[int], array[int]]"
 
 
 class Piece(NamedTuple):
@@ -118,6 +120,31 @@ class PieceList:
     def __len__(self) -> int:
         return len(self._ends)
 
+    @property
+    def packed(self) -> Packed:
+        return self.start, self._ends, self._kinds, self._files, self._offsets
+
+    @property
+    def has_below(self) -> bool:
+        return Kind.BELOW in self._kinds
+
+    def literals(self) -> Iterator[tuple[int, bytes]]:
+        """Where each LITERAL begins, and its bytes."""
+        for index, detail in self._details.items():
+            if isinstance(detail, bytes):
+                yield self._ends[index - 1] if index else self.start, detail
+
+    @property
+    def literal_bytes(self) -> int:
+        return sum(len(content) for _, content in self.literals())
+
+    def renumbered(self, first: int) -> PieceList:
+        """The same, of files whose numbers begin at `first`."""
+        if not first:
+            return self
+        files = array("H", (file + first for file in self._files))
+        return PieceList(self.start, self._ends, self._kinds, files, self._offsets, self._details)
+
     def __iter__(self) -> Iterator[Piece]:
         start, details = self.start, self._details
         packed = zip(self._ends, self._kinds, self._files, self._offsets, strict=True)
@@ -162,6 +189,9 @@ class PieceListBuilder:
         """Up to where the list reaches so far."""
         return self._end
 
+    def __len__(self) -> int:
+        return len(self._ends)
+
     def below(self, end: int) -> None:
         self._append(end, Kind.BELOW)
 
@@ -172,18 +202,20 @@ class PieceListBuilder:
         """From the present end up to `end`: the file's bytes from `offset` on."""
         self._append(end, Kind.DATA, file, offset)
 
-    def data_each(self, count: int, length: int, offset: int, stride: int) -> None:
-        """As `data` so many times: `length` bytes each, which begin `stride` bytes apart in file 0
-        and do not continue each other."""
-        if count < 1 or length < 1 or stride == length:
-            raise ValueError(f"{count} pieces of {length} bytes at each {stride}")
-        self.data(self._end + length, offset)
-        start, more = self._end, count - 1
-        self._end = start + more * length
-        self._ends.extend(range(start + length, self._end + 1, length))
-        self._kinds += bytes([Kind.DATA]) * more
-        self._files.frombytes(bytes(self._files.itemsize * more))
-        self._offsets.extend(range(offset + stride, offset + count * stride, stride))
+    def extend(self, ends: array[int], kinds: bytes, offsets: array[int], file: int = 0) -> None:
+        """Append pieces of BELOW, ZERO and DATA, none of which continues the one before it.
+
+        Raises ValueError when the first one is no progress; that all are ascending is the
+        caller's to know.
+        """
+        if not ends:
+            return
+        self._append(ends[0], Kind(kinds[0]), file, offsets[0])
+        self._ends.extend(ends[1:])
+        self._kinds += kinds[1:]
+        self._files.extend(array("H", [file]) * (len(ends) - 1))
+        self._offsets.extend(offsets[1:])
+        self._end = ends[-1]
 
     def coded(self, end: int, offset: int, coded: Coded, file: int = 0) -> None:
         self._append(end, Kind.CODED, file, offset, coded)

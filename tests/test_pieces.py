@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 
 import pytest
@@ -105,22 +106,33 @@ def test_a_range_outside() -> None:
         list(builder.finish(8).between(0, 9))
 
 
-@given(st.integers(0, 9), st.integers(1, 20), st.integers(1, 9), st.integers(0, 30), st.data())
-def test_data_each(start: int, count: int, length: int, offset: int, data: st.DataObject) -> None:
-    stride = data.draw(st.integers(1, 20).filter(lambda stride: stride != length))
-    builder, one_by_one = PieceListBuilder(start), PieceListBuilder(start)
-    for each in (builder, one_by_one):
-        if start:
-            each.data(start + start, offset)
-    builder.data_each(count, length, offset + 7, stride)
-    for number in range(count):
-        one_by_one.data(one_by_one.end + length, offset + 7 + number * stride)
-    for each in (builder, one_by_one):
-        each.zero(each.end + 1)
-    assert list(builder.finish(builder.end)) == list(one_by_one.finish(one_by_one.end))
+@given(lists(), st.data())
+def test_many_are_appended_as_one_by_one(pieces: PieceList, data: st.DataObject) -> None:
+    kinds = (Kind.BELOW, Kind.ZERO, Kind.DATA)
+    plain = [piece for piece in pieces if piece.kind in kinds]
+    at_once, one_by_one = PieceListBuilder(), PieceListBuilder()
+    before = data.draw(st.sampled_from(kinds))
+    for builder in (at_once, one_by_one):
+        builder.piece(Piece(0, 3, before, 1 if before == Kind.DATA else 0, 7))
+    ends: array[int] = array("Q")
+    last = 3
+    for piece in plain:
+        length = piece.end - piece.start
+        one_by_one.piece(Piece(last, last + length, piece.kind, 1, piece.offset))
+        last += length
+    joined = list(one_by_one.finish(last))
+    packed = [piece for piece in joined if piece.end > 3]
+    ends.extend(piece.end for piece in packed)
+    kind_bytes = bytes(piece.kind for piece in packed)
+    # What continued the first one begins where that ended.
+    offsets = array("Q", (p.offset + max(0, 3 - p.start) for p in packed))
+    at_once.extend(ends, kind_bytes, offsets, file=1)
+    assert [p._replace(file=0) for p in at_once.finish(at_once.end)] == [
+        p._replace(file=0) for p in joined
+    ]
 
 
-def test_data_each_refuses_no_progress() -> None:
-    for count, length, stride in ((0, 1, 2), (1, 0, 2), (3, 4, 4)):
-        with pytest.raises(ValueError):
-            PieceListBuilder().data_each(count, length, 0, stride)
+def test_appending_many_refuses_no_progress() -> None:
+    builder = PieceListBuilder(9)
+    with pytest.raises(ValueError, match="not past 9"):
+        builder.extend(array("Q", [9]), bytes([Kind.ZERO]), array("Q", [0]))

@@ -8,6 +8,8 @@ from array import array
 
 from typing_extensions import Buffer
 
+from imgfs.pieces import Packed
+
 ASK: int  # only Python knows: a native reader hands the request on
 ZERO: int  # reads as zeroes
 LITERAL: int  # bytes held in memory
@@ -16,7 +18,7 @@ STORE: int  # bytes of a store, when their blocks are present
 DATA: int  # lseek: data
 HOLE: int  # lseek: hole
 UNKNOWN: int  # lseek: ask Python (only with ASK)
-WATCHES: int  # how many ranges of a map can be watched
+WATCHES: int  # how many ranges of a store can be watched
 BLOCK: int  # what is written as a whole, in bytes; a map's last block may be shorter
 
 class Store:
@@ -70,6 +72,14 @@ class Store:
     def resize(self, size: int) -> None:
         """Of a whole store; ValueError for another.  The caller truncates the file: to grow, the file,
         then the store, then maps; to shrink, maps, `quiesce`, the store, then the file."""
+    def watch(self, slot: int, start: int, end: int) -> None:
+        """Tell of the first read from now on, by whatever map, that touches these bytes of the file, and
+        free the slot by that.  start == end frees it now.  slot < WATCHES.  A read that must ask Python is
+        not told of."""
+    def watch_fd(self) -> int:
+        """An eventfd, the store's own: readable when `take_seen` has something."""
+    def take_seen(self) -> list[int]:
+        """The slots whose ranges were read since this was asked last."""
     def quiesce(self) -> None:
         """[blocks] Return when every reader that began before this call has finished."""
 
@@ -103,6 +113,9 @@ class SegmentMap:
     def copy(self, start: int, other: SegmentMap, other_start: int, length: int) -> None:
         """From `start` on, say what the other map says now of `length` bytes from `other_start` on:
         ASK too, where it says that."""
+    def put(self, packed: Packed, files: list[SegmentMap]) -> None:
+        """What a list of pieces says: ZERO is zeroes, DATA what the file's map says now, as `copy` does,
+        and anything else (ASK, DATA).  LITERAL is left as it is: `set_literal` it.  Readers get in between."""
     def fill(
         self, starts: array[int], ends: array[int], kinds: bytes, store: Store | None = None
     ) -> None:
@@ -174,13 +187,8 @@ class SegmentMap:
         follows one at a time.  OSError ENOMEM: nothing was taken."""
     def segments(self, offset: int, length: int) -> list[tuple[int, int, int, int]]:
         """(start, end, ASK|ZERO|LITERAL|STORE, DATA|HOLE|UNKNOWN) clipped to the range."""
-    def watch(self, slot: int, start: int, end: int) -> None:
-        """Tell of the first read from now on that touches the range, and free the slot by that.
-        start == end frees it now.  slot < WATCHES.  A read that must ask Python is not told of."""
-    def watch_fd(self) -> int:
-        """An eventfd, the map's own: readable when `take_seen` has something."""
-    def take_seen(self) -> list[int]:
-        """The slots whose ranges were read since this was asked last."""
+    def next_unknown(self, start: int, end: int) -> int:
+        """The first byte of the range that is UNKNOWN; else `end`."""
     def extents(self, offset: int, length: int) -> tuple[array[int], bytes]:
         """The range as an ExtentList's (ends, flags): what lseek calls a hole, and the rest."""
     def data_bytes(self) -> int:

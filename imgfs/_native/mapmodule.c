@@ -150,45 +150,17 @@ static PyObject *map_seek(MapObject *self, PyObject *args)
 	return none_or(result);
 }
 
-static PyObject *map_watch(MapObject *self, PyObject *args)
+static PyObject *map_next_unknown(MapObject *self, PyObject *args)
 {
 	unsigned long long start, end;
-	unsigned slot;
-	int fd;
+	uint64_t found;
 
-	if (!PyArg_ParseTuple(args, "IKK", &slot, &start, &end))
+	if (!PyArg_ParseTuple(args, "KK", &start, &end))
 		return NULL;
-	if (slot >= MAX_WATCHES || start > end)
-		return none_or(-EINVAL);
-	fd = segmap_watch_fd(self->map);
-	if (fd < 0)
-		return none_or(fd);
-	segmap_watch(self->map, slot, start == end ? NO_WATCH : start, end);
-	Py_RETURN_NONE;
-}
-
-static PyObject *map_watch_fd(MapObject *self, PyObject *unused)
-{
-	int fd = segmap_watch_fd(self->map);
-
-	(void)unused;
-	return fd < 0 ? none_or(fd) : PyLong_FromLong(fd);
-}
-
-static PyObject *map_take_seen(MapObject *self, PyObject *unused)
-{
-	unsigned seen = segmap_take_seen(self->map), slot;
-	PyObject *list = PyList_New(0);
-
-	(void)unused;
-	for (slot = 0; list && seen; slot++, seen >>= 1) {
-		PyObject *number = seen & 1 ? PyLong_FromLong((long)slot) : NULL;
-
-		if (seen & 1 && (!number || PyList_Append(list, number)))
-			Py_CLEAR(list);
-		Py_XDECREF(number);
-	}
-	return list;
+	Py_BEGIN_ALLOW_THREADS
+	found = segmap_next_unknown(self->map, start, end);
+	Py_END_ALLOW_THREADS
+	return PyLong_FromUnsignedLongLong(found);
 }
 
 static PyObject *map_data_bytes(MapObject *self, PyObject *unused)
@@ -234,6 +206,7 @@ static PyMethodDef map_methods[] = {
 	{ "set_literal", KEYWORDS(map_set_literal) },
 	{ "copy", (PyCFunction)map_copy, METH_VARARGS, NULL },
 	{ "fill_copy", (PyCFunction)map_fill_copy, METH_VARARGS, NULL },
+	{ "put", (PyCFunction)map_put, METH_VARARGS, NULL },
 	{ "fill", (PyCFunction)map_fill, METH_VARARGS, NULL },
 	{ "set_ranges", (PyCFunction)map_set_ranges, METH_VARARGS, NULL },
 	{ "replace_store", (PyCFunction)map_replace_store, METH_VARARGS, NULL },
@@ -250,11 +223,9 @@ static PyMethodDef map_methods[] = {
 	{ "take", (PyCFunction)map_take, METH_NOARGS, NULL },
 	{ "ranges", (PyCFunction)map_ranges, METH_NOARGS, NULL },
 	{ "segments", (PyCFunction)map_segments, METH_VARARGS, NULL },
+	{ "next_unknown", (PyCFunction)map_next_unknown, METH_VARARGS, NULL },
 	{ "extents", (PyCFunction)map_extents, METH_VARARGS, NULL },
 	{ "data_bytes", (PyCFunction)map_data_bytes, METH_NOARGS, NULL },
-	{ "watch", (PyCFunction)map_watch, METH_VARARGS, NULL },
-	{ "watch_fd", (PyCFunction)map_watch_fd, METH_NOARGS, NULL },
-	{ "take_seen", (PyCFunction)map_take_seen, METH_NOARGS, NULL },
 	{ "read", (PyCFunction)map_read, METH_VARARGS, NULL },
 	{ "seek", (PyCFunction)map_seek, METH_VARARGS, NULL },
 	{ NULL, NULL, 0, NULL },

@@ -33,6 +33,9 @@ PyObject *map_fill(MapObject *self, PyObject *args);
 PyObject *map_set_ranges(MapObject *self, PyObject *args);
 PyObject *map_replace_store(MapObject *self, PyObject *args);
 
+/* mapput.c */
+PyObject *map_put(MapObject *self, PyObject *args);
+
 /* mapwrite.c: the methods of SegmentMap that write. */
 PyObject *map_set_target(MapObject *self, PyObject *args);
 PyObject *map_write(MapObject *self, PyObject *args);

@@ -64,10 +64,10 @@ static int chunk_grow(struct segmap *map, size_t c)
 	return 0;
 }
 
-static int chunk_halve(struct segmap *map, size_t c)
+/* The first `keep` segments stay. */
+static int chunk_cut(struct segmap *map, size_t c, unsigned keep)
 {
 	struct chunk *low = map->chunks[c], *high = chunk_new(CHUNK_SEGS);
-	unsigned keep = low->n / 2;
 	int err;
 
 	if (!high)
@@ -95,7 +95,7 @@ void chunk_remove(struct segmap *map, size_t c, size_t n)
 	map->n_chunks -= n;
 }
 
-int chunk_make_room(struct segmap *map, size_t c)
+int chunk_make_room(struct segmap *map, size_t c, unsigned keep)
 {
-	return map->chunks[c]->cap < CHUNK_SEGS ? chunk_grow(map, c) : chunk_halve(map, c);
+	return map->chunks[c]->cap < CHUNK_SEGS ? chunk_grow(map, c) : chunk_cut(map, c, keep);
 }

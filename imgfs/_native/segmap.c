@@ -4,7 +4,6 @@
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 void seg_hold(struct seg *s)
 {
@@ -38,7 +37,8 @@ int segs_split(struct segmap *map, uint64_t offset)
 	if (at(map, p)->start == offset)
 		return 0;
 	if (map->chunks[p.c]->n == map->chunks[p.c]->cap) {
-		err = chunk_make_room(map, p.c);
+		/* Who publishes in order splits the last one each time, and comes back no more. */
+		err = chunk_make_room(map, p.c, p.i == CHUNK_SEGS - 1 ? p.i : CHUNK_SEGS / 2);
 		if (err)
 			return err;
 		p = locate(map, offset);
@@ -163,14 +163,10 @@ struct segmap *segmap_new(uint64_t size)
 {
 	struct segmap *map = calloc(1, sizeof(*map));
 	pthread_rwlockattr_t attr;
-	unsigned i;
 
 	if (!map)
 		return NULL;
 	map->size = size;
-	map->watch_fd = -1;
-	for (i = 0; i < MAX_WATCHES; i++)
-		atomic_init(&map->watches[i].start, NO_WATCH);
 	atomic_init(&map->refs, 1);
 	/* Readers never nest; without this a stream of them starves the publisher. */
 	pthread_rwlockattr_init(&attr);
@@ -223,8 +219,6 @@ void segmap_unref(struct segmap *map)
 	free(map->stores);
 	free(map->chunks);
 	free(map->firsts);
-	if (map->watch_fd >= 0)
-		close(map->watch_fd);
 	if (map->dirty)
 		segmap_unref(map->dirty);
 	pthread_rwlock_destroy(&map->lock);
@@ -307,7 +301,7 @@ int segs_append(struct segmap *map, struct seg seg)
 		}
 	}
 	if (last->n == last->cap) {
-		int err = chunk_make_room(map, map->n_chunks - 1);
+		int err = chunk_make_room(map, map->n_chunks - 1, CHUNK_SEGS / 2);
 
 		if (err)
 			return err;

@@ -31,15 +31,6 @@ struct seg {
 	uint8_t seek;
 };
 
-/* A watched range: a read that touches it is told to whoever waits on the map's eventfd, once.
- * So a sequential reader whose reads are all answered here can still be fetched ahead for. */
-#define MAX_WATCHES 8
-#define NO_WATCH UINT64_MAX
-
-struct watch {
-	atomic_uint_fast64_t start, end;   /* start is NO_WATCH when the slot is free */
-};
-
 /* What a native write marks. */
 #define SEG_BLOCK 4096u
 
@@ -70,10 +61,6 @@ struct segmap {
 	uint16_t target_index, dirty_index; /* the target's in stores, and in dirty->stores */
 	struct segmap *dirty;               /* what was written since it was taken; may be NULL */
 	atomic_bool unsettled; /* of a `dirty`: what was taken, or a new size, is not safe yet */
-	struct watch watches[MAX_WATCHES];
-	atomic_uint watching;  /* a bit for each slot in use */
-	atomic_uint seen;      /* a bit for each slot whose range was read */
-	int watch_fd;          /* eventfd, or -1 */
 };
 
 /* What a map's lock is released for, so that readers get in. */
@@ -167,16 +154,11 @@ int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 /* 1: *found is lseek's answer.  0: only Python knows.  -ENXIO, -EINVAL. */
 int segmap_seek(struct segmap *map, int64_t offset, int whence, uint64_t *found);
 
-/* The eventfd, made at the first call, or -errno. */
-int segmap_watch_fd(struct segmap *map);
-/* start == NO_WATCH frees the slot. */
-void segmap_watch(struct segmap *map, unsigned slot, uint64_t start, uint64_t end);
-/* The slots whose ranges were read since the last call; each fires once. */
-unsigned segmap_take_seen(struct segmap *map);
-
 /* Up to `max` segments from `offset` on; returns how many. */
 size_t segmap_segments(struct segmap *map, uint64_t offset, uint64_t end, struct seg_view *out,
 		       size_t max);
+/* The first byte of [start, end) of which nothing is known; else `end`. */
+uint64_t segmap_next_unknown(struct segmap *map, uint64_t start, uint64_t end);
 /* [offset, end) as lseek sees it: holes, and the rest.  0 or -errno; the arrays are the caller's to
  * free either way. */
 int segmap_extents(struct segmap *map, uint64_t offset, uint64_t end, struct scan *out);

@@ -12,8 +12,8 @@ void literal_unref(struct literal *literal);
 struct chunk *chunk_new(unsigned cap);
 int chunk_insert(struct segmap *map, size_t c, struct chunk *ch, uint64_t first);
 void chunk_remove(struct segmap *map, size_t c, size_t n);
-/* Of a full one; afterwards it may be another, or two. */
-int chunk_make_room(struct segmap *map, size_t c);
+/* Of a full one; afterwards it may be another, or two, of which the first has `keep` segments. */
+int chunk_make_room(struct segmap *map, size_t c, unsigned keep);
 
 /* A place between or at segments: chunk and index in it. */
 struct pos {

@@ -3,7 +3,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 /* A piece of a read that must be read from a store's file, after the lock is let go. */
@@ -59,67 +58,9 @@ static int64_t gather(struct segmap *map, uint64_t offset, uint64_t length, char
 	}
 }
 
-int segmap_watch_fd(struct segmap *map)
-{
-	int fd;
-
-	pthread_rwlock_wrlock(&map->lock);
-	if (map->watch_fd < 0)
-		map->watch_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	fd = map->watch_fd < 0 ? -errno : map->watch_fd;
-	pthread_rwlock_unlock(&map->lock);
-	return fd;
-}
-
-void segmap_watch(struct segmap *map, unsigned slot, uint64_t start, uint64_t end)
-{
-	struct watch *w = &map->watches[slot];
-
-	/* A reader between these two stores sees an empty range. */
-	atomic_store(&w->start, NO_WATCH);
-	atomic_store(&w->end, end);
-	atomic_store(&w->start, start);
-	if (start == NO_WATCH)
-		atomic_fetch_and(&map->watching, ~(1u << slot));
-	else
-		atomic_fetch_or(&map->watching, 1u << slot);
-}
-
-unsigned segmap_take_seen(struct segmap *map)
-{
-	uint64_t count;
-
-	/* Drained first: who sets a bit after the exchange writes to it again. */
-	if (map->watch_fd >= 0 && read(map->watch_fd, &count, sizeof(count)) < 0)
-		count = 0;   /* nothing was there */
-	return atomic_exchange(&map->seen, 0);
-}
-
-static void watches_tell(struct segmap *map, uint64_t start, uint64_t end)
-{
-	const uint64_t one = 1;
-	unsigned bits = atomic_load_explicit(&map->watching, memory_order_relaxed);
-
-	for (; bits; bits &= bits - 1) {
-		unsigned slot = (unsigned)__builtin_ctz(bits);
-		struct watch *w = &map->watches[slot];
-		uint_fast64_t at = atomic_load(&w->start);
-
-		if (at >= end || start >= atomic_load(&w->end))
-			continue;
-		if (!atomic_compare_exchange_strong(&w->start, &at, NO_WATCH))
-			continue;   /* another reader was first */
-		atomic_fetch_or(&map->seen, 1u << slot);
-		if (write(map->watch_fd, &one, sizeof(one)) < 0)
-			continue;   /* full: it is readable anyway */
-	}
-}
-
 int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 		enum seg_wait wait)
 {
-	uint64_t start = offset;
-
 	if (!inside(map, offset, length))
 		return -EINVAL;
 	while (length) {
@@ -139,6 +80,8 @@ int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 			if (done >= 0 && !err)
 				err = store_pread(p->st, p->to, p->length, p->offset,
 						  wait == SEG_NOWAIT);
+			if (done >= 0 && !err)
+				store_tell(p->st, p->offset, p->length);
 			store_leave(p->st, p->token);
 			store_unref(p->st);
 		}
@@ -150,8 +93,6 @@ int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 		length -= (uint64_t)done;
 		buf += done;
 	}
-	if (atomic_load_explicit(&map->watching, memory_order_relaxed))
-		watches_tell(map, start, offset);
 	return 1;
 }
 
@@ -219,6 +160,23 @@ size_t segmap_segments(struct segmap *map, uint64_t offset, uint64_t end, struct
 	} while (step(map, &p));
 	pthread_rwlock_unlock(&map->lock);
 	return n;
+}
+
+uint64_t segmap_next_unknown(struct segmap *map, uint64_t start, uint64_t end)
+{
+	uint64_t found = end;
+	struct pos p;
+
+	pthread_rwlock_rdlock(&map->lock);
+	if (start < end && start < map->size) {
+		p = locate(map, start);
+		while (at(map, p)->seek != SEEK_IS_UNKNOWN && seg_end(map, p) < end && step(map, &p))
+			;
+		if (at(map, p)->seek == SEEK_IS_UNKNOWN)
+			found = at(map, p)->start > start ? at(map, p)->start : start;
+	}
+	pthread_rwlock_unlock(&map->lock);
+	return found;
 }
 
 int segmap_extents(struct segmap *map, uint64_t offset, uint64_t end, struct scan *out)

@@ -57,6 +57,7 @@ int store_resize(struct store *st, uint64_t size)
 struct store *store_new(int fd, uint64_t size, uint64_t block_size, bool whole)
 {
 	struct store *st;
+	unsigned i;
 
 	if (block_size < 512 || (block_size & (block_size - 1))) {
 		errno = EINVAL;
@@ -75,6 +76,9 @@ struct store *store_new(int fd, uint64_t size, uint64_t block_size, bool whole)
 	set_size(st, size);
 	atomic_init(&st->refs, 1);
 	pthread_mutex_init(&st->quiesce_lock, NULL);
+	atomic_init(&st->watch_fd, -1);
+	for (i = 0; i < MAX_WATCHES; i++)
+		atomic_init(&st->watches[i].start, NO_WATCH);
 	if (!whole) {
 		st->bits = table_new(bits_bytes(st));
 		st->coming = table_new(bits_bytes(st));
@@ -104,6 +108,8 @@ void store_unref(struct store *st)
 		munmap((void *)st->coming, bits_bytes(st));
 	if (st->stamps)
 		munmap((void *)st->stamps, stamps_bytes(st));
+	if (st->watch_fd >= 0)
+		close(st->watch_fd);
 	close(st->fd);
 	pthread_mutex_destroy(&st->quiesce_lock);
 	free(st);

@@ -14,6 +14,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* A watched range: a read that touches it, through whatever map, is told to whoever waits on the
+ * store's eventfd, once.  So who reads in sequence, and finds all of it here, can still be fetched
+ * ahead for. */
+#define MAX_WATCHES 32
+#define NO_WATCH UINT64_MAX
+
+struct watch {
+	atomic_uint_fast64_t start, end;   /* start is NO_WATCH when the slot is free */
+};
+
 struct store {
 	int fd;
 	bool whole;            /* every block present for good; bits and stamps are NULL */
@@ -29,6 +39,10 @@ struct store {
 	atomic_uint epoch;
 	atomic_uint readers[2];     /* who entered in an even and in an odd epoch */
 	pthread_mutex_t quiesce_lock;
+	struct watch watches[MAX_WATCHES];
+	atomic_uint watching;       /* a bit for each slot in use */
+	atomic_uint seen;           /* a bit for each slot whose range was read */
+	atomic_int watch_fd;        /* eventfd, or -1 */
 };
 
 /* The fd is duplicated.  NULL with errno set on failure. */
@@ -59,6 +73,15 @@ void store_settle(struct store *st, uint64_t first, uint64_t count);
 bool store_is_coming(const struct store *st, uint64_t offset, uint64_t length);
 /* Who waits for blocks that come; set once, before any thread does. */
 extern void (*store_settled_hook)(void);
+
+/* The eventfd, made at the first call, or -errno. */
+int store_watch_fd(struct store *st);
+/* start == NO_WATCH frees the slot. */
+void store_watch(struct store *st, unsigned slot, uint64_t start, uint64_t end);
+/* The slots whose ranges were read since the last call; each fires once. */
+unsigned store_take_seen(struct store *st);
+/* The range was read. */
+void store_tell(struct store *st, uint64_t offset, uint64_t length);
 
 /* Up to `count` present blocks, least recently used first chosen, then in ascending order.
  * The array is malloc'ed; NULL with *found == 0 when there is none, or no memory. */

@@ -361,6 +361,47 @@ static PyObject *store_get(StoreObject *self, void *what)
 	}
 }
 
+static PyObject *store_watch_(StoreObject *self, PyObject *args)
+{
+	unsigned long long start, end;
+	unsigned slot;
+	int fd;
+
+	if (!PyArg_ParseTuple(args, "IKK", &slot, &start, &end))
+		return NULL;
+	if (slot >= MAX_WATCHES || start > end)
+		return none_or(-EINVAL);
+	fd = store_watch_fd(self->st);
+	if (fd < 0)
+		return none_or(fd);
+	store_watch(self->st, slot, start == end ? NO_WATCH : start, end);
+	Py_RETURN_NONE;
+}
+
+static PyObject *store_watch_fd_(StoreObject *self, PyObject *unused)
+{
+	int fd = store_watch_fd(self->st);
+
+	(void)unused;
+	return fd < 0 ? none_or(fd) : PyLong_FromLong(fd);
+}
+
+static PyObject *store_take_seen_(StoreObject *self, PyObject *unused)
+{
+	unsigned seen = store_take_seen(self->st), slot;
+	PyObject *list = PyList_New(0);
+
+	(void)unused;
+	for (slot = 0; list && seen; slot++, seen >>= 1) {
+		PyObject *number = seen & 1 ? PyLong_FromLong((long)slot) : NULL;
+
+		if (seen & 1 && (!number || PyList_Append(list, number)))
+			Py_CLEAR(list);
+		Py_XDECREF(number);
+	}
+	return list;
+}
+
 static PyMethodDef store_methods[] = {
 	{ "set_present", (PyCFunction)store_set_present, METH_VARARGS, NULL },
 	{ "clear_present", (PyCFunction)store_clear_present, METH_VARARGS, NULL },
@@ -376,6 +417,9 @@ static PyMethodDef store_methods[] = {
 	{ "resize", (PyCFunction)store_resize_, METH_O, NULL },
 	{ "punch", (PyCFunction)store_punch_, METH_VARARGS, NULL },
 	{ "quiesce", (PyCFunction)store_quiesce_, METH_NOARGS, NULL },
+	{ "watch", (PyCFunction)store_watch_, METH_VARARGS, NULL },
+	{ "watch_fd", (PyCFunction)store_watch_fd_, METH_NOARGS, NULL },
+	{ "take_seen", (PyCFunction)store_take_seen_, METH_NOARGS, NULL },
 	{ NULL, NULL, 0, NULL },
 };
 

@@ -2,7 +2,8 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include <endian.h>
+#include "entry.h"
+
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
@@ -43,19 +44,6 @@ static PyObject *finish(struct runs *runs, bool ok)
 	if (bytes)
 		array = PyObject_CallFunction(array_type, "sN", "Q", bytes);
 	return array;
-}
-
-static uint64_t entry(const uint8_t *at, int width, int big_endian)
-{
-	uint32_t narrow;
-	uint64_t wide;
-
-	if (width == 4) {
-		memcpy(&narrow, at, sizeof(narrow));
-		return big_endian ? be32toh(narrow) : le32toh(narrow);
-	}
-	memcpy(&wide, at, sizeof(wide));
-	return big_endian ? be64toh(wide) : le64toh(wide);
 }
 
 static bool find_runs(const uint8_t *table, size_t entries, int width, int big_endian,

@@ -20,7 +20,7 @@ import contextlib
 import errno
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -34,8 +34,9 @@ from imgfs.cache.directory import BLOCK, CacheDirectory, open_directory
 from imgfs.cache.fills import Fill, Fills, joined
 from imgfs.cache.kept import ZERO, Found, Kept, Run, check_of
 from imgfs.cache.prefetch import prefetch
-from imgfs.cache.readahead import Readahead
+from imgfs.cache.readahead import Readahead, is_followed
 from imgfs.cache.space import Account, CacheSpace
+from imgfs.cache.watches import Watches
 from imgfs.cache.window import Window
 from imgfs.errors import CacheError, ImgfsError, SourceChanged
 from imgfs.extents import ExtentList, all_data
@@ -89,7 +90,8 @@ class CachedImage(Image):
         self._account = account
         self._zeroes = zeroes
         self._nursery = nursery
-        self._window = window
+        self.most_ahead = window
+        self._watches = Watches(store)
         self._policy = policy
         most_blocks = max(1, min(FILL_BLOCKS, most_fill // BLOCK))
         self._fills = Fills(nursery, most_blocks, self._run, Window())
@@ -111,20 +113,12 @@ class CachedImage(Image):
                     start = first * BLOCK
                     self.map.set_zero(start, min(start + count * BLOCK, self.size))
             self.source_extents = extents
-            self._ahead = Readahead(
-                self.map,
-                extents,
-                self._window,
-                self._fetch_ahead,
-                self._fills.drop,
-                self._fills.window,
-                self.source.round_trip_s,
-            )
-            self._nursery.start_soon(self._watch, self._ahead)
+            self._ahead = Readahead(self)
+            self._nursery.start_soon(self._watches.run)
             self._nursery.start_soon(self._record_now_and_then)
             if self._policy.prefetch is not None:
                 self._nursery.start_soon(
-                    prefetch, extents, self._fetch_ahead, self._has_room, self._policy.prefetch
+                    prefetch, extents, self.fetch_ahead, self._has_room, self._policy.prefetch
                 )
 
     async def _learn_extents(self) -> ExtentList:
@@ -187,7 +181,8 @@ class CachedImage(Image):
             await self.prepare()
             assert self._ahead is not None
         end = offset + length
-        self._ahead.missed(offset, end)
+        if not is_followed():
+            self._ahead.missed(offset, end)
         waited = False
         for _ in range(TRIES):
             if self.stale is not None:
@@ -243,18 +238,35 @@ class CachedImage(Image):
                     runs.append((first, count))
         return runs
 
-    def _fetch_ahead(self, start: int, end: int) -> list[Fill]:
-        return [fill for run in self._absent(start, end) for fill in self._fills.ahead(*run)]
+    @property
+    def line(self) -> Window:
+        return self._fills.window
+
+    @property
+    def round_trip_s(self) -> float:
+        return self.source.round_trip_s
+
+    def ahead_ranges(self, start: int) -> Iterator[tuple[int, int]]:
+        return self.source_extents.data_ranges(start)
+
+    def drop_ahead(self, fills: list[Fill]) -> None:
+        self._fills.drop(fills)
+
+    def watch(self, start: int, end: int, then: Callable[[], None]) -> list[Callable[[], None]]:
+        return [partial(self._watches.cancel, self._watches.set(start, end, then))]
+
+    def fetch_ahead(self, start: int, end: int, *, at_once: bool = False) -> list[Fill]:
+        if self.stale is not None:
+            return []
+        # What cannot be kept would be fetched again by who waits for it.
+        start_fills = self._fills.ahead
+        if at_once and self._has_room(end - start):
+            start_fills = self._fills.wanted
+        return [fill for run in self._absent(start, end) for fill in start_fills(*run)]
 
     def _has_room(self, length: int) -> bool:
         account = self._account
         return account is not None and account.has_room(length) and self.stale is None
-
-    async def _watch(self, ahead: Readahead) -> None:
-        """The map tells where the readers are that the fast path serves."""
-        while self.stale is None:
-            await trio.lowlevel.wait_readable(self.map.watch_fd())
-            ahead.seen(self.map.take_seen())
 
     async def _record_now_and_then(self) -> None:
         while True:

@@ -6,9 +6,9 @@
     stream      blocks are fetched up to `next`; the last window, from `mark` on, is watched
         |  its first block is read: the next window, larger, is fetched
         v
-    dropped     when more than WATCHES streams are followed, the one that moved least recently
+    dropped     when more than STREAMS streams are followed, the one that moved least recently
 
-Hits are answered natively and are not seen here; the map tells of the first read in a watched
+Hits are answered natively and are not seen here; the store tells of the first read in a watched
 range.  Random reads never begin where another ended, so they only come and go as candidates.
 A window is counted in bytes of data: what is zero costs nothing to read.
 
@@ -20,16 +20,19 @@ where that is less than what may be on its way the line idles.
 
 from __future__ import annotations
 
+import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import count
+from typing import Protocol
 
-from imgfs._native import _map
 from imgfs.cache.fills import Fill
 from imgfs.cache.window import Window
-from imgfs.extents import ExtentList
 
+STREAMS = 8
 FIRST_WINDOW = 1 << 20
 MOST_FIRST_WINDOW = 8 << 20
 FIRST_RATE = 40e6  # bytes a second that a line is taken for
@@ -40,51 +43,86 @@ SLACK = 64 << 10  # what a sequential reader may leave out
 CANDIDATES = 64
 
 
-@dataclass(slots=True)
+_followed: ContextVar[bool] = ContextVar("followed", default=False)
+
+
+@contextlib.contextmanager
+def followed() -> Iterator[None]:
+    """Reads made in here are no stream of their own: who makes them looks after what comes next."""
+    token = _followed.set(True)
+    try:
+        yield
+    finally:
+        _followed.reset(token)
+
+
+def is_followed() -> bool:
+    return _followed.get()
+
+
+class Ahead(Protocol):
+    """What can be fetched before it is read: an image with a cache, or what is over one.
+
+    Offsets are its own, in bytes.
+    """
+
+    @property
+    def size(self) -> int: ...
+
+    @property
+    def most_ahead(self) -> int:
+        """Bytes that may be fetched ahead of one reader."""
+
+    @property
+    def line(self) -> Window:
+        """What they are fetched over."""
+
+    @property
+    def round_trip_s(self) -> float:
+        """The line's, as far as it is known already, else 0."""
+
+    def ahead_ranges(self, start: int) -> Iterator[tuple[int, int]]:
+        """The ranges that are not zeroes from `start` on, as far as they are known."""
+
+    def fetch_ahead(self, start: int, end: int, *, at_once: bool = False) -> list[Fill]:
+        """Start fetching a range that is not zeroes; `at_once`: somebody waits for all of it."""
+
+    def drop_ahead(self, fills: list[Fill]) -> None:
+        """Forget what of these only queues."""
+
+    def watch(self, start: int, end: int, then: Callable[[], None]) -> list[Callable[[], None]]:
+        """`then` is called when a reader who is served natively gets there, perhaps more than once.
+        Each that is returned ends a part of that."""
+
+
+@dataclass(slots=True, eq=False)
 class Stream:
     """A sequential reader; all offsets are bytes."""
 
-    slot: int
     low: int  # reads from here to `next` are its
     mark: int  # and those from here on are in the last window
     next: int
     window: int = 0
     moved: int = 0
     fills: list[Fill] = field(default_factory=list)
+    unwatch: list[Callable[[], None]] = field(default_factory=list)
 
 
 class Readahead:
-    """`fetch(start, end)` starts fetching a range of data; `drop(fills)` forgets what it queued.
+    """Fetches ahead for those who read `ahead` in sequence."""
 
-    `most_window` is bytes; `line` is what they are fetched over, and `round_trip_s` its length as
-    far as it is known already, else 0.
-    """
-
-    def __init__(
-        self,
-        map: _map.SegmentMap,
-        extents: ExtentList,
-        most_window: int,
-        fetch: Callable[[int, int], list[Fill]],
-        drop: Callable[[list[Fill]], None],
-        line: Window,
-        round_trip_s: float = 0.0,
-    ) -> None:
-        self._map = map
-        self._extents = extents
-        self._most = most_window
-        self._line = line
-        self._first = max(FIRST_WINDOW, min(MOST_FIRST_WINDOW, int(round_trip_s * FIRST_RATE)))
-        self._growth = 4 if round_trip_s > LONG_TRIP_S else 2
-        self._fetch = fetch
-        self._drop = drop
-        self._streams: dict[int, Stream] = {}
+    def __init__(self, ahead: Ahead) -> None:
+        self._ahead = ahead
+        trip_s = ahead.round_trip_s
+        self._first = max(FIRST_WINDOW, min(MOST_FIRST_WINDOW, int(trip_s * FIRST_RATE)))
+        self._growth = 4 if trip_s > LONG_TRIP_S else 2
+        self._streams: list[Stream] = []
         self._candidates: deque[tuple[int, int]] = deque(maxlen=CANDIDATES)
         self._clock = count()
 
     def missed(self, start: int, end: int) -> bool:
         """A read came to Python.  True when it is part of a stream."""
-        for stream in self._streams.values():
+        for stream in self._streams:
             if stream.low <= start <= stream.next + SLACK:
                 if end > stream.mark:
                     self._advance(stream, end)
@@ -97,60 +135,66 @@ class Readahead:
         self._candidates.append((end, self._next_data(end)))
         return False
 
-    def seen(self, slots: list[int]) -> None:
-        """Reads reached what these slots watch."""
-        for slot in slots:
-            stream = self._streams.get(slot)
-            if stream is not None:
-                self._advance(stream, stream.next)
+    def _seen(self, stream: Stream, mark: int) -> None:
+        """A reader reached what was watched from `mark` on."""
+        if stream.mark == mark and stream in self._streams:
+            self._advance(stream, stream.next)
 
     @property
     def window(self) -> int:
         """The largest window of any stream, in bytes: how far ahead of the fastest one it is."""
-        return max((stream.window for stream in self._streams.values()), default=0)
+        return max((stream.window for stream in self._streams), default=0)
 
     def stop(self) -> None:
         """Follow nobody any more."""
-        for stream in self._streams.values():
-            self._map.watch(stream.slot, 0, 0)
-            self._drop(stream.fills)
-        self._streams.clear()
+        for stream in list(self._streams):
+            self._forget(stream)
         self._candidates.clear()
 
+    def _forget(self, stream: Stream) -> None:
+        self._streams.remove(stream)
+        self._unwatch(stream)
+        self._ahead.drop_ahead(stream.fills)
+
+    def _unwatch(self, stream: Stream) -> None:
+        for unwatch in stream.unwatch:
+            unwatch()
+        stream.unwatch = []
+
     def _next_data(self, offset: int) -> int:
-        if offset >= self._extents.end:
+        if offset >= self._ahead.size:
             return offset
-        return next(self._extents.data_ranges(offset), (offset, offset))[0]
+        return next(self._ahead.ahead_ranges(offset), (offset, offset))[0]
 
     def _new_stream(self, start: int) -> Stream:
-        free = next((n for n in range(_map.WATCHES) if n not in self._streams), None)
-        if free is None:
-            oldest = min(self._streams.values(), key=lambda s: s.moved)
-            self._drop(oldest.fills)
-            free = oldest.slot
-        stream = self._streams[free] = Stream(free, start, start, start)
+        if len(self._streams) == STREAMS:
+            self._forget(min(self._streams, key=lambda s: s.moved))
+        stream = Stream(start, start, start)
+        self._streams.append(stream)
         return stream
 
     def _advance(self, stream: Stream, read_to: int) -> None:
         """Fetch the next window, and watch it."""
         stream.moved = next(self._clock)
-        most = min(self._most, max(MOST_WINDOW, LINES * self._line.limit))
+        most = min(self._ahead.most_ahead, max(MOST_WINDOW, LINES * self._ahead.line.limit))
         stream.window = min(stream.window * self._growth or self._first, most)
         stream.low = stream.mark
         stream.mark = stream.next = max(stream.next, read_to)
         stream.fills = [fill for fill in stream.fills if not fill.ended.is_set()]
         left = stream.window
-        for start, end in self._extents.data_ranges(stream.next) if self._more(stream) else ():
+        for start, end in self._ahead.ahead_ranges(stream.next) if self._more(stream) else ():
             end = min(end, start + left)
-            stream.fills += self._fetch(start, end)
+            stream.fills += self._ahead.fetch_ahead(start, end)
             left -= end - start
             stream.next = end
             if left <= 0:
                 break
         if left:
             stream.window = 0  # there is no more to be ahead of
+        self._unwatch(stream)
         if stream.mark < stream.next:
-            self._map.watch(stream.slot, stream.mark, stream.next)
+            then = partial(self._seen, stream, stream.mark)
+            stream.unwatch = self._ahead.watch(stream.mark, stream.next, then)
 
     def _more(self, stream: Stream) -> bool:
-        return self._most > 0 and stream.next < self._extents.end
+        return self._ahead.most_ahead > 0 and stream.next < self._ahead.size

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from imgfs.pieces import PieceList
-from imgfs.steps import Steps
+from imgfs.steps import Read, Steps
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +39,12 @@ class Disk(ABC):
 
         Raises CorruptImage naming the field, its value and its offset in the file.
         """
+
+    def tables(self, offset: int, length: int, most: int) -> tuple[list[Read], int]:
+        """Of file 0 what maps of the range will read, as far as that is known without reading:
+        about `most` bytes, and up to where of the disk those are for.  Empty: few, or not known.
+        """
+        return [], offset + length
 
     def facts(self) -> list[tuple[str, str]]:
         """What a person wants to know of it: names and values, in the format's own terms."""

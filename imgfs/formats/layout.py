@@ -51,44 +51,47 @@ class Clusters:
         self.cluster_size = cluster_size
         self.total = -(-extents.end // cluster_size)  #: clusters of the disk
         self._firsts: array[int] = array("Q")
-        self._ends: array[int] = array("Q")
         self._before: array[int] = array("Q")  # how many are in the runs before
-        count = 0
+        count, reach = 0, -1
         for start, end in extents.data_ranges():
             first, last = start // cluster_size, -(-end // cluster_size)
-            if self._ends and first <= self._ends[-1]:
-                count += max(0, last - self._ends[-1])
-                self._ends[-1] = max(last, self._ends[-1])
+            if first <= reach:
+                count += max(0, last - reach)
+                reach = max(last, reach)
             else:
                 self._firsts.append(first)
-                self._ends.append(last)
                 self._before.append(count)
-                count += last - first
+                count, reach = count + last - first, last
+        self._before.append(count)
         self.count = count  #: how many hold data
+
+    def _end(self, index: int) -> int:
+        """Where the run ends."""
+        return self._firsts[index] + self._before[index + 1] - self._before[index]
 
     def rank(self, cluster: int) -> int:
         """How many hold data before this one."""
         index = bisect_right(self._firsts, cluster) - 1
         if index < 0:
             return 0
-        return self._before[index] + min(cluster, self._ends[index]) - self._firsts[index]
+        return self._before[index] + min(cluster, self._end(index)) - self._firsts[index]
 
     def runs(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
         """(first, end, rank of first) of the runs that hold data, cut to `[first, end)`."""
         index = max(0, bisect_right(self._firsts, first) - 1)
         while index < len(self._firsts) and self._firsts[index] < end:
-            a, b = max(first, self._firsts[index]), min(end, self._ends[index])
+            a, b = max(first, self._firsts[index]), min(end, self._end(index))
             if a < b:
                 yield a, b, self._before[index] + a - self._firsts[index]
             index += 1
 
     def runs_by_rank(self, first: int, end: int) -> Iterator[tuple[int, int, int]]:
         """As `runs`, for those whose ranks are in `[first, end)`."""
-        index = max(0, bisect_right(self._before, first) - 1)
+        index = max(0, bisect_right(self._before, first, hi=len(self._firsts)) - 1)
         while index < len(self._firsts) and self._before[index] < end:
             before, start = self._before[index], self._firsts[index]
             a = start + max(0, first - before)
-            b = min(self._ends[index], start + end - before)
+            b = min(self._end(index), start + end - before)
             if a < b:
                 yield a, b, before + a - start
             index += 1

@@ -24,15 +24,18 @@ from imgfs._native import _tables
 from imgfs.errors import CorruptImage, OutOfRange, UsageError
 from imgfs.formats import qcow2_tables as t
 from imgfs.formats.disk import Disk
+from imgfs.formats.entries import Entries
 from imgfs.formats.qcow2_header import Header, Snapshot, parse_snapshots, read_header
-from imgfs.pieces import Coded, PieceList, PieceListBuilder
+from imgfs.pieces import Coded, Kind, PieceList, PieceListBuilder
 from imgfs.steps import Opened, Read, Steps, open_file, read, read_all
 from imgfs.units import format_size
 
-MOST_TABLES = 1 << 20  # bytes of L2 tables that one step of a map reads
+MOST_TABLES = 4 << 20  # bytes of L2 tables that one step of a map reads
 SLICE = 64 << 10  # bytes of an L2 table that are read at least
 EXTENDED_SLICE = 16 << 10  # of one with subclusters, which may make 32 pieces an entry
-MOST_PIECES = 16384  # or so, of one step past what was asked for: nobody waits longer for a map
+MOST_PIECES = 1 << 17  # or so, of one step past what was asked for: nobody waits longer for a map
+ODD_PIECES = 8  # times as long takes one of an entry that is looked at by itself
+ODD_ENTRIES = 64  # that are looked at by themselves where the first one is out of the ordinary
 WINDOW = 8192  # L1 entries that one step looks at
 KEPT_L1 = 1 << 20  # bytes of an L1 table that is kept; of a longer one, parts are read when needed
 _ALIKE = (0, t.SUBCLUSTERS_ALL, t.SUBCLUSTERS_ALL << t.SUBCLUSTERS)
@@ -189,6 +192,7 @@ class Qcow2Disk(Disk):
         self._cluster = header.cluster_size
         self._entry = header.entry_size
         self._extended = header.extended_l2
+        self._plain = self._plain_entries()
 
     def facts(self) -> list[tuple[str, str]]:
         header = self.header
@@ -219,47 +223,98 @@ class Qcow2Disk(Disk):
         end = min(offset + length, self.size)
         if not 0 <= offset < end:
             raise OutOfRange(f"{self.name}: [{offset}, {offset + length}) of {self.size} bytes")
-        clusters = -(-self.size // self._cluster)
-        unit = min(self._cluster, EXTENDED_SLICE if self._extended else SLICE)
-        first = offset // self._cluster * self._entry // unit * unit
-        last = -(-end // self._cluster) * self._entry
-        last = min(-(-last // unit) * unit, clusters * self._entry)
+        first, last = self._tables_for(offset, end)
         parts = yield from self._find_parts(first, last)
         reads = [Read(part.host, part.end - part.start) for part in parts if part.host]
         tables = iter((yield from read_all(reads)))
         pieces = PieceListBuilder(self._guest(first))
         room = MOST_PIECES
         for part in parts:
-            for upto, value, bitmap in self._runs(part, next(tables) if part.host else b""):
-                if pieces.end > offset:
-                    room -= 1 if bitmap in _ALIKE else len(_subcluster_runs(bitmap))
+            table = self._whole_entries(part, next(tables)) if part.host else b""
+            at = part.start
+            while at < part.end:
+                if self._plain is not None and part.host:
+                    before = len(pieces)
+                    rest = memoryview(table)[at - part.start :]
+                    count = self._plain.append(pieces, rest, self._cluster, self.size, room)
+                    at += count * self._entry
+                    room -= len(pieces) - before
+                for upto, value, bitmap in self._runs(part, table, at):
+                    at = upto
+                    if pieces.end > offset:
+                        alike = bitmap in _ALIKE
+                        room -= ODD_PIECES * (1 if alike else len(_subcluster_runs(bitmap)))
                     if room <= 0:
                         return pieces.finish(pieces.end)
-                to = self._guest(upto)
-                try:
-                    self._append(pieces, to, value, bitmap, part)
-                except CorruptImage:
-                    # It is this range's alone: what was asked for may be before or behind it.
-                    if to <= offset:
-                        pieces = PieceListBuilder(to)
-                    elif pieces.end > offset:
-                        return pieces.finish(pieces.end)
-                    else:
-                        raise
+                    to = self._guest(at)
+                    try:
+                        self._append(pieces, to, value, bitmap, part)
+                    except CorruptImage:
+                        # It is this range's alone: what was asked for may be before or behind it.
+                        if to <= offset:
+                            pieces = PieceListBuilder(to)
+                        elif pieces.end > offset:
+                            return pieces.finish(pieces.end)
+                        else:
+                            raise
         return pieces.finish(pieces.end)
+
+    def _plain_entries(self) -> Entries | None:
+        """What all entries mean but those with subclusters, compressed ones, and wrong ones."""
+        if self._extended:
+            return None
+        flags = t.ENTRY_COMPRESSED | t.ENTRY_ZERO
+        unaligned = t.ENTRY_OFFSET & (self._cluster - 1)
+        absent = Kind.ZERO if self.backing is None else Kind.BELOW
+        rules = [(flags | t.ENTRY_OFFSET, 0, absent)]
+        if self._data.file:
+            # Its offsets are the guest's, so that runs of them are long, and 0 is one.
+            rules = [(flags | t.ENTRY_OFFSET | t.ENTRY_COPIED, 0, absent)]
+        else:
+            rules.append((flags | unaligned, 0, Kind.DATA))
+        if self.header.version > 2:
+            rules.append((flags | unaligned, t.ENTRY_ZERO, Kind.ZERO))
+        return Entries(
+            t.ENTRY.size, rules, big_endian=True, mask=t.ENTRY_OFFSET, high=self._file_size
+        )
 
     def _guest(self, at: int) -> int:
         """The disk's byte that the entry at `at` in the address space of L2 tables is for."""
         return min(at // self._entry * self._cluster, self.size)
 
+    def _tables_for(self, offset: int, end: int) -> tuple[int, int]:
+        """The range of the address space of L2 tables, in the units in which they are read."""
+        clusters = -(-self.size // self._cluster)
+        unit = min(self._cluster, EXTENDED_SLICE if self._extended else SLICE)
+        first = offset // self._cluster * self._entry // unit * unit
+        last = -(-end // self._cluster) * self._entry
+        return first, min(-(-last // unit) * unit, clusters * self._entry)
+
+    def tables(self, offset: int, length: int, most: int) -> tuple[list[Read], int]:
+        end = min(offset + length, self.size)
+        if self._l1.kept is None or offset >= end:
+            return [], end
+        first, last = self._tables_for(offset, end)
+        index, last_index = first // self._cluster, -(-last // self._cluster)
+        table = self._l1.kept[index * t.ENTRY.size : last_index * t.ENTRY.size]
+        parts = self._parts(table, index, first, last, most)
+        reads = [Read(part.host, part.end - part.start) for part in parts if part.host]
+        if sum(read.length for read in reads) <= MOST_TABLES:
+            return [], end
+        return reads, self._guest(parts[-1].end)
+
     def _find_parts(self, first: int, last: int) -> Steps[list[_Part]]:
         """Where `[first, last)` of the L2 tables is; the beginning of that when it is too much."""
+        index = first // self._cluster
+        last = min(last, (index + WINDOW) * self._cluster)
+        end = min(-(-last // self._cluster), self._l1.size)
+        table = yield from self._read_l1(index, end)
+        return self._parts(table, index, first, last, MOST_TABLES)
+
+    def _parts(self, table: bytes, index: int, first: int, last: int, room: int) -> list[_Part]:
+        """As `_find_parts`, of L1 entries from `index` on and at most `room` bytes of L2 tables."""
         cluster = self._cluster
-        index = first // cluster
-        last = min(last, (index + WINDOW) * cluster)
-        table = yield from self._read_l1(index, min(-(-last // cluster), self._l1.size))
         parts: list[_Part] = []
-        room = MOST_TABLES
         at = first
         for count, value in _host_runs(table, cluster):
             start, index = index * cluster, index + count
@@ -293,26 +348,31 @@ class Qcow2Disk(Disk):
         # The map ends where the table does; what lies beyond is asked for by itself.
         return table[: whole * t.ENTRY.size]
 
-    def _runs(self, part: _Part, table: bytes) -> Iterator[tuple[int, int | None, int]]:
-        """(end in the address space, first entry, bitmap) of each run of a part's entries.
+    def _whole_entries(self, part: _Part, table: bytes) -> bytes:
+        """Of a part's bytes what can be used."""
+        if part.host % self._cluster != part.start % self._cluster:
+            return b""
+        return table[: len(table) // self._entry * self._entry]
+
+    def _runs(self, part: _Part, table: bytes, at: int) -> Iterator[tuple[int, int | None, int]]:
+        """(end in the address space, first entry, bitmap) of runs of a part's entries, from the one
+        at `at` on; of the first ones only, where there may be plain ones behind them.
 
         An entry of None: the table is not there.
         """
-        at = part.start
         if not part.host:
             yield part.end, 0, 0
             return
-        if part.host % self._cluster == at % self._cluster:
-            whole = table[: len(table) // self._entry * self._entry]
-            if self._extended:
-                for count, value, bitmap in _extended_runs(whole, self._cluster):
-                    at += count * self._entry
-                    yield at, value, bitmap
-            else:
-                for count, value in _host_runs(whole, self._cluster):
-                    at += count * self._entry
-                    yield at, value, 0
-        if at < part.end:
+        rest = table[at - part.start :]
+        if self._extended:
+            for count, value, bitmap in _extended_runs(rest, self._cluster):
+                at += count * self._entry
+                yield at, value, bitmap
+        else:
+            for count, value in _host_runs(rest[: ODD_ENTRIES * self._entry], self._cluster):
+                at += count * self._entry
+                yield at, value, 0
+        if part.start + len(table) <= at < part.end:
             yield part.end, None, 0
 
     def _append(

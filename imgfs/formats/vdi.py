@@ -12,14 +12,17 @@ from imgfs._native._tables import runs
 from imgfs.errors import CorruptImage, UnsupportedFeature
 from imgfs.formats import vdi_tables as t
 from imgfs.formats.disk import Disk
+from imgfs.formats.entries import Entries
 from imgfs.formats.window import Window
-from imgfs.pieces import PieceList
+from imgfs.pieces import Kind, PieceList
 from imgfs.steps import Steps, read
 
 MAP = 1 << 20  # bytes of the map of blocks that are read at once
 TOGETHER = 1024  # entries of it that are read even if one is wanted
+ODD = 64  # entries that are looked at by themselves where the first one is out of the ordinary
 MOST_BLOCKS = 0x3FFFFFFF  # qemu's limit
 MOST_BLOCK_BYTES = 1 << 30
+MAX = 0xFFFFFFFF  # of an entry
 NO_UUID = bytes(16)
 
 
@@ -35,6 +38,14 @@ class VdiDisk(Disk):
         self._stride = header.cbBlockExtra + header.cbBlock
         self._data = header.offData + header.cbBlockExtra
         self._blocks = -(-self.size // header.cbBlock)
+        self._plain = Entries(
+            4,
+            [(MAX, t.BLOCK_ZERO, Kind.ZERO), (MAX, t.BLOCK_FREE, Kind.ZERO), (0, 0, Kind.DATA)],
+            mask=MAX,
+            scale=self._stride,
+            base=self._data,
+            high=file_size,
+        )
 
     def map(self, offset: int, length: int) -> Steps[PieceList]:
         block = self._header.cbBlock
@@ -45,14 +56,18 @@ class VdiDisk(Disk):
         table = yield from read(at, 4 * (end - first))
         whole = len(table) // 4
         window = Window(first * block, offset)
-        found = runs(table[: whole * 4], 4, False, 1)
-        for count, value, step in zip(found[0::3], found[1::3], found[2::3], strict=True):
-            if self._append(window, count, value, step):
-                break
-        else:
-            if whole < end - first:
-                problem = f"{self._name}: the file ends in its map of blocks, at {at + len(table)}"
-                window.bad(self._clip(end * block), problem)
+        rest = memoryview(table)[: whole * 4]
+        while rest:
+            count = self._plain.append(window.builder, rest, block, self.size, whole)
+            odd = rest[count * 4 :][: ODD * 4]
+            rest = rest[count * 4 + len(odd) :]
+            found = runs(odd, 4, False, 1)
+            for count, value, step in zip(found[0::3], found[1::3], found[2::3], strict=True):
+                if self._append(window, count, value, step):
+                    return window.builder.finish(window.builder.end)
+        if whole < end - first:
+            problem = f"{self._name}: the file ends in its map of blocks, at {at + len(table)}"
+            window.bad(self._clip(end * block), problem)
         return window.builder.finish(window.builder.end)
 
     def _clip(self, end: int) -> int:

@@ -9,6 +9,7 @@ from imgfs._native._tables import clear_runs, runs
 from imgfs.errors import CorruptImage, UnsupportedFeature
 from imgfs.formats import vhd_tables as vt
 from imgfs.formats.disk import Backing, Disk
+from imgfs.formats.entries import Entries
 from imgfs.formats.windows_names import local_name
 from imgfs.pieces import Kind, Piece, PieceList, PieceListBuilder
 from imgfs.steps import Read, Steps, read, read_all
@@ -23,6 +24,7 @@ _TAIL = 512
 _LONGEST_NAME = 64 << 10
 _PART = 4096  # entries that are read at least, so that neighbours cost nothing
 _MOST_ENTRIES = 32 << 10  # of one map step, which must not take long
+_ODD = 64  # entries that are looked at by themselves where the first one is wrong
 _MOST_BITMAPS = 256  # of one map step
 _MOST_BITMAP_BYTES = 1 << 20
 
@@ -245,45 +247,51 @@ class VhdDisk(Disk):
         builder, block = PieceListBuilder(first * size), first
         step = (bitmap_size + size) // vt.SECTOR
         absent = Kind.ZERO if self.backing is None else Kind.BELOW
-        found = iter(runs(table, vt.ENTRY_SIZE, True, step))
-        for count, value, stride in zip(found, found, found, strict=True):
-            if value == vt.NOT_ALLOCATED:
+        plain = self._plain_entries(header) if bitmaps is None else None
+        rest = memoryview(table)
+        while rest:
+            if plain is not None:
+                count = plain.append(builder, rest, size, self.size, len(table))
+                rest = rest[count * vt.ENTRY_SIZE :]
                 block += count
-                builder.piece(Piece(builder.end, min(block * size, self.size), absent))
-                continue
-            done = 0
-            if bitmaps is None and stride:
-                done = self._append_run(header, builder, count - 1, value)
-                block += done
-            for index in range(done, count):
-                sector = value + index * stride
-                at, end = sector * vt.SECTOR + bitmap_size, min((block + 1) * size, self.size)
-                if at + end - block * size > self._data_end:
-                    if block * size > offset:
+            odd = rest if plain is None else rest[: _ODD * vt.ENTRY_SIZE]
+            rest = rest[len(odd) :]
+            found = iter(runs(odd, vt.ENTRY_SIZE, True, step))
+            for count, value, stride in zip(found, found, found, strict=True):
+                if value == vt.NOT_ALLOCATED:
+                    block += count
+                    builder.piece(Piece(builder.end, min(block * size, self.size), absent))
+                    continue
+                for index in range(count):
+                    sector = value + index * stride
+                    at, end = sector * vt.SECTOR + bitmap_size, min((block + 1) * size, self.size)
+                    if at + end - block * size > self._data_end:
+                        if block * size > offset:
+                            return builder.finish(builder.end)
+                        if end > offset:
+                            raise self._outside(header, block, sector)
+                        builder = PieceListBuilder(end)
+                    elif bitmaps is None:
+                        builder.data(end, at)
+                    elif block in bitmaps:
+                        _append_sectors(builder, end, at, bitmaps[block])
+                    else:
                         return builder.finish(builder.end)
-                    if end > offset:
-                        raise self._outside(header, block, sector)
-                    builder = PieceListBuilder(end)
-                elif bitmaps is None:
-                    builder.data(end, at)
-                elif block in bitmaps:
-                    _append_sectors(builder, end, at, bitmaps[block])
-                else:
-                    return builder.finish(builder.end)
-                block += 1
+                    block += 1
         return builder.finish(builder.end)
 
-    def _append_run(
-        self, header: vt.Header, builder: PieceListBuilder, count: int, sector: int
-    ) -> int:
-        """Whole blocks that follow each other in the file, from the sector on, when all of them are
-        in it.  How many were appended."""
-        bitmap_size = vt.bitmap_size(header.block_size)
-        at, stride = sector * vt.SECTOR + bitmap_size, bitmap_size + header.block_size
-        if at + count * stride > self._data_end:
-            return 0
-        builder.data_each(count, header.block_size, at, stride)
-        return count
+    def _plain_entries(self, header: vt.Header) -> Entries:
+        """All that are not wrong, of a disk without bitmaps that matter."""
+        rules = [(vt.NOT_ALLOCATED, vt.NOT_ALLOCATED, Kind.ZERO), (0, 0, Kind.DATA)]
+        return Entries(
+            vt.ENTRY_SIZE,
+            rules,
+            big_endian=True,
+            mask=vt.NOT_ALLOCATED,
+            scale=vt.SECTOR,
+            base=vt.bitmap_size(header.block_size),
+            high=self._data_end,
+        )
 
     def _outside(self, header: vt.Header, block: int, sector: int) -> CorruptImage:
         return CorruptImage(

@@ -10,6 +10,7 @@ from imgfs._native._tables import clear_runs, runs
 from imgfs.errors import CorruptImage, UnsupportedFeature
 from imgfs.formats import vhdx_tables as vt
 from imgfs.formats.disk import Disk
+from imgfs.formats.entries import Entries
 from imgfs.formats.vhdx_log import Replayed, replay
 from imgfs.formats.vhdx_metadata import Metadata, read_metadata
 from imgfs.pieces import Kind, Piece, PieceList, PieceListBuilder
@@ -121,6 +122,9 @@ class VhdxDisk(Disk):
         self._metadata = metadata
         self._bat_at = bat.file_offset
         self._block_size = metadata.block_size
+        self._plain = None
+        if self.backing is None and not file.changes:
+            self._plain = self._plain_entries()
         self._ratio = vt.CHUNK_SECTORS * metadata.logical_sector_size // metadata.block_size
         self._blocks = -(-metadata.size // metadata.block_size)
         self.entries = vt.entries(self._blocks, self._ratio, self.backing is not None)
@@ -152,6 +156,12 @@ class VhdxDisk(Disk):
             entries = dict(zip(chunks, bitmap_entries, strict=True))
             bitmaps = yield from self._read_bitmaps(first, b"".join(parts), entries)
         return self._pieces(first, parts, bitmaps, offset)
+
+    def _plain_entries(self) -> Entries:
+        """All that are not wrong, of a disk that is all in its file."""
+        rules = [(vt.STATE_MASK, state, Kind.ZERO) for state in (*_ZEROES, vt.NOT_PRESENT)]
+        rules.append((vt.STATE_MASK, vt.FULLY_PRESENT, Kind.DATA))
+        return Entries(vt.ENTRY_SIZE, rules, mask=vt.OFFSET_MASK, low=vt.MIB, high=self._file.size)
 
     def _index(self, block: int) -> int:
         """Of a payload block's entry in the BAT."""
@@ -188,7 +198,12 @@ class VhdxDisk(Disk):
         """Of the blocks whose entries the parts are, as far as there is nothing wrong."""
         size, block = self._block_size, first
         builder = PieceListBuilder(first * size)
-        for part in parts:
+        for whole in parts:
+            part = whole
+            if self._plain is not None:
+                count = self._plain.append(builder, whole, size, self.size, len(whole))
+                part = whole[count * vt.ENTRY_SIZE :]
+                block += count
             found = iter(runs(part, vt.ENTRY_SIZE, False, size))
             for count, value, stride in zip(found, found, found, strict=True):
                 together = count if self._is_one(block, count, value, stride) else 1

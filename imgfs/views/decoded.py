@@ -9,11 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from imgfs.cache.readahead import followed
 from imgfs.formats.disk import Disk
 from imgfs.pieces import Kind, Piece, PieceList, PieceListBuilder
 from imgfs.views.drive import drive
 from imgfs.views.planned import PlannedView
 from imgfs.views.view import View
+
+TABLES_AHEAD = 32 << 20  # bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class DecodedView(PlannedView):
         files = [file for layer in layers for file in layer.files]
         super().__init__(name, layers[0].size, files[0], files)
         self.layers = layers
+        #: from where to where of each layer's disk its tables were asked for
+        self._fetched_tables = [(0, 0)] * len(layers)
         #: the number in `files` of each layer's first
         self._firsts = [sum(len(layer.files) for layer in layers[:i]) for i in range(len(layers))]
 
@@ -53,7 +58,11 @@ class DecodedView(PlannedView):
             builder = PieceListBuilder(offset)
             builder.data(offset + length, offset, first)
             return builder.finish(builder.end)
-        pieces = await drive(layer.disk.map(offset, length), layer.files)
+        self._fetch_tables(index, offset, length)
+        with followed():
+            pieces = await drive(layer.disk.map(offset, length), layer.files)
+        if not pieces.has_below:
+            return pieces.renumbered(first)
         below = await self._below(index + 1, pieces)
         builder = PieceListBuilder(pieces.start)
         for piece in pieces:
@@ -62,6 +71,19 @@ class DecodedView(PlannedView):
             else:
                 self._append_below(builder, below, piece.end)
         return builder.finish(pieces.end)
+
+    def _fetch_tables(self, index: int, offset: int, length: int) -> None:
+        """Let those come in that later steps of a long map need, while this one is looked at."""
+        layer, ahead = self.layers[index], self.layers[index].files[0].ahead
+        start, end = self._fetched_tables[index]
+        if layer.disk is None or ahead is None or start <= offset < (start + end) // 2:
+            return
+        reads, end = layer.disk.tables(offset, length, TABLES_AHEAD)
+        self._fetched_tables[index] = offset, end
+        for each in reads:
+            if each.offset < ahead.size:
+                end = min(each.offset + each.length, ahead.size)
+                ahead.fetch_ahead(each.offset, end, at_once=True)
 
     async def _below(self, index: int, pieces: PieceList) -> list[PieceList]:
         """What the layer says of all that these pieces leave out."""

@@ -7,7 +7,10 @@ from imgfs.pieces import PieceList
 from imgfs.views.planned import PlannedView
 from imgfs.views.view import View
 
-STEP = 256 << 20  # of the file that is planned at once; its tables are made for that
+LEAST_STEP = 4 << 20  # bytes of the file that are planned at once; its tables are made for that
+MOST_STEP = 256 << 20
+FEW_PIECES = 4096
+FEW_LITERALS = 1 << 20  # bytes
 
 
 class EncodedView(PlannedView):
@@ -16,13 +19,22 @@ class EncodedView(PlannedView):
     def __init__(self, name: str, disk: View, layout: Layout) -> None:
         super().__init__(name, layout.size, disk, [disk])
         self._layout = layout
+        self._step = LEAST_STEP
 
     async def _plan(self, offset: int, length: int) -> PieceList:
-        return self._layout.map(offset, min(length, STEP))
+        pieces = self._layout.map(offset, min(length, self._step))
+        if len(pieces) < FEW_PIECES and pieces.literal_bytes < FEW_LITERALS:
+            self._step = min(2 * self._step, MOST_STEP)
+        else:
+            self._step = LEAST_STEP
+        return pieces
 
     async def _planned(self, offset: int, end: int) -> PieceList:
         # Made again sooner than kept: the tables of a thousand files would fill the memory.
         return await self._plan(offset, end - offset)
+
+    def _known(self, offset: int) -> PieceList | None:
+        return self._layout.map(offset, min(self.size - offset, LEAST_STEP))
 
     async def _check(self) -> None:
         await self.files[0].check()

@@ -14,25 +14,30 @@ from __future__ import annotations
 import contextlib
 import logging
 from abc import abstractmethod
+from array import array
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable
 
 import trio
 
-from imgfs._native import _map
+from imgfs._native import _map, _pieces
+from imgfs.cache.readahead import Readahead, followed, is_followed
 from imgfs.errors import CorruptImage, SourceChanged
-from imgfs.extents import ExtentList
+from imgfs.extents import ExtentList, ExtentListBuilder
 from imgfs.formats.codecs import decode
 from imgfs.image import Buffer
 from imgfs.pieces import Coded, Derived, Kind, Piece, PieceList
+from imgfs.views.ahead import PlanAhead
 from imgfs.views.drive import all_of
+from imgfs.views.plans import Plans
 from imgfs.views.view import View
 from imgfs.views.work import work
 
 log = logging.getLogger(__name__)
 
-MOST_PIECES = 1 << 16  # that are remembered, of all plans together
+MOST_LITERALS = 2 << 20  # bytes of generated tables that a map holds; others are made when read
 MOST_UNITS = 32 << 20  # bytes of decompressed units that are remembered
+_NOTHING: tuple[int, array[int], bytes] = (0, array("Q"), b"")
 
 
 class PlannedView(View):
@@ -42,11 +47,14 @@ class PlannedView(View):
         super().__init__(name, size, below.mtime_ns, below.mode)
         self.files = files
         self.map = _map.SegmentMap(size)
-        self._plans: OrderedDict[tuple[int, int], PieceList] = OrderedDict()
+        self._plans = Plans()
         self._units: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
         self._decoding: dict[tuple[int, int, int], trio.Event] = {}
         self._preparing = trio.Lock()
         self._is_prepared = self._is_measured = False
+        self._literals = 0
+        self._ahead: PlanAhead | None = None
+        self._readahead: Readahead | None = None
         for file in files:
             file.when_stale(self.mark_stale)
 
@@ -83,7 +91,7 @@ class PlannedView(View):
         at = offset
         while at < end:
             self.refuse_stale()
-            at = await trio.to_thread.run_sync(self._next_unknown, at, end)
+            at = self.map.next_unknown(at, end)
             if at < end:
                 pieces = await self._planned(at, end)
                 await self._publish(pieces)
@@ -92,73 +100,56 @@ class PlannedView(View):
     def _give_up_planning(self) -> None:
         """Call all that is unknown data: who reads what is damaged there is told so."""
         at = 0
-        while (at := self._next_unknown(at, self.size)) < self.size:
+        while (at := self.map.next_unknown(at, self.size)) < self.size:
             start, end, _, _ = self.map.segments(at, self.size - at)[0]
             self.map.set_ask(start, end, _map.DATA)
 
-    def _next_unknown(self, start: int, end: int) -> int:
-        step = 1 << 30  # of a list of segments
-        while start < end:
-            for a, _, _, seek in self.map.segments(start, min(step, end - start)):
-                if seek == _map.UNKNOWN:
-                    return a
-            start = min(end, start + step)
-        return end
+    def _known(self, offset: int) -> PieceList | None:
+        """The plan there, if it can be told at once."""
+        return self._plans.at(offset)
 
     async def _planned(self, offset: int, end: int) -> PieceList:
-        for key, pieces in self._plans.items():
-            if key[0] <= offset < key[1]:
-                self._plans.move_to_end(key)
-                return pieces
+        known = self._plans.at(offset)
+        if known is not None:
+            return known
         pieces = await self._plan(offset, end - offset)
         if not pieces.start <= offset < pieces.end <= self.size:
             raise AssertionError(f"{self.name}: a plan of [{pieces.start}, {pieces.end})")
-        self._plans[pieces.start, pieces.end] = pieces
-        while len(self._plans) > 1 and sum(map(len, self._plans.values())) > MOST_PIECES:
-            self._plans.popitem(last=False)
+        self._plans.add(pieces)
         return pieces
 
     async def _publish(self, pieces: PieceList) -> None:
         """Say in the map where the bytes are."""
-        for file, (start, end) in _reaches(pieces).items():
+        for file, (start, end) in _pieces.reaches(pieces.packed).items():
             await self.files[file].resolve(start, end - start)
         if self.stale is None:
             await work(len(pieces), self._publish_now, pieces)
         self.refuse_stale()
 
     def _publish_now(self, pieces: PieceList) -> None:
-        for piece in pieces:
-            self._publish_piece(piece)
-
-    def _publish_piece(self, piece: Piece) -> None:
-        if piece.kind == Kind.ZERO:
-            self.map.set_zero(piece.start, piece.end)
-        elif piece.kind == Kind.DATA:
-            length = piece.end - piece.start
-            self.map.copy(piece.start, self.files[piece.file].map, piece.offset, length)
-        elif piece.kind == Kind.LITERAL:
-            assert isinstance(piece.detail, bytes)
-            self.map.set_literal(piece.start, piece.detail)
-        else:
-            self.map.set_ask(piece.start, piece.end, _map.DATA)
+        self.map.put(pieces.packed, [file.map for file in self.files])
+        for start, content in pieces.literals():
+            self._literals += len(content)
+            if self._literals <= MOST_LITERALS:
+                self.map.set_literal(start, content)
+            else:
+                self.map.set_ask(start, start + len(content), _map.DATA)
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
         """As the files' own extents and tables say, and not what was found out by reading: this is
         the same whenever it is asked for."""
         end = offset + length
-        marked = _map.SegmentMap(end)
-        at = offset
-        while at < end:
-            pieces = await self._planned(at, end)
-            holes = {
-                file: await self.files[file].extents(start, to - start)
-                for file, (start, to) in _reaches(pieces).items()
-            }
-            part = pieces.between(at, min(end, pieces.end))
-            items = len(pieces) + sum(map(len, holes.values()))
-            at = await work(items, _mark_holes, marked, part, holes)
-        ends, flags = marked.extents(offset, length)
-        return ExtentList(offset, ends, flags)
+        found = ExtentListBuilder(offset)
+        while found.end < end:
+            pieces = await self._planned(found.end, end)
+            known = [_NOTHING] * len(self.files)
+            for file, (start, to) in _pieces.reaches(pieces.packed).items():
+                extents = await self.files[file].extents(start, to - start)
+                known[file] = (start, extents.ends, extents.flags)
+            upto = min(end, pieces.end)
+            part = await work(len(pieces), _pieces.extents, pieces.packed, found.end, upto, known)
+            found.extend(*part)
+        return found.finish(end)
 
     async def _read(self, offset: int, length: int) -> Buffer:
         self.refuse_stale()
@@ -167,10 +158,42 @@ class PlannedView(View):
             local = await trio.to_thread.run_sync(
                 self.map.read, offset, length, abandon_on_cancel=True
             )
-            return await self._fetch(offset, length) if local is None else local
+            return await self._follow(offset, length) if local is None else local
         except SourceChanged as exc:
             self.mark_stale(exc)
             raise
+
+    @property
+    def ahead(self) -> PlanAhead | None:
+        if self._ahead is None:
+            below = next((file.ahead for file in self.files if file.ahead is not None), None)
+            if below is not None:
+                self._ahead = PlanAhead(self.size, self.files, self._known, below)
+        return self._ahead
+
+    async def plan_ahead(self, offset: int, length: int) -> None:
+        at, end = offset, min(offset + length, self.size)
+        while at < end:
+            pieces = await self._planned(at, end)
+            upto = min(end, pieces.end)
+            for piece in pieces.between(at, upto):
+                if piece.kind == Kind.DATA:
+                    length = piece.end - piece.start
+                    await self.files[piece.file].plan_ahead(piece.offset, length)
+            at = upto
+
+    async def _follow(self, offset: int, length: int) -> Buffer:
+        """As `_fetch`, and fetch ahead for who reads on."""
+        if self.ahead is None:
+            return await self._fetch(offset, length)
+        if not is_followed():
+            self._readahead = self._readahead or Readahead(self.ahead)
+            end = offset + length
+            await self.plan_ahead(offset, length)
+            if self._readahead.missed(offset, end):
+                await self.plan_ahead(end, 2 * self._readahead.window)
+        with followed():
+            return await self._fetch(offset, length)
 
     async def _fetch(self, offset: int, length: int) -> Buffer:
         pieces: list[Piece] = []
@@ -204,7 +227,7 @@ class PlannedView(View):
         if piece.kind == Kind.DATA:
             content = await self.files[piece.file].read(piece.offset, length)
             if self.stale is None:
-                self._publish_piece(piece)
+                self.map.copy(piece.start, self.files[piece.file].map, piece.offset, length)
             return content
         if isinstance(piece.detail, Derived):
             return await self._derived(piece.file, piece.detail, length)
@@ -242,31 +265,3 @@ class PlannedView(View):
         while len(self._units) > 1 and sum(map(len, self._units.values())) > MOST_UNITS:
             self._units.popitem(last=False)
         return unit
-
-
-def _reaches(pieces: PieceList) -> dict[int, tuple[int, int]]:
-    """Of each file from where to where it is used."""
-    found: dict[int, tuple[int, int]] = {}
-    for piece in pieces:
-        if piece.kind == Kind.DATA:
-            start, end = piece.offset, piece.offset + piece.end - piece.start
-            low, high = found.get(piece.file, (start, end))
-            found[piece.file] = min(low, start), max(high, end)
-    return found
-
-
-def _mark_holes(
-    marked: _map.SegmentMap, pieces: Iterable[Piece], files: Mapping[int, ExtentList]
-) -> int:
-    """Mark as zero what is; returns where the pieces end."""
-    end = 0
-    for piece in pieces:
-        end = piece.end
-        if piece.kind == Kind.ZERO:
-            marked.set_zero(piece.start, piece.end)
-        elif piece.kind == Kind.DATA:
-            shift = piece.start - piece.offset
-            known = files[piece.file]
-            for start, to in known.hole_ranges(piece.offset, piece.offset + end - piece.start):
-                marked.set_zero(start + shift, to + shift)
-    return end

@@ -6,6 +6,7 @@ import trio
 
 from imgfs._native import _map
 from imgfs.cache.cached import CachedImage
+from imgfs.cache.readahead import Ahead
 from imgfs.errors import SourceChanged
 from imgfs.extents import ExtentList
 from imgfs.image import Buffer
@@ -27,6 +28,10 @@ class RawView(View):
         self.map = _map.SegmentMap(source.size) if cache is None else cache.map
         self._lock = trio.Lock()
         self._ready = False
+
+    @property
+    def ahead(self) -> Ahead | None:
+        return self.cache
 
     async def prepare(self) -> None:
         """Learn the extents, once.  Raises what the source raises."""

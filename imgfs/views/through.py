@@ -27,6 +27,7 @@ import trio
 
 from imgfs._native import _map
 from imgfs.cache.cached import CachedImage
+from imgfs.cache.readahead import Ahead
 from imgfs.errors import ImgfsError, SourceChanged, TooLarge, UnsupportedFeature
 from imgfs.extents import ExtentList
 from imgfs.image import Buffer
@@ -73,6 +74,10 @@ class ThroughView(Writable):
     def dirty_bytes(self) -> int:
         """What is held in memory and is not at the source yet."""
         return self._behind.dirty.held
+
+    @property
+    def ahead(self) -> Ahead | None:
+        return self._base.ahead
 
     def when_written(self, hook: Callable[[], None]) -> None:
         """`hook` is called once, when something is written."""

@@ -11,6 +11,7 @@ from weakref import WeakMethod
 import trio
 
 from imgfs._native import _map
+from imgfs.cache.readahead import Ahead
 from imgfs.errors import SourceChanged, SourceUnreachable
 from imgfs.image import Counters, Image
 
@@ -56,6 +57,23 @@ class View(Image):
         Raises OSError ENXIO at or past the end, or when no data follows.
         """
         return self.map.seek(offset, whence)
+
+    @property
+    def ahead(self) -> Ahead | None:
+        """By what it can be fetched before it is read; None where it is all local, or nothing is
+        kept."""
+        return None
+
+    async def plan_ahead(self, offset: int, length: int) -> None:
+        """See to it that `ahead` knows the range.  Raises what reading tables raises."""
+
+    def read_local(self, offset: int, length: int) -> bytes | None:
+        """In a worker thread: the bytes, or None where not all of them are known to be local."""
+        self._check_range("read_local", offset, length)
+        try:
+            return self.map.read(offset, length)
+        except OSError:
+            return None  # who reads it in earnest is told why
 
     @abstractmethod
     async def _check(self) -> None:

@@ -12,6 +12,12 @@ import trio.testing
 from imgfs.cache.cached import CachedImage
 from imgfs.cache.directory import BLOCK
 from imgfs.cache.space import CacheSpace
+from imgfs.formats.disk import Disk
+from imgfs.pieces import PieceList, PieceListBuilder
+from imgfs.steps import Steps, read
+from imgfs.views.decoded import DecodedView, Layer
+from imgfs.views.raw import RawView
+from imgfs.views.showing import encoded
 
 from .memory import MemorySource, extents
 from .test_cached import with_cache
@@ -187,3 +193,62 @@ def test_windows_keep_to_their_share_of_a_small_limit(tmp_path: Path) -> None:
         assert source.bytes_fetched < 1.2 * image.size
 
     with_cache(source, body, tmp_path, limit=2 * MIB)
+
+
+class Reversed(Disk):
+    """The file's chunks, last one first."""
+
+    format = "reversed"
+    CHUNK = 256 << 10
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def map(self, offset: int, length: int) -> Steps[PieceList]:
+        yield from read(0, 1)
+        pieces = PieceListBuilder()
+        while pieces.end < self.size:
+            pieces.data(pieces.end + self.CHUNK, self.size - pieces.end - self.CHUNK)
+        return pieces.finish(self.size)
+
+
+def test_who_reads_a_disk_in_a_file_is_followed(tmp_path: Path) -> None:
+    """By the disk's offsets: in the file he goes backwards."""
+    size = 32 * MIB
+    source = MemorySource((bytes(range(1, 256)) * (size // 255 + 1))[:size])
+
+    async def body(image: CachedImage, space: CacheSpace) -> None:
+        raw = RawView(source, image)
+        disk = DecodedView("disk.raw", [Layer([raw], Reversed(size))])
+        step, misses = 128 << 10, 0
+        await disk.prepare()
+        for offset in range(0, size, step):
+            if disk.map.read(offset, step) is None:
+                misses += 1
+                found = await disk.read(offset, step)
+                where = size - offset - Reversed.CHUNK + 2 * (offset % Reversed.CHUNK)
+                assert found == source.content[where : where + step]
+            await settled()
+        assert misses <= 3
+        assert source.bytes_fetched <= size + BLOCK
+
+    with_cache(source, body, tmp_path, limit=1 << 30)
+
+
+def test_who_reads_a_shown_file_is_followed(tmp_path: Path) -> None:
+    source = MemorySource(bytes(range(1, 256)) * 257 * 512)
+
+    async def body(image: CachedImage, space: CacheSpace) -> None:
+        shown = await encoded(RawView(source, image), ".qcow2", "disk.qcow2", "x")
+        step, misses = 128 << 10, 0
+        await shown.prepare()
+        for offset in range(0, shown.size, step):
+            length = min(step, shown.size - offset)
+            if shown.map.read(offset, length) is None:
+                misses += 1
+                await shown.read(offset, length)
+            await settled()
+        assert misses <= 3
+        assert source.bytes_fetched <= source.size
+
+    with_cache(source, body, tmp_path, limit=1 << 30)

@@ -10,8 +10,8 @@ import pytest
 
 HERE = Path(__file__).parent
 NATIVE = HERE.parents[1] / "imgfs" / "_native"
-CORE = ["store", "segmap", "segchunks", "segread", "segwrite", "segfill", "segcopy", "segstores"]
-CORE += ["scan"]
+CORE = ["store", "storewatch", "segmap", "segchunks", "segread", "segwrite", "segfill", "segcopy"]
+CORE += ["segstores", "scan"]
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 

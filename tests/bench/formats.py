@@ -1,0 +1,163 @@
+"""Virtual disks read and shown by imgfs and by qemu, in turn, in one run.
+
+    .venv/bin/python -m tests.bench.formats [--rounds 5] [--seconds 2] [--json FILE]
+
+Needs fio, qemu-img and qemu-storage-daemon (qemu-system-common).  Sources are local, and in the
+page cache; what a mount has in it of its own is dropped before each copy.
+
+shown      `cp` of NAME.qcow2 of a raw image, and `qemu-img convert -O qcow2` of that image
+decoded    `cp` of NAME.raw of a qcow2, and of qemu-storage-daemon's FUSE export of it
+random     4 KiB reads past the page cache, of the same two
+opening    a qcow2 of 16 TiB with a thousand clusters here and there: a mount that has only begun is
+           asked for st_blocks, for which all tables are read; milliseconds
+tables     entries a second, of tables of a qcow2 in which no entry continues the one before,
+           until all is in the view's map
+
+Prints medians and imgfs's ratio to its peer.  Nothing here is asserted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import trio
+
+from imgfs.sources.file import open_file
+from imgfs.views.opening import open_chain
+from imgfs.views.raw import RawView
+from imgfs.views.through import StoredView
+from tests.bench.read import SIZE, fio, served, through_imgfs
+from tests.big_qcow2 import CLUSTER, scattered, write_qcow2
+from tests.images import fill
+
+ENTRIES = 1 << 20
+RANDOM = {
+    "4 KiB random QD1": ["--rw=randread", "--bs=4k", "--ioengine=psync"],
+    "4 KiB random QD16": ["--rw=randread", "--bs=4k", "--ioengine=libaio", "--iodepth=16"],
+}
+EXPORT = "qemu-storage-daemon"
+CONVERT = "qemu-img convert"
+
+
+def exported(image: Path, work: Path) -> contextlib.AbstractContextManager[Path]:
+    path = work / "export"
+    block = f"driver=qcow2,node-name=n,read-only=on,file.driver=file,file.filename={image}"
+    export = f"type=fuse,id=e,node-name=n,mountpoint={path}"
+    return served(path, [EXPORT, "--blockdev", block, "--export", export])
+
+
+def timed(action: Callable[[], object]) -> float:
+    begun = time.perf_counter()
+    action()
+    return time.perf_counter() - begun
+
+
+def copy(path: Path, target: Path) -> float:
+    """Seconds of a `cp` of what no page cache has of the mount."""
+    fd = os.open(path, os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+    os.close(fd)
+    try:
+        return timed(lambda: subprocess.run(["cp", path, target], check=True))
+    finally:
+        target.unlink()
+
+
+def convert(image: Path, target: Path) -> float:
+    words = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", image, target]
+    try:
+        return timed(lambda: subprocess.run(words, check=True))
+    finally:
+        target.unlink()
+
+
+async def nobody(view: StoredView, name: str) -> StoredView:
+    raise AssertionError(name)
+
+
+async def mapped(path: Path) -> float:
+    """Seconds until all of a disk's map is known."""
+    # With the file's own holes there would be no data at all.
+    source = await open_file(str(path), extents=False)
+    begun = time.perf_counter()
+    chain = await open_chain("disk", RawView(source), nobody)
+    await chain.disk.prepare()
+    taken = time.perf_counter() - begun
+    await source.aclose()
+    return taken
+
+
+@contextlib.contextmanager
+def sources(work: Path) -> Iterator[tuple[Path, Path, Path, Path]]:
+    """Raw, qcow2, 16 TiB, and one with long tables; the last two have no bytes but their tables."""
+    raw, disk, huge, dense = (work / name for name in ("r.img", "d.qcow2", "h.qcow2", "t.qcow2"))
+    fill(raw, SIZE)
+    subprocess.run(["qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, disk], check=True)
+    write_qcow2(huge, 16 << 40, scattered(16 << 40, 1000))
+    places = {index: index * 7919 % ENTRIES for index in range(ENTRIES)}
+    write_qcow2(dense, ENTRIES * CLUSTER, places)
+    for path in (raw, disk):
+        path.read_bytes()
+    yield raw, disk, huge, dense
+
+
+Figures = dict[str, dict[str, list[float]]]
+
+
+def measure(work: Path, options: argparse.Namespace) -> Figures:
+    figures: Figures = {}
+
+    def note(what: str, name: str, value: float) -> None:
+        figures.setdefault(what, {}).setdefault(name, []).append(value)
+
+    target = work / "target"
+    with contextlib.ExitStack() as stack:
+        raw, disk, huge, dense = stack.enter_context(sources(work))
+        of_raw = stack.enter_context(through_imgfs(raw, work))
+        of_disk = stack.enter_context(through_imgfs(disk, work))
+        export = stack.enter_context(exported(disk, work))
+        shown = of_raw.with_suffix(".qcow2")
+        for _ in range(options.rounds):
+            note("cp of a shown qcow2, MB/s", "imgfs", SIZE / copy(shown, target) / 1e6)
+            note("cp of a shown qcow2, MB/s", CONVERT, SIZE / convert(raw, target) / 1e6)
+            for name, path in (("imgfs", of_disk), (EXPORT, export)):
+                note("cp of a decoded qcow2, MB/s", name, SIZE / copy(path, target) / 1e6)
+            for what, words in RANDOM.items():
+                for name, path in (("imgfs", of_disk), (EXPORT, export)):
+                    note(f"{what}, IOPS", name, fio(path, words, options.seconds))
+            with through_imgfs(huge, work) as path:
+                note("opening and stat of 16 TiB, ms", "imgfs", 1e3 * timed(path.stat))
+            path.parent.rmdir()
+            note("table entries a second, mapped", "imgfs", ENTRIES / trio.run(mapped, dense))
+    return figures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
+        figures = measure(Path(work), options)
+    for what, by_name in figures.items():
+        print(what)
+        ours = statistics.median(by_name["imgfs"])
+        for name, values in by_name.items():
+            middle = statistics.median(values)
+            print(f"  {name:20} {middle:14,.1f}   imgfs is {ours / middle:5.2f} times")
+    if options.json:
+        options.json.write_text(json.dumps(figures, indent=2))
+
+
+if __name__ == "__main__":
+    main()
