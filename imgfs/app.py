@@ -97,7 +97,9 @@ class Mount:
         self._sources = sources
         self._caches = Caches(options)
         self._nursery = nursery
-        self._stored = StoredViews(self._open_source, self._open_cache, self._make_view)
+        self._stored = StoredViews(
+            self._open_source, sources.open_by_qemu, self._open_cache, self._make_view
+        )
         self._is_open = False
         self.tree = Tree()
         self._root = self.tree.add(None, b"", children={})

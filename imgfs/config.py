@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from imgfs.errors import UsageError
+from imgfs.formats.served import SERVED
 from imgfs.sources.nbd_settings import NbdSettings
 from imgfs.sources.objects_settings import ObjectSettings, from_environment
 from imgfs.sources.ssh_settings import HELPERS, Prompt, SshSettings
@@ -18,7 +19,7 @@ _IGNORED = frozenset(
     {"rw", "dev", "nodev", "suid", "nosuid", "exec", "noexec", "_netdev", "nofail"}
 )
 _IGNORED |= {"auto", "noauto", "user", "users", "nouser", "defaults", "async", "noatime"}
-FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhd", "vpc", "vhdx")
+FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhd", "vpc", "vhdx", *SERVED)
 _FLAGS = {"ro": "read_only", "allow_other": "allow_other", "lazy": "lazy", "hard": "hard"}
 # What people try for S3 and http; everybody can see a command line.
 _SECRETS = re.compile(r".*(access_key|secret|token|passw|authorization|credential).*", re.I)
@@ -50,6 +51,8 @@ class Options:
     format: str | None = None  #: of the image; None: what its content says
     #: where the file is that the image names: a source, or `any` to follow the name anywhere
     backing: str | None = field(default=None, repr=False)
+    snapshot: str | None = None  #: id or name of one inside of the image: its disk is shown
+    luks_key: str | None = None  #: a file that holds a passphrase and nothing else
     write: bool = False  #: write=through: what is written goes to the source
     #: of http and S3, where a file says more than the environment
     object_settings: ObjectSettings | None = field(default=None, repr=False)
@@ -142,11 +145,11 @@ def parse_options(texts: tuple[str, ...]) -> Options:
             values[name] = _umask(value)
         elif name == "helpers":
             values[name] = _helpers(value)
-        elif name in ("known_hosts", "key", "config") and value:
+        elif name in ("known_hosts", "key", "config", "luks_key") and value:
             values[name] = str(Path(value).absolute())
         elif name == "format" and value:
             values[name] = format_name(value)
-        elif name in ("identity", "backing") and value:
+        elif name in ("identity", "backing", "snapshot") and value:
             values[name] = value
         elif item == "write=through":
             values[name] = True

@@ -33,7 +33,7 @@ from typing import Any
 
 from msgspec import UNSET, Struct
 
-from imgfs.config import Options
+from imgfs.config import Options, format_name
 from imgfs.configschema import DefaultsTable, Document, FileTable, HttpTable, ImageTable, S3Table
 from imgfs.errors import UsageError
 from imgfs.sources.objects_settings import FETCHED, KEY, SECRET, ObjectSettings, from_environment
@@ -82,6 +82,8 @@ class ImageSettings:
     command: tuple[str, ...] | None = field(default=None, repr=False)
     format: str | None = None  #: a name that configschema.Format has
     backing: str | None = field(default=None, repr=False)  #: as `source`; `any`: what headers name
+    snapshot: str | None = None  #: id or name of one inside of the image
+    luks_key: str | None = None  #: absolute path of a file with a passphrase
     cache_size: int | None = None  #: most bytes of this image in the cache
     readahead: int | None = None  #: most bytes ahead, or READAHEAD_OFF or READAHEAD_FREE
     prefetch: int | None = None  #: bytes a second, or PREFETCH_FREE or PREFETCH_OFF
@@ -111,6 +113,10 @@ class ImageSettings:
             "identity": self.identity,
             "prefetch": self.prefetch,
             "write": True if self.write is not None else None,
+            "format": None if self.format is None else format_name(self.format),
+            "backing": self.backing,
+            "snapshot": self.snapshot,
+            "luks_key": self.luks_key,
         }
         options = replace(options, **_without_none(said))
         return replace(options, prefetch=None) if options.prefetch == PREFETCH_OFF else options
@@ -292,7 +298,7 @@ class _Reader:
     def _common(self, at: Key, found: object, type_: type[DefaultsTable]) -> dict[str, Any]:
         """What the table says; with the keys that defaults and images share as they are meant."""
         values = _said(self._document.table(at, found, type_))
-        for name in ("known_hosts", "key", "config"):
+        for name in ("known_hosts", "key", "config", "luks_key"):
             if name in values:
                 values[name] = self._path(values[name])
         if "helpers" in values:

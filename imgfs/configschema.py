@@ -17,7 +17,10 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from imgfs.errors import UsageError
 from imgfs.tomllines import Key, find_lines
 
-Format: TypeAlias = Literal["raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx"]
+Format: TypeAlias = Literal[
+    "raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "qcow", "qed", "parallels", "dmg", "cloop", "bochs",
+    "luks",
+]  # fmt: skip
 Helper: TypeAlias = Literal["python3", "perl", "qemu-img"]
 Text: TypeAlias = Annotated[str, Meta(min_length=1)]
 Bytes: TypeAlias = Annotated[int, Meta(ge=0, le=1 << 62)]
@@ -52,6 +55,7 @@ class HttpTable(Struct, frozen=True):
 class DefaultsTable(Struct, frozen=True):
     format: Format | UnsetType = UNSET
     backing: Text | UnsetType = UNSET
+    luks_key: Text | UnsetType = UNSET
     cache_size: Bytes | Text | UnsetType = UNSET
     readahead: Bytes | Text | bool | UnsetType = UNSET
     prefetch: Bytes | Text | bool | UnsetType = UNSET
@@ -69,6 +73,7 @@ class ImageTable(DefaultsTable, frozen=True):
     command: Annotated[list[Text], Meta(min_length=1)] | UnsetType = UNSET
     write: Literal["through"] | UnsetType = UNSET
     identity: Text | UnsetType = UNSET
+    snapshot: Text | UnsetType = UNSET
     s3: dict[str, Any] | UnsetType = UNSET
     http: dict[str, Any] | UnsetType = UNSET
 

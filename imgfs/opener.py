@@ -12,6 +12,7 @@ import trio
 from imgfs.cache.cached import Policy
 from imgfs.config import Options
 from imgfs.errors import UsageError, sole
+from imgfs.formats.served import Node
 from imgfs.sources.base import Source
 from imgfs.sources.file import open_file
 from imgfs.sources.listing import Listing, LocalListing
@@ -66,6 +67,13 @@ class Sources:
                 return await open_nbd(where, settings, self._nursery)
             return await open_command(where, directory or self._directory, settings, self._nursery)
         return await self._ssh().open(where, options.ssh(), write=options.write_through)
+
+    async def open_by_qemu(self, node: Node, options: Options) -> Source:
+        """The disk of a format that only qemu knows.  Raises as that says."""
+        from imgfs.sources.qemu import open_by_qemu
+
+        key = options.luks_key if node.format == "luks" else None
+        return await open_by_qemu(node, key, options.nbd(), self._nursery)
 
     async def listing(self, text: str) -> Listing | None:
         """The directory that this names, or None when it names an image.  Raises UsageError."""
@@ -137,7 +145,7 @@ async def open_disk(text: str, options: Options) -> AsyncIterator[tuple[str, Cha
             async def open_source(wanted: Wanted) -> Source:
                 return await sources.open(wanted.text, wanted.options)
 
-            stored = StoredViews(open_source)
+            stored = StoredViews(open_source, sources.open_by_qemu)
             try:
                 view = await stored.get(Wanted(text, options, Policy()))
                 yield shown_source(text), await stored.chain(view.name, view, options.format)

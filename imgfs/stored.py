@@ -13,11 +13,13 @@ from imgfs.beside import beside
 from imgfs.cache.cached import CachedImage, Policy
 from imgfs.config import Options
 from imgfs.errors import CorruptImage, ImgfsError, SourceNotFound, UsageError
+from imgfs.formats.served import Node
 from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource
-from imgfs.views.opening import Chain, open_chain
+from imgfs.views.opening import Asked, Chain, open_chain
 from imgfs.views.raw import RawView
 from imgfs.views.through import StoredView, ThroughView
+from imgfs.views.view import View
 
 log = logging.getLogger(__name__)
 
@@ -36,6 +38,8 @@ class Wanted:
 
 
 OpenSource = Callable[[Wanted], Awaitable[Source]]
+#: Has qemu open a node, and gives its disk.
+OpenByQemu = Callable[[Node, Options], Awaitable[Source]]
 MakeView = Callable[[Source, CachedImage | None, Policy], StoredView]
 OpenCache = Callable[[Source, Policy], Awaitable[CachedImage]]
 
@@ -52,15 +56,18 @@ class StoredViews:
     def __init__(
         self,
         open_source: OpenSource,
+        open_by_qemu: OpenByQemu,
         open_cache: OpenCache | None = None,
         make_view: MakeView = lambda source, cache, policy: RawView(source, cache),
     ) -> None:
         self._make_view = make_view
         self._open_source = open_source
+        self._open_by_qemu = open_by_qemu
         self._open_cache = open_cache
         self._entries: dict[Wanted, _Entry] = {}
         self._wanted: dict[StoredView, Wanted] = {}
         self._sources: list[Source] = []
+        self._served: list[RawView] = []
 
     async def get(self, wanted: Wanted) -> StoredView:
         """The source as it is now, as far as is known: opened, if it is not open or stale.
@@ -82,15 +89,34 @@ class StoredViews:
             return entry.view
 
     async def chain(self, name: str, stored: StoredView, format: str | None) -> Chain:
-        """The disk in it, to be called `name`.  Raises as `open_chain` does.
+        """The disk in it, to be called `name`, with what its options say, and this format if
+        it is known.  Raises as `open_chain` does.
 
         A file that the image needs and that is not there, or must not be followed, is a
         CorruptImage: the image's own name is there, and has no use for ENOENT or EINVAL.
         """
+        options = self._wanted[stored].options
+        asked = Asked(format, options.snapshot, options.luks_key is not None)
+
+        async def serve(node: Node) -> RawView:
+            return await self._serve(node, options)
+
         try:
-            return await open_chain(name, stored, self._beside, format)
+            return await open_chain(name, stored, self._beside, asked, serve)
         except (UsageError, SourceNotFound) as exc:
             raise CorruptImage(f"{stored.name}: is not whole: {exc}") from exc
+
+    async def _serve(self, node: Node, options: Options) -> RawView:
+        """Not through a cache: what was locked stays in memory."""
+        for view in [view for view in self._served if view.stale is not None]:
+            self._served.remove(view)
+            await view.source.aclose()
+        view = RawView(await self._open_by_qemu(node, options))
+        for each in node.chain():
+            assert isinstance(each.file, View)
+            each.file.when_stale(view.mark_stale)
+        self._served.append(view)
+        return view
 
     async def _beside(self, view: StoredView, name: str) -> StoredView:
         wanted = self._wanted[view]
@@ -125,5 +151,5 @@ class StoredViews:
 
     async def aclose(self) -> None:
         """Close them all; their caches must have been closed before."""
-        for source in self._sources:
+        for source in [*(view.source for view in self._served), *self._sources]:
             await source.aclose()

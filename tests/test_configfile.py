@@ -337,8 +337,8 @@ MISTAKES = [
     ("[images.a]\ncommand=[\n'a',\n3]", ":2: [images.a] command: expected a text, got a whole"),
     ("[images.a]\ncommand=['']", ":2: [images.a] command: is empty"),
     (
-        "[images.a]\nformat='qcow'",
-        ":2: [images.a] format: 'qcow' is none of raw, qcow2, vmdk, vdi, vhd, vhdx",
+        "[images.a]\nformat='qcow3'",
+        ":2: [images.a] format: 'qcow3' is none of raw, qcow2, vmdk, vdi, vhd, vhdx, qcow, qed, ",
     ),
     ("[images.a]\nhard='on'", ":2: [images.a] hard: expected true or false, got a text"),
     ("[images.a]\nextents='no'", ":2: [images.a] extents: 'no' is none of on, off"),

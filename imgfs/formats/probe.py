@@ -24,6 +24,7 @@ _MAGICS = (
     (0, b"WithouFreSpacExt", "parallels"),
     (0, b"Bochs Virtual HD Image", "bochs"),
     (0, b"#!/bin/sh\n#V2.0 Format\nmodprobe cloop", "cloop"),
+    (0, b"LUKS\xba\xbe\0\1", "luks"),  # of version 2 qemu knows nothing
 )
 _FOOTER = b"conectix"  # of a fixed VHD: before it there is nothing but the disk
 _KOLY = b"koly"

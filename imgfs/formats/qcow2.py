@@ -21,7 +21,7 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from imgfs._native import _tables
-from imgfs.errors import CorruptImage, OutOfRange, UsageError
+from imgfs.errors import CorruptImage, OutOfRange, SnapshotNotFound
 from imgfs.formats import qcow2_tables as t
 from imgfs.formats.disk import Disk
 from imgfs.formats.entries import Entries
@@ -62,8 +62,8 @@ def open_disk(name: str, size: int, snapshot: str | None = None) -> Steps[Qcow2D
     """The disk in a qcow2 file of `size` bytes, or that of its internal snapshot with this id or
     name.
 
-    Raises CorruptImage and UnsupportedFeature with the field, UsageError when there is no such
-    snapshot, and what opening an external data file raises.
+    Raises CorruptImage and UnsupportedFeature with the field, SnapshotNotFound, and what opening
+    an external data file raises.
     """
     header = yield from read_header(name)
     reads = []
@@ -101,7 +101,9 @@ def _find(name: str, header: Header, snapshots: Sequence[Snapshot], wanted: str)
     chosen = chosen or next((s for s in snapshots if s.name == wanted), None)
     if chosen is None:
         there = ", ".join(repr(s.name) for s in snapshots[:20]) or "none"
-        raise UsageError(f"{name}: no snapshot has the id or name {wanted!r}; there are: {there}")
+        raise SnapshotNotFound(
+            f"{name}: no snapshot has the id or name {wanted!r}; there are: {there}"
+        )
     offset, most = chosen.l1_table_offset, t.MAX_L1_TABLE // t.ENTRY.size
     if offset % header.cluster_size or offset > t.MAX_HOST_OFFSET:
         why = f"must be a multiple of {header.cluster_size}, below 2^56"

@@ -19,6 +19,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -52,7 +53,7 @@ class Running:
         return NbdUrl("unix", False, None, "", None, b"", os.fsencode(path))
 
 
-def _listen() -> tuple[socket.socket, int]:
+def listen() -> tuple[socket.socket, int]:
     """[blocks] A listening unix socket without a name, and a descriptor to reach it by."""
     listener = socket.socket(socket.AF_UNIX)
     try:
@@ -67,14 +68,16 @@ def _listen() -> tuple[socket.socket, int]:
         raise
 
 
-async def start_command(words: tuple[str, ...], directory: Path, nursery: trio.Nursery) -> Running:
-    """Start a server that takes its socket as sd_listen_fds(3) says.
+async def start_command(
+    words: tuple[str, ...], directory: Path, nursery: trio.Nursery, fds: Sequence[int] = ()
+) -> Running:
+    """Start a server that takes its socket as sd_listen_fds(3) says, and has `fds` too.
 
     Raises UsageError when the directory is gone, or no process can be made.  What it says on stderr
     is logged by a task in `nursery`.  To be ended with `end_command`.
     """
     try:
-        listener, inode = await trio.to_thread.run_sync(_listen)
+        listener, inode = await trio.to_thread.run_sync(listen)
     except OSError as exc:
         raise UsageError(f"{one_line(words[0])}: no socket for it: {exc.strerror}") from exc
     with listener:
@@ -83,7 +86,7 @@ async def start_command(words: tuple[str, ...], directory: Path, nursery: trio.N
             # Not in a worker thread: PR_SET_PDEATHSIG is about the thread that made the process.
             process = subprocess.Popen(
                 [sys.executable, "-I", "-S", str(LAUNCH), pid, fd, *words],
-                pass_fds=[listener.fileno()],
+                pass_fds=[listener.fileno(), *fds],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
@@ -137,12 +140,19 @@ async def end_command(running: Running) -> None:
 
 
 class Command:
-    """The server of one source."""
+    """The server of one source; it inherits `fds`, which must stay open as long as this."""
 
-    def __init__(self, command: NbdCommand, directory: Path, nursery: trio.Nursery) -> None:
+    def __init__(
+        self,
+        command: NbdCommand,
+        directory: Path,
+        nursery: trio.Nursery,
+        fds: Sequence[int] = (),
+    ) -> None:
         self._command = command
         self._directory = directory
         self._nursery = nursery
+        self._fds = fds
         self._running: Running | None = None
         self._closed = False
 
@@ -153,7 +163,9 @@ class Command:
             log.warning("%s", self._ended(running))
             await self._end()
         if self._running is None:
-            made = await start_command(self._command.words, self._directory, self._nursery)
+            made = await start_command(
+                self._command.words, self._directory, self._nursery, self._fds
+            )
             if self._closed:
                 await end_command(made)
                 raise SourceUnreachable(f"{self._command.name}: was closed")
@@ -186,4 +198,4 @@ class Command:
         return f"{self._command.name}: ended by itself: {said}"
 
 
-__all__ = ["Command", "Running", "end_command", "start_command"]
+__all__ = ["Command", "Running", "end_command", "listen", "start_command"]

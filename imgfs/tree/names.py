@@ -16,7 +16,7 @@ from imgfs.formats.vmdk_descriptor import is_part
 #: In a directory only files with one of these are images.
 IMAGE_EXTENSIONS = (
     *(".raw", ".img", ".dd", ".iso", ".bin"),
-    *(".qcow2", ".qcow", ".vmdk", ".vdi", ".vhd", ".vpc", ".vhdx", ".avhdx", ".qed"),
+    *(".qcow2", ".qcow", ".vmdk", ".vdi", ".vhd", ".vpc", ".vhdx", ".avhdx", ".qed", ".dmg"),
 )
 RESERVED = (".imgfs", "originals")
 _MOST_BYTES = 255 - len(".delta.qcow2")  # a name that gets an extension must fit in a directory

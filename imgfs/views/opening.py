@@ -6,9 +6,10 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-from imgfs.errors import CorruptImage, UnsupportedFeature
-from imgfs.formats.disk import Disk
+from imgfs.errors import CorruptImage, SnapshotNotFound, UnsupportedFeature
+from imgfs.formats.disk import Backing, Disk
 from imgfs.formats.probe import RAW, probe
+from imgfs.formats.served import SERVED, Node, ServedDisk, backing_of
 from imgfs.overlays.store import Base, base_of
 from imgfs.sources.base import Identity
 from imgfs.steps import Steps
@@ -29,6 +30,17 @@ MOST_LAYERS = 64
 
 #: Opens the file that a view's header names.  Raises UsageError where it must not be followed.
 OpenBeside = Callable[[StoredView, str], Awaitable[StoredView]]
+#: Has qemu open a node, and gives the disk.
+Serve = Callable[[Node], Awaitable[View]]
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a person said of an image."""
+
+    format: str | None = None  #: None: what its content says
+    snapshot: str | None = None  #: the id or name of an internal one, whose disk is meant
+    has_key: bool = False  #: of LUKS
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +51,7 @@ class Chain:
     layers: tuple[Layer, ...]
     formats: tuple[str, ...]
     files: tuple[StoredView, ...]  #: all that are read for it
+    snapshot: str | None = None  #: of the image's own, whose disk it is
 
     @property
     def identity(self) -> Identity | None:
@@ -47,7 +60,10 @@ class Chain:
         known = [identity for identity in found if identity is not None]
         if len(known) < len(found):
             return None
-        return Identity("+".join(i.kind for i in known), "+".join(i.token for i in known))
+        token = "+".join(i.token for i in known)
+        if self.snapshot is not None:  # another disk in the same files
+            token += f"@{self.snapshot}"
+        return Identity("+".join(i.kind for i in known), token)
 
     def base(self, url: str, size: int | None = None) -> Base:
         """What snapshots of it are of; of another size when we have changed that.
@@ -60,21 +76,38 @@ class Chain:
 
 
 async def open_chain(
-    name: str, stored: StoredView, open_beside: OpenBeside, format: str | None = None
+    name: str,
+    stored: StoredView,
+    open_beside: OpenBeside,
+    asked: Asked = Asked(),
+    serve: Serve | None = None,
 ) -> Chain:
     """The disk in the file, to be called `name`.  Without a format it is probed.
 
-    Of a raw file the disk is the file's own view.  Raises CorruptImage, UnsupportedFeature, and
-    what reading and opening raise.
+    Of a raw file the disk is the file's own view.  Raises CorruptImage, UnsupportedFeature,
+    SnapshotNotFound, and what reading and opening raise.
     """
     layers: list[Layer] = []
     formats: list[str] = []
     opened = [stored]
-    view, wanted = stored, format
+    view, wanted, snapshot = stored, asked.format, asked.snapshot
     wanted_id: str | None = None
     while True:
         found = wanted if wanted is not None else await drive(probe(view.size), [view])
-        layer = await _open_layer(view, found, open_beside, opened)
+        if found == "luks" and not asked.has_key:
+            # Without a key the bytes as they are are what one can do something with.
+            if wanted is not None:
+                raise UnsupportedFeature(
+                    f"{view.name}: is LUKS; name its key with -o luks_key=FILE"
+                )
+            found = RAW
+        if snapshot is not None and found != "qcow2":
+            raise SnapshotNotFound(f"{view.name}: is {found}, which has no snapshots of its own")
+        if found in SERVED:
+            assert serve is not None, found
+            layer = await _open_served(view, found, open_beside, opened, serve)
+        else:
+            layer = await _open_layer(view, found, open_beside, opened, snapshot)
         own_id = layer.disk.own_id if layer.disk is not None else None
         if wanted_id is not None and own_id != wanted_id:
             raise CorruptImage(
@@ -93,26 +126,71 @@ async def open_chain(
             raise CorruptImage(f"{stored.name}: its backing files form a loop at {below.name}")
         opened.append(below)
         view, wanted, wanted_id = below, backing.format, backing.wanted_id
+        snapshot = None
     disk = stored if layers[0].disk is None else DecodedView(name, layers)
-    return Chain(disk, tuple(layers), tuple(formats), tuple(opened))
+    return Chain(disk, tuple(layers), tuple(formats), tuple(opened), asked.snapshot)
 
 
 async def _open_layer(
-    view: StoredView, format: str, open_beside: OpenBeside, opened: list[StoredView]
+    view: StoredView,
+    format: str,
+    open_beside: OpenBeside,
+    opened: list[StoredView],
+    snapshot: str | None = None,
 ) -> Layer:
     if format == RAW:
         return Layer([view])
     module = READERS.get(format)
     if module is None:
-        raise UnsupportedFeature(
-            f"{view.name}: is {format}, which imgfs does not read itself; "
-            f"serve it by -o command='qemu-nbd -r -f {format} …', or mount it with -o format=raw"
-        )
-    reader: Callable[[str, int], Steps[Disk]] = import_module(module).open_disk
+        raise UnsupportedFeature(f"{view.name}: {format} is no format that imgfs knows")
+    reader: Callable[..., Steps[Disk]] = import_module(module).open_disk
     files: list[View] = [view]
 
     async def beside(name: str) -> View:
         opened.append(await open_beside(view, name))
         return opened[-1]
 
-    return Layer(files, await drive(reader(view.name, view.size), files, beside))
+    steps = reader(view.name, view.size, **({} if snapshot is None else {"snapshot": snapshot}))
+    return Layer(files, await drive(steps, files, beside))
+
+
+async def _open_served(
+    view: StoredView,
+    format: str,
+    open_beside: OpenBeside,
+    opened: list[StoredView],
+    serve: Serve,
+) -> Layer:
+    """The disk as qemu reads it, with all that is below: it is told what that is."""
+    found: list[tuple[str, StoredView]] = [(format, view)]
+    while (backing := await _backing(*found[-1], format, open_beside, opened)) is not None:
+        if len(found) == MOST_LAYERS:
+            raise UnsupportedFeature(f"{view.name}: more than {MOST_LAYERS} backing files")
+        below = await open_beside(found[-1][1], backing.name)
+        if any(below is file for _, file in found):
+            raise CorruptImage(f"{view.name}: its backing files form a loop at {below.name}")
+        opened.append(below)
+        probed = await drive(probe(below.size), [below]) if backing.format is None else None
+        found.append((backing.format or probed or RAW, below))
+    node: Node | None = None
+    for kind, file in reversed(found):
+        node = Node(kind, file, node)
+    assert node is not None
+    disk = await serve(node)
+    files: list[View] = [file for _, file in found]
+    return Layer([*files, disk], ServedDisk(disk.size, len(files)))
+
+
+async def _backing(
+    format: str, view: StoredView, top: str, open_beside: OpenBeside, opened: list[StoredView]
+) -> Backing | None:
+    if format == RAW:
+        return None
+    if format in SERVED:
+        return await drive(backing_of(view.name, format), [view])
+    layer = await _open_layer(view, format, open_beside, opened)
+    if format != "qcow2" or layer.disk is None or len(layer.files) > 1:
+        raise UnsupportedFeature(
+            f"{view.name}: below a {top} there may be raw, qcow2, qed and qcow, in one file each"
+        )
+    return layer.disk.backing

@@ -42,8 +42,9 @@ class RawView(View):
                 extents = await self.cache.extents(0, self.size)
             else:
                 extents = await self.source.extents(0, self.size)
-                if self.size and isinstance(self.source, FileSource):
-                    self.map.load(extents.ends, extents.flags, self.source.store)
+                store = self.source.store if isinstance(self.source, FileSource) else None
+                if self.size:
+                    self.map.load(extents.ends, extents.flags, store)
             self.stored_bytes = extents.stored_bytes()
             self._ready = True
 

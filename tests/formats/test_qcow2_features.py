@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.errors import CorruptImage, UnsupportedFeature, UsageError
+from imgfs.errors import CorruptImage, SnapshotNotFound, UnsupportedFeature
 from imgfs.formats.qcow2 import Qcow2Disk, open_disk
 from imgfs.pieces import Kind
 from tests.drive import Files
@@ -57,7 +57,7 @@ def test_internal_snapshots(tmp_path: Path) -> None:
     out = tmp_path / "third.raw"
     qemu.img("convert", "-l", "third", "-O", "raw", path, out)
     assert files.read(disk, 0, disk.size) == out.read_bytes()
-    with pytest.raises(UsageError, match=r"disk\.qcow2: no snapshot .*'fourth'.*'first'"):
+    with pytest.raises(SnapshotNotFound, match=r"disk\.qcow2: no snapshot .*'fourth'.*'first'"):
         opened(path, "fourth")
 
 
