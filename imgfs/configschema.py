@@ -18,8 +18,8 @@ from imgfs.errors import UsageError
 from imgfs.tomllines import Key, find_lines
 
 Format: TypeAlias = Literal[
-    "raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx", "qcow", "qed", "parallels", "dmg", "cloop", "bochs",
-    "luks",
+    "raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx",
+    "qcow", "qed", "parallels", "dmg", "cloop", "bochs", "luks",
 ]  # fmt: skip
 Helper: TypeAlias = Literal["python3", "perl", "qemu-img"]
 Text: TypeAlias = Annotated[str, Meta(min_length=1)]

@@ -13,9 +13,12 @@ from imgfs.beside import beside
 from imgfs.cache.cached import CachedImage, Policy
 from imgfs.config import Options
 from imgfs.errors import CorruptImage, ImgfsError, SourceNotFound, UsageError
+from imgfs.formats.probe import RAW, probe
 from imgfs.formats.served import Node
+from imgfs.overlays.rawpins import is_pinned_raw, pin_raw, unpin_raw
 from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource
+from imgfs.views.drive import drive
 from imgfs.views.opening import Asked, Chain, open_chain
 from imgfs.views.raw import RawView
 from imgfs.views.through import StoredView, ThroughView
@@ -95,16 +98,32 @@ class StoredViews:
         A file that the image needs and that is not there, or must not be followed, is a
         CorruptImage: the image's own name is there, and has no use for ENOENT or EINVAL.
         """
-        options = self._wanted[stored].options
+        wanted = self._wanted[stored]
+        options = wanted.options
+        if format is None and await trio.to_thread.run_sync(is_pinned_raw, wanted.text):
+            format = RAW
+            looks = await drive(probe(stored.size), [stored])
+            if looks not in (RAW, "luks"):
+                log.warning(
+                    "%s: looks like %s, but was raw when imgfs wrote to it, and stays raw; "
+                    "if that is wrong mount it with -o format=%s",
+                    *(stored.name, looks, looks),
+                )
         asked = Asked(format, options.snapshot, options.luks_key is not None)
 
         async def serve(node: Node) -> RawView:
             return await self._serve(node, options)
 
         try:
-            return await open_chain(name, stored, self._beside, asked, serve)
+            chain = await open_chain(name, stored, self._beside, asked, serve)
         except (UsageError, SourceNotFound) as exc:
             raise CorruptImage(f"{stored.name}: is not whole: {exc}") from exc
+        if chain.formats != (RAW,):
+            if options.format is not None:
+                await trio.to_thread.run_sync(unpin_raw, wanted.text)
+        elif options.write_through:
+            await trio.to_thread.run_sync(pin_raw, wanted.text)
+        return chain
 
     async def _serve(self, node: Node, options: Options) -> RawView:
         """Not through a cache: what was locked stays in memory."""

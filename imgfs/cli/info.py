@@ -7,15 +7,18 @@ from datetime import UTC, datetime
 from typing import Any
 
 import click
+import trio
 
 from imgfs.cli import parameters
 from imgfs.cli.run import with_disk
 from imgfs.config import parse_options
+from imgfs.formats.layout import About
 from imgfs.guest.disk import Content, Guest
 from imgfs.guest.usage import Part, Usage, parts_of
 from imgfs.units import format_size
 from imgfs.url_text import one_line
 from imgfs.views.opening import Chain
+from imgfs.views.showing import refusals
 from imgfs.views.sparse import look
 
 
@@ -55,6 +58,8 @@ async def _look(url: str, chain: Chain) -> dict[str, Any]:
     guest = await look(disk)
     usage = Usage(extents, guest.free)
     parts = {part.name: part for part in parts_of(guest, usage)}
+    about = About(disk.name, url, disk.mtime_ns // 1_000_000_000)
+    refused = await trio.to_thread.run_sync(refusals, extents, about)
     layers = [
         {
             "file": layer.files[0].name,
@@ -72,6 +77,7 @@ async def _look(url: str, chain: Chain) -> dict[str, Any]:
         "modified": changed.isoformat(timespec="seconds"),
         "identity": chain.identity.kind if chain.identity else "none",
         "layers": layers if chain.formats != ("raw",) else [],
+        "not_shown": [{"as": extension, "because": why} for extension, why in refused.items()],
         "partition_table": guest.table,
         "contents": [_content(guest, c, parts[what]) for what, c in guest.contents()],
     }

@@ -25,6 +25,7 @@ from imgfs.errors import Busy, ImgfsError, UsageError
 from imgfs.formats.probe import RAW
 from imgfs.opener import shown_source
 from imgfs.overlays.commit import committing
+from imgfs.overlays.rawpins import pin_raw
 from imgfs.overlays.records import SnapshotPath
 from imgfs.overlays.store import SnapshotStore, stores
 from imgfs.pieces import Kind
@@ -121,7 +122,7 @@ def export_command(source: str, name: str, file: Path, options: tuple[str, ...])
 
     async def export(disk: OverlayView, url: str, chain: Chain) -> None:
         shown = " ".join((url, *(layer.path.name for layer in disk.layers)))
-        view = await delta(disk, file.name, shown, url, chain.formats[0])
+        view = await delta(disk, file.name, shown, *chain.backing(url))
         await _write(view, file)
 
     _with_snapshot(source, _path(name), parse_options(options), export)
@@ -150,6 +151,7 @@ def commit_command(source: str, name: str, force: bool, options: tuple[str, ...]
                 f"{url}: has other snapshots ({', '.join(map('/'.join, others))}), "
                 "which would change with it; delete them, or say --force"
             )
+        await trio.to_thread.run_sync(pin_raw, source)
         with _plainly(), committing(store, path, chain.base(url)), Progress() as progress:
             bar = progress.add_task(name, total=_changed_bytes(disk))
             await base.begin_writing()

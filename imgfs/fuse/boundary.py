@@ -26,6 +26,8 @@ Result = TypeVar("Result")
 P = ParamSpec("P")
 
 KILL_POLL_S = 0.25
+SILENT_S = 600.0  # a line that was logged is not logged again so long
+MOST_SILENT = 256  # lines of which that is known
 SIGNAL_S = 2.0  # who has waited so long after a signal gets EINTR for it
 _SIGKILL_PENDING = 1 << (signal.SIGKILL - 1)
 _PF_SIGNALED = 0x400  # linux/sched.h: ends because of a signal
@@ -44,6 +46,8 @@ class Request:
 running: dict[int, Request] = {}
 #: requests whose thread got a signal, and when the kernel said so
 interrupted: dict[int, float] = {}
+#: until when a line is not to be logged again, in the order in which they were
+_silent: dict[str, float] = {}
 
 
 async def guard(
@@ -64,7 +68,8 @@ async def guard(
         except pyfuse3.FUSEError:
             raise
         except ImgfsError as exc:
-            log.warning("%s: %s", what, exc)
+            level = logging.WARNING if _is_news(f"{what}: {exc}") else logging.DEBUG
+            log.log(level, "%s: %s", what, exc)
             raise pyfuse3.FUSEError(exc.errno) from None
         except Exception:
             log.exception("%s failed: this is a bug in imgfs", what)
@@ -73,6 +78,18 @@ async def guard(
             if running.get(unique) is request:
                 del running[unique]
     raise pyfuse3.FUSEError(errno.EINTR)
+
+
+def _is_news(line: str) -> bool:
+    """Was it not logged for a while?  Of a bad image every lookup has the same to say."""
+    now = trio.current_time()
+    if line in _silent and now < _silent[line]:
+        return False
+    _silent.pop(line, None)
+    _silent[line] = now + SILENT_S
+    if len(_silent) > MOST_SILENT:
+        del _silent[next(iter(_silent))]
+    return True
 
 
 def guarded(

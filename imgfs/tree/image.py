@@ -11,7 +11,14 @@ from typing import TypeVar
 import trio
 
 from imgfs import mapjson
-from imgfs.errors import Busy, ImgfsError, SourceChanged, SourceUnreachable
+from imgfs.errors import (
+    Busy,
+    CorruptImage,
+    ImgfsError,
+    SourceChanged,
+    SourceUnreachable,
+    UnsupportedFeature,
+)
 from imgfs.overlays.store import Base
 from imgfs.sources.patience import patiently
 from imgfs.status import ImageStatus, State
@@ -30,6 +37,8 @@ OpenDisk = Callable[[StoredView], Awaitable[Chain]]
 OpenView = Callable[[], Awaitable[View]]
 Invalidate = Callable[[int], None]
 Result = TypeVar("Result")
+
+REFUSED_S = 5.0  # how long an image that cannot be understood is not looked at again
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +90,7 @@ class ImageNodes:
         )
         self._opening = trio.Lock()
         self._failed = ""
+        self._refused: tuple[StoredView, ImgfsError, float] | None = None
 
     def add_to(self, tree: Tree, directory: Node) -> None:
         """Put the names there; nothing is opened before one of them is looked at."""
@@ -143,12 +153,24 @@ class ImageNodes:
         async with self._opening:
             stored = await self._get_stored()
             if self._chain is None:
-                self._chain = await self._patiently(partial(self._open_disk, stored))
+                self._refuse_again(stored)
+                try:
+                    self._chain = await self._patiently(partial(self._open_disk, stored))
+                except (CorruptImage, UnsupportedFeature) as exc:
+                    self._refused = stored, exc, trio.current_time() + REFUSED_S
+                    raise
                 if self._chain.disk is not stored:
                     self._follow(self._chain.disk)
                     if isinstance(stored, ThroughView):
                         stored.when_written(partial(self._outdate, self._chain.disk))
             return self._chain.disk
+
+    def _refuse_again(self, stored: StoredView) -> None:
+        """Raises what was wrong a moment ago: all names in a directory ask for the same disk."""
+        if self._refused is not None:
+            of, why, until = self._refused
+            if of is stored and stored.stale is None and trio.current_time() < until:
+                raise type(why)(str(why)) from why
 
     async def _shown(self) -> Shown:
         disk = await self.opened_disk()
@@ -165,7 +187,7 @@ class ImageNodes:
 
     def _backing(self) -> tuple[str, str]:
         assert self._chain is not None
-        return self.url, self._chain.formats[0]
+        return self._chain.backing(self.url)
 
     async def _get_stored(self) -> StoredView:
         if self._stored is None:

@@ -65,6 +65,15 @@ class Chain:
             token += f"@{self.snapshot}"
         return Identity("+".join(i.kind for i in known), token)
 
+    def backing(self, url: str) -> tuple[str, str]:
+        """What an overlay on the disk names as below it, and its format.
+
+        Raises UnsupportedFeature where a name cannot say what is meant.
+        """
+        if self.snapshot is not None:
+            raise UnsupportedFeature(f"{url}: no file can be on top of a snapshot inside of it")
+        return url, self.formats[0]
+
     def base(self, url: str, size: int | None = None) -> Base:
         """What snapshots of it are of; of another size when we have changed that.
 

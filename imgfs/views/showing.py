@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from importlib import import_module
 
+from imgfs.errors import UnsupportedFeature
 from imgfs.extents import ExtentList
 from imgfs.formats.layout import About, Layout
 from imgfs.views.encoded import EncodedView
@@ -29,5 +30,21 @@ async def encoded(disk: View, extension: str, name: str, identity: str) -> Encod
     """
     extents = await disk.extents(0, disk.size)
     about = About(name, identity, disk.mtime_ns // 1_000_000_000)
+    layout = await work(len(extents), _layout, extension, extents, about)
+    return EncodedView(name, disk, layout)
+
+
+def refusals(extents: ExtentList, about: About) -> dict[str, str]:
+    """[blocks] By the extension: why the format cannot hold the disk."""
+    found = {}
+    for extension in SHOWN:
+        try:
+            _layout(extension, extents, about)
+        except UnsupportedFeature as exc:
+            found[extension] = str(exc)
+    return found
+
+
+def _layout(extension: str, extents: ExtentList, about: About) -> Layout:
     layout: Callable[[ExtentList, About], Layout] = import_module(SHOWN[extension]).layout
-    return EncodedView(name, disk, await work(len(extents), layout, extents, about))
+    return layout(extents, about)
