@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from imgfs.errors import ImgfsError
 from imgfs.formats.probe import RAW, probe
@@ -46,10 +47,19 @@ class Finding(Exception):
 
 
 class _AnyFile(dict[str, bytes]):
-    """Files beside the image: those that there are, and for every other name a short one."""
+    """Files beside the image: "x", and for every other name a short one."""
 
     def __missing__(self, name: str) -> bytes:
         return b"beside " * 1000
+
+
+class _Padded(bytes):
+    """Bytes that zeroes follow: a file that is cut is never read as if it were not."""
+
+    def __getitem__(self, part: Any) -> Any:
+        found = super().__getitem__(part)
+        assert isinstance(part, slice), part
+        return found.ljust(part.stop - part.start, b"\0")
 
 
 def changed(rng: random.Random, subject: Subject) -> bytearray:
@@ -116,7 +126,8 @@ def use(subject: Subject, content: bytes, rng: random.Random) -> bool:
     Raises Finding, and whatever must not be raised.
     """
     if subject.format == GUEST:
-        return _look(content, max(subject.size, len(content)))
+        is_cut = len(content) < len(subject.content)
+        return _look(content, len(content) if is_cut else max(subject.size, len(content)))
     probed = Files(content).run(probe(len(content)))
     opened = False
     for format in {subject.format, probed}:
@@ -127,7 +138,7 @@ def use(subject: Subject, content: bytes, rng: random.Random) -> bool:
 
 def _look(content: bytes, size: int) -> bool:
     """What is on a guest's disk of `size` bytes, which may be more than there are."""
-    guest = Files(content).run(look_at_disk(size))
+    guest = Files(_Padded(content)).run(look_at_disk(size))
     reach = -1
     for start, end in zip(guest.free[::2], guest.free[1::2], strict=True):
         if not reach < start < end <= size:
@@ -142,14 +153,13 @@ def _look(content: bytes, size: int) -> bool:
 
 
 def _read(format: str, subject: Subject, content: bytes, rng: random.Random) -> bool:
-    files = Files(content, _AnyFile(subject.others, never=b""))
+    first = subject.head or content
+    files = Files(first, _AnyFile(x=content))
     module = import_module(READERS[format])
     more = {"snapshot": rng.choice(("snap1", "2"))} if rng.random() < 0.1 else {}
     try:
         name = "fuzz.img"
-        disk = files.run(
-            module.open_disk(name, len(content), **(more if format == "qcow2" else {}))
-        )
+        disk = files.run(module.open_disk(name, len(first), **(more if format == "qcow2" else {})))
     except ImgfsError as exc:
         _check_text(exc)
         return False

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from imgfs.guest import ext_tables
@@ -31,7 +31,8 @@ class Subject:
     format: str
     content: bytes = field(repr=False)
     size: int = 0
-    others: Mapping[str, bytes] = field(default_factory=dict, repr=False)
+    #: what names the file "x", when that is what is to be changed
+    head: bytes = field(default=b"", repr=False)
     repair: Repair = lambda changed: None  #: makes checksums right again
     places: tuple[int, ...] = ()  #: of sectors that are not zero
 
@@ -46,9 +47,7 @@ def subjects(folder: Path) -> Iterator[Subject]:
         used = range(0, len(found.content), 512)
         places = tuple(at for at in used if any(found.content[at : at + 512]))
         size = found.size or len(found.content)
-        yield Subject(
-            found.name, found.format, found.content, size, found.others, found.repair, places
-        )
+        yield replace(found, size=size, places=places)
 
 
 _QEMU = {
@@ -116,8 +115,9 @@ def _by_hand() -> Iterator[Subject]:
     }
     for name, (kind, extent, content) in extents.items():
         text = vmdk_images.text(kind, extent)
-        yield Subject(f"vmdk-{name}", "vmdk", text, others={"x": bytes(content)})
-        yield Subject(f"vmdk-{name}-extent", "vmdk", bytes(content), others={"": text})
+        yield Subject(f"vmdk-{name}", "vmdk", bytes(content), head=text)
+    flat = vmdk_images.text("twoGbMaxExtentFlat", 'RW 6 FLAT "y" 0', 'RW 5 FLAT "z" 2')
+    yield Subject("vmdk-descriptor", "vmdk", flat)
 
 
 def _repair_vhd(changed: bytearray) -> None:
@@ -155,7 +155,7 @@ def _guests(folder: Path) -> Iterator[Subject]:
     disk = empty(folder / "mbr", 24 * MIB)
     run("sfdisk", "--quiet", disk, stdin="size=4M\nsize=9M, type=5\n" + 4 * "size=2M\n")
     put_file(disk, MIB, folder / "fat12")
-    yield _guest("mbr", disk, _nothing)
+    yield _guest("mbr", disk, _nothing, whole=True)
     pv = empty(folder / "lvm", 16 * MIB)
     with physical([pv], folder / "lock") as lvm:
         lvm("pvcreate", *lvm.devices)
