@@ -66,7 +66,22 @@ OPTIONS = (
         "identity=TEXT",
         "a source that cannot tell (NBD) is the same image for as long as this text is",
     ),
-    Entry("format=NAME", "of the image: raw, qcow2, vmdk, vdi, vhd, vhdx", "by content"),
+    Entry(
+        "format=NAME",
+        "of the image: raw, qcow2, vmdk, vdi, vhd, vhdx, qcow, qed, parallels, dmg, cloop, bochs, "
+        "luks",
+        "by content",
+    ),
+    Entry(
+        "snapshot=NAME",
+        "id or name of a snapshot inside of a qcow2, whose disk is shown",
+        "the disk as it is now",
+    ),
+    Entry(
+        "luks_key=FILE",
+        "the passphrase of a LUKS volume; what it unlocks is never kept on disk",
+        "shown as it is stored",
+    ),
     Entry(
         "backing=any, backing=SOURCE",
         "follow what a header names anywhere; or where that is",
@@ -97,7 +112,7 @@ NAMES = (
     Entry(
         "NAME.raw",
         "the disk, whatever format the image is in: raw, qcow2, vmdk, vdi, vhd, vhdx, with their "
-        "backing files",
+        "backing files; qed, qcow, parallels, dmg, cloop, bochs and LUKS through qemu-nbd",
     ),
     Entry(
         "NAME.qcow2, NAME.vmdk, NAME.stream.vmdk, NAME.vdi, NAME.vhd, NAME.vhdx",
@@ -145,8 +160,9 @@ ENVIRONMENT = (
 
 #: Of an image in a TOML file, and of [defaults] but for the last three.
 KEYS = (
-    Entry("format", 'the image\'s format: "raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx"'),
+    Entry("format", 'the image\'s format, as with -o format=: "raw", "qcow2", "vhd", …'),
     Entry("backing", 'a SOURCE that the image stands on, or "any"'),
+    Entry("luks_key", "a file that holds the passphrase of a LUKS volume"),
     Entry("cache_size", 'most bytes of this image in the cache, like "2G"'),
     Entry("readahead", 'how far sequential reads are fetched ahead at most, like "64M", or "off"'),
     Entry("prefetch", 'fetch it whole: true, or so many bytes a second, like "20M"'),
@@ -161,6 +177,7 @@ KEYS = (
     Entry("command", "in its place: a list, the words of a command that serves NBD"),
     Entry("write", '"through": what is written to it goes to the source'),
     Entry("identity", "it is the same image for as long as this text is; for what cannot tell"),
+    Entry("snapshot", "id or name of a snapshot inside of a qcow2, whose disk is shown"),
     Entry("s3, http", "tables, as [s3] and [http] for all images"),
 )
 

@@ -65,7 +65,7 @@ def test_every_option_is_told_and_taken() -> None:
 
 def test_every_key_is_told() -> None:
     assert set(names(KEYS)) == set(ImageTable.__struct_fields__)
-    assert set(DefaultsTable.__struct_fields__) == set(names(KEYS[:12]))
+    assert set(DefaultsTable.__struct_fields__) == set(names(KEYS[:13]))
     known = {*S3Table.__struct_fields__, *HttpTable.__struct_fields__}
     assert set(names(STORE_KEYS)) == known
 
