@@ -101,7 +101,6 @@ class StoredViews:
         wanted = self._wanted[stored]
         options = wanted.options
         if format is None and await trio.to_thread.run_sync(is_pinned_raw, wanted.text):
-            format = RAW
             looks = await drive(probe(stored.size), [stored])
             if looks not in (RAW, "luks"):
                 log.warning(
@@ -109,6 +108,8 @@ class StoredViews:
                     "if that is wrong mount it with -o format=%s",
                     *(stored.name, looks, looks),
                 )
+            if looks != "luks":  # which is raw too, unless a person gives its key
+                format = RAW
         asked = Asked(format, options.snapshot, options.luks_key is not None)
 
         async def serve(node: Node) -> RawView:
@@ -127,8 +128,9 @@ class StoredViews:
 
     async def _serve(self, node: Node, options: Options) -> RawView:
         """Not through a cache: what was locked stays in memory."""
-        for view in [view for view in self._served if view.stale is not None]:
-            self._served.remove(view)
+        gone = [view for view in self._served if view.stale is not None]
+        self._served = [view for view in self._served if view.stale is None]
+        for view in gone:
             await view.source.aclose()
         view = RawView(await self._open_by_qemu(node, options))
         for each in node.chain():

@@ -34,8 +34,9 @@ def pool(tmp_path: Path) -> Path:
     return pool
 
 
-@pytest.mark.parametrize("changed", ["top", "base"])
-@pytest.mark.parametrize("where", ["local", "ssh"])
+@pytest.mark.parametrize(
+    ("where", "changed"), [("local", "top"), ("local", "base"), ("ssh", "base")]
+)
 def test_decoded_and_encoded(
     mount: Mounter, sshd: Sshd, pool: Path, where: str, changed: str
 ) -> None:
