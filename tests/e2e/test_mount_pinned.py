@@ -41,9 +41,7 @@ def test_what_was_written_through(mount: Mounter, tmp_path: Path) -> None:
 
     m = mount(disk, "-o", "format=qcow2")  # a person may say so, and is believed
     assert (m.point / "disk.raw").read_bytes().startswith(b"secret")
-    assert imgfs("umount", m.point).returncode == 0
-    m = mount(disk)
-    assert (m.point / "disk.raw").read_bytes().startswith(b"secret")
+    assert "format: qcow2\n" in imgfs("info", disk).stdout
 
 
 def test_what_a_snapshot_was_committed_into(mount: Mounter, tmp_path: Path) -> None:
