@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ from imgfs.cache.cached import Policy
 from imgfs.config import Options
 from imgfs.errors import UsageError, sole
 from imgfs.formats.served import Node
+from imgfs.overlays.records import SnapshotPath
+from imgfs.overlays.store import SnapshotStore
 from imgfs.sources.base import Source
 from imgfs.sources.file import open_file
 from imgfs.sources.listing import Listing, LocalListing
@@ -20,6 +23,7 @@ from imgfs.stored import StoredViews, Wanted
 from imgfs.url import ObjectUrl, SshUrl, parse
 from imgfs.url_nbd import NbdCommand, NbdUrl
 from imgfs.views.opening import Chain
+from imgfs.views.overlay import OverlayView
 
 if TYPE_CHECKING:
     from imgfs.sources.bridge import Bridge
@@ -113,20 +117,41 @@ class Sources:
         return self._hosts
 
 
+class Opened:
+    """Disks of one process that share its connections; each can be closed before the others."""
+
+    def __init__(self, sources: Sources) -> None:
+        """For `opening` only."""
+        self.sources = sources
+
+    @asynccontextmanager
+    async def disk(self, text: str, options: Options) -> AsyncIterator[tuple[str, Chain]]:
+        """The disk in a source, for as long as the block runs, and the source as it is shown."""
+        where = parse(text)
+        text = absolute(where) if isinstance(where, str) else text
+
+        async def open_source(wanted: Wanted) -> Source:
+            return await self.sources.open(wanted.text, wanted.options)
+
+        stored = StoredViews(open_source, self.sources.open_by_qemu)
+        try:
+            view = await stored.get(Wanted(text, options, Policy()))
+            yield shown_source(text), await stored.chain(view.name, view, options.format)
+        finally:
+            with trio.CancelScope(shield=True):
+                await stored.aclose()
+
+
 @asynccontextmanager
-async def open_source(text: str, options: Options) -> AsyncIterator[Source]:
-    """The source that a person named, for as long as the block runs."""
+async def opening(options: Options) -> AsyncIterator[Opened]:
+    """What opens disks, for as long as the block runs.  What happens in it is raised as it is."""
     try:
         async with trio.open_nursery() as nursery:
             sources = Sources(options, nursery)
-            source: Source | None = None
             try:
-                source = await sources.open(text)
-                yield source
+                yield Opened(sources)
             finally:
                 with trio.CancelScope(shield=True):
-                    if source is not None:
-                        await source.aclose()
                     await sources.aclose()
                 nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
@@ -135,27 +160,31 @@ async def open_source(text: str, options: Options) -> AsyncIterator[Source]:
 
 @asynccontextmanager
 async def open_disk(text: str, options: Options) -> AsyncIterator[tuple[str, Chain]]:
-    """The disk in a source, for as long as the block runs, and the source as it is shown."""
-    where = parse(text)
-    text = absolute(where) if isinstance(where, str) else text
+    """One disk, as `Opened.disk` gives it."""
+    async with opening(options) as opened, opened.disk(text, options) as found:
+        yield found
+
+
+@asynccontextmanager
+async def open_snapshot(
+    path: SnapshotPath, url: str, chain: Chain, *, check: bool = True, writable: bool = False
+) -> AsyncIterator[OverlayView]:
+    """The disk of a snapshot of what `open_disk` gave; nobody writes it meanwhile, and with
+    `writable` nobody reads it either.
+
+    Raises SnapshotNotFound, CorruptSnapshot, Busy when somebody does, OSError; with `check`
+    SourceChanged, too, when it is over another base.
+    """
+    store = SnapshotStore(url)
+    if check:
+        await trio.to_thread.run_sync(store.check_base, chain.base(url))
+    layers = await trio.to_thread.run_sync(partial(store.open_layers, path, writable=writable))
+    disk = OverlayView("/".join(path), layers[0].size, layers, chain.disk)
     try:
-        async with trio.open_nursery() as nursery:
-            sources = Sources(options, nursery)
-
-            async def open_source(wanted: Wanted) -> Source:
-                return await sources.open(wanted.text, wanted.options)
-
-            stored = StoredViews(open_source, sources.open_by_qemu)
-            try:
-                view = await stored.get(Wanted(text, options, Policy()))
-                yield shown_source(text), await stored.chain(view.name, view, options.format)
-            finally:
-                with trio.CancelScope(shield=True):
-                    await stored.aclose()
-                    await sources.aclose()
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        raise sole(group) from None
+        yield disk
+    finally:
+        with trio.CancelScope(shield=True):
+            await disk.aclose()
 
 
 def shown_url(where: SshUrl | ObjectUrl | NbdUrl | NbdCommand) -> str:

@@ -23,7 +23,7 @@ LAYERS = ["fuse", "tree", "views", "overlays", "cache", "sources"]
 # These may import nothing of the layers.
 PURE = ["formats", "guest", "extents", "errors", "units", "url", "image", "mapjson"]
 PURE += ["pieces", "steps", "status", "metrics", "rates", "tomllines", "configschema"]
-WIRING = ["app", "opener", "stored", "cli"]
+WIRING = ["app", "opener", "stored", "cli", "library", "plain", "__init__"]
 
 
 def modules() -> Iterator[Path]:

@@ -23,11 +23,11 @@ from imgfs.cli.run import with_disk
 from imgfs.config import Options, parse_options
 from imgfs.errors import Busy, ImgfsError, UsageError
 from imgfs.formats.probe import RAW
-from imgfs.opener import shown_source
+from imgfs.opener import open_snapshot, shown_source
 from imgfs.overlays.commit import committing
 from imgfs.overlays.rawpins import pin_raw
 from imgfs.overlays.records import SnapshotPath
-from imgfs.overlays.store import SnapshotStore, stores
+from imgfs.overlays.store import SnapshotStore, snapshot_path, stores
 from imgfs.pieces import Kind
 from imgfs.sources.base import WritableSource
 from imgfs.units import format_size
@@ -85,7 +85,7 @@ def list_command(source: str | None, as_json: bool) -> None:
 @parameters.options
 def create_command(source: str, name: str, options: tuple[str, ...]) -> None:
     """Take snapshot NAME of SOURCE, or x/y: of its snapshot x."""
-    path = _path(name)
+    path = snapshot_path(name)
 
     async def create(url: str, chain: Chain) -> None:
         store = SnapshotStore(url)
@@ -109,7 +109,7 @@ def delete_command(source: str, name: str | None, damaged: bool) -> None:
         if name is None:
             click.echo(f"{store.delete_damaged()} damaged snapshots were given up", err=True)
         else:
-            store.delete(_path(name))
+            store.delete(snapshot_path(name))
 
 
 @command.command("export")
@@ -125,7 +125,7 @@ def export_command(source: str, name: str, file: Path, options: tuple[str, ...])
         view = await delta(disk, file.name, shown, *chain.backing(url))
         await _write(view, file)
 
-    _with_snapshot(source, _path(name), parse_options(options), export)
+    _with_snapshot(source, snapshot_path(name), parse_options(options), export)
 
 
 @command.command("commit")
@@ -138,7 +138,7 @@ def commit_command(source: str, name: str, force: bool, options: tuple[str, ...]
 
     What was interrupted can be done again.
     """
-    path = _path(name)
+    path = snapshot_path(name)
     parsed = replace(parse_options(options), write=True)
 
     async def commit(disk: OverlayView, url: str, chain: Chain) -> None:
@@ -184,19 +184,12 @@ def _with_snapshot(
     """
 
     async def run(url: str, chain: Chain) -> None:
-        store = SnapshotStore(url)
-        with _plainly():
-            if check:
-                await trio.to_thread.run_sync(store.check_base, chain.base(url))
-            layers = await trio.to_thread.run_sync(
-                partial(store.open_layers, path, writable=writable)
-            )
-        disk = OverlayView("/".join(path), layers[0].size, layers, chain.disk)
-        try:
+        async with contextlib.AsyncExitStack() as stack:
+            with _plainly():
+                disk = await stack.enter_async_context(
+                    open_snapshot(path, url, chain, check=check, writable=writable)
+                )
             await work(disk, url, chain)
-        finally:
-            with trio.CancelScope(shield=True):
-                await disk.aclose()
 
     with_disk(source, options, run)
 
@@ -220,13 +213,6 @@ async def _write(view: View, file: Path) -> None:
         except BaseException:
             part.unlink(missing_ok=True)
             raise
-
-
-def _path(name: str) -> SnapshotPath:
-    path = tuple(name.split("/"))
-    if not all(path) or any(each in (".", "..") for each in path):
-        raise UsageError(f"{name!r}: not a snapshot's name; write x, or x/y for y in x's snapshots")
-    return path
 
 
 @contextlib.contextmanager

@@ -24,6 +24,7 @@ from imgfs.errors import (
     NotPermitted,
     SnapshotNotFound,
     SourceChanged,
+    UsageError,
 )
 from imgfs.overlays.layer import (
     Layer,
@@ -40,6 +41,14 @@ from imgfs.overlays.records import encode as encode_records
 from imgfs.sources.base import Identity
 
 VERSION = 1  # of the file `base`
+
+
+def snapshot_path(name: str) -> SnapshotPath:
+    """Of a name as people write it.  Raises UsageError."""
+    path = tuple(name.split("/"))
+    if not all(path) or any(each in (".", "..") for each in path):
+        raise UsageError(f"{name!r}: not a snapshot's name; write x, or x/y for y in x's snapshots")
+    return path
 
 
 def state_root() -> Path:

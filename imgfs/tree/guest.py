@@ -11,13 +11,11 @@ from imgfs.guest.disk import Guest
 from imgfs.tree.formats import FormatNodes, Maker, Shown
 from imgfs.tree.names import encode, shown
 from imgfs.tree.nodes import Node, Tree
-from imgfs.views.slice import SliceView
+from imgfs.views.slice import SliceView, parts_of
 from imgfs.views.sparse import SparseView, look
 from imgfs.views.view import View
 
 log = logging.getLogger(__name__)
-
-_MOST_PARTS = 1 << 18  # of a striped volume
 
 
 class GuestNodes:
@@ -86,16 +84,7 @@ class GuestNodes:
     async def _refresh(self) -> None:
         """Show the partitions and volumes that there are now."""
         _, guest = await self._look()
-        found = {
-            encode(f"{each.number}.raw"): [(each.start, each.start + each.size)]
-            for each in guest.partitions
-            if each.is_there
-        }
-        for volume in guest.volumes:
-            pieces = sum(-(-each.size // each.stripe_size) for each in volume.segments)
-            if 0 < pieces <= _MOST_PARTS:
-                parts = [part for segment in volume.segments for part in segment.ranges()]
-                found[encode(shown(volume.name) + ".raw")] = parts
+        found = {encode(shown(name) + ".raw"): ranges for name, ranges in parts_of(guest).items()}
         children = self._partitions.children
         assert children is not None
         for name in [name for name in children if found.get(name) != self._ranges.get(name)]:

@@ -175,9 +175,7 @@ class ImageNodes:
     async def _shown(self) -> Shown:
         disk = await self.opened_disk()
         assert self._chain is not None
-        identity = self._chain.identity
-        known = f"{self.url} {disk.size}" if identity is None else identity.token
-        return Shown(disk, known)
+        return Shown(disk, self._chain.token(self.url))
 
     async def _base(self) -> tuple[View, Base]:
         """The disk that snapshots are of, and what tells it from others."""

@@ -74,6 +74,11 @@ class Chain:
             raise UnsupportedFeature(f"{url}: no file can be on top of a snapshot inside of it")
         return url, self.formats[0]
 
+    def token(self, url: str) -> str:
+        """What tells the disk from all others, as far as that is known."""
+        identity = self.identity
+        return f"{url} {self.disk.size}" if identity is None else identity.token
+
     def base(self, url: str, size: int | None = None) -> Base:
         """What snapshots of it are of; of another size when we have changed that.
 

@@ -14,6 +14,8 @@ from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource
 from imgfs.views.view import View
 
+CHECK_S = 5.0  # how often, while it is read uncached, the source is asked whether it is the same
+
 
 class RawView(View):
     """One state of a source.  When the source changes the view is stale for good.
@@ -28,6 +30,7 @@ class RawView(View):
         self.map = _map.SegmentMap(source.size) if cache is None else cache.map
         self._lock = trio.Lock()
         self._ready = False
+        self._checked = trio.current_time() - CHECK_S
 
     @property
     def ahead(self) -> Ahead | None:
@@ -71,7 +74,10 @@ class RawView(View):
         local = await trio.to_thread.run_sync(self.map.read, offset, length, abandon_on_cancel=True)
         if local is not None:
             return local
-        await self.check()
+        if trio.current_time() - self._checked >= CHECK_S:
+            # Who else reads meanwhile need not ask, too.
+            self._checked = trio.current_time()
+            await self.check()
         data = await self.source.read(offset, length)
         self.missed()
         return data

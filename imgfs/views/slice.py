@@ -5,9 +5,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import accumulate
 
+from imgfs.guest.disk import Guest
 from imgfs.pieces import PieceList, PieceListBuilder
 from imgfs.views.planned import PlannedView
 from imgfs.views.view import View
+
+MOST_PARTS = 1 << 18  # of a striped volume
+
+
+def parts_of(guest: Guest) -> dict[str, list[tuple[int, int]]]:
+    """The ranges of the disk's partitions, by number, and of its volumes, by name."""
+    found = {
+        str(each.number): [(each.start, each.start + each.size)]
+        for each in guest.partitions
+        if each.is_there
+    }
+    for volume in guest.volumes:
+        pieces = sum(-(-each.size // each.stripe_size) for each in volume.segments)
+        if 0 < pieces <= MOST_PARTS:
+            found[volume.name] = [part for each in volume.segments for part in each.ranges()]
+    return found
 
 
 class SliceView(PlannedView):

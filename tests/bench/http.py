@@ -36,10 +36,9 @@ PR_SET_CHILD_SUBREAPER = 36
 
 LIBRARY = """
 import sys, trio
-from imgfs.opener import open_source
-from imgfs.config import Options
+import imgfs
 async def main():
-    async with open_source(sys.argv[1], Options()) as source:
+    async with imgfs.open_image(sys.argv[1]) as source:
         step = 2 << 20
         offsets = iter(range(0, source.size, step))
         async def work():

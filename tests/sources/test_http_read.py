@@ -188,10 +188,9 @@ def test_cancelled_at_once_though_the_server_is_frozen(disk: Path, nginx: Nginx)
 
 PROGRAM = """
 import sys, trio
-from imgfs.opener import open_source
-from imgfs.config import Options
+import imgfs
 async def main():
-    async with open_source(sys.argv[1], Options()) as source, trio.open_nursery() as nursery:
+    async with imgfs.open_image(sys.argv[1]) as source, trio.open_nursery() as nursery:
         for _ in range(100):
             nursery.start_soon(source.read, 0, source.size)
         await trio.sleep(float(sys.argv[2]))

@@ -251,10 +251,9 @@ def test_local_files_pay_for_none_of_it(tmp_path: Path) -> None:
     (tmp_path / "disk").write_bytes(b"x")
     program = (
         "import sys, trio\n"
-        "from imgfs.opener import open_source\n"
-        "from imgfs.config import Options\n"
+        "import imgfs\n"
         "async def main():\n"
-        "    async with open_source(sys.argv[1], Options()):\n"
+        "    async with imgfs.open_image(sys.argv[1]):\n"
         "        pass\n"
         "trio.run(main)\n"
         "print(*({'obstore', 'asyncio', 'asyncssh', 'uvloop', 'nbd'} & set(sys.modules)))\n"
