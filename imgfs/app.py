@@ -7,9 +7,7 @@ import json
 import logging
 import os
 import resource
-import shlex
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
@@ -31,7 +29,7 @@ from imgfs.tree.image import ImageNodes
 from imgfs.tree.images import ImagesNodes, ListedImages
 from imgfs.tree.names import image_name
 from imgfs.tree.nodes import Tree
-from imgfs.url import ObjectUrl, parse
+from imgfs.url import parse
 from imgfs.views.opening import Chain
 from imgfs.views.raw import RawView
 from imgfs.views.through import StoredView, ThroughView
@@ -174,12 +172,8 @@ class Mount:
     def _configured_image(
         self, name: str, image: configfile.ImageSettings, directory: Path
     ) -> ImageNodes:
-        options = image.over(self._options)
-        text = image.source or f"nbd+command:{shlex.join(image.command or ())}"
+        options, text = image.options(self._options), image.text
         where = parse(text)
-        if isinstance(where, ObjectUrl):
-            settings = image.objects(os.environ, options.timeout)
-            options = replace(options, object_settings=settings)
         ahead = image.readahead if (image.readahead or 0) >= 0 else None
         file_name = Path(where).name if isinstance(where, str) else where.basename
         shown = where if isinstance(where, str) else shown_url(where)

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -40,6 +41,7 @@ from imgfs.sources.objects_settings import FETCHED, KEY, SECRET, ObjectSettings,
 from imgfs.tomllines import Key
 from imgfs.units import parse_size
 from imgfs.url import parse
+from imgfs.url_nbd import COMMAND
 
 MOST_BYTES = 4 << 20  # of the file: more is an image, mistaken for one
 READAHEAD_OFF, READAHEAD_FREE = 0, -1
@@ -99,6 +101,19 @@ class ImageSettings:
     helpers: tuple[str, ...] | None = None
     s3: S3Settings = S3Settings()
     http: HttpSettings = HttpSettings()
+
+    @property
+    def text(self) -> str:
+        """The source as a person would write it; a secret, perhaps."""
+        return self.source or f"{COMMAND}:{shlex.join(self.command or ())}"
+
+    def options(self, options: Options) -> Options:
+        """As `over`, with how to reach web servers and S3.  Raises as `objects` does."""
+        options = self.over(options)
+        if _is_object(self.text):
+            settings = self.objects(os.environ, options.timeout)
+            options = replace(options, object_settings=settings)
+        return options
 
     def over(self, options: Options) -> Options:
         """The mount's options with what the file says of this image instead."""

@@ -119,6 +119,10 @@ class NotDurable(ImgfsError):
     """It cannot be said that what was written survives a crash."""
 
 
+class CopyDiffers(ImgfsError):
+    """A copy does not hold what its source does."""
+
+
 class AlreadyThere(ImgfsError):
     errno = _errno.EEXIST
 

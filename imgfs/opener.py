@@ -27,6 +27,7 @@ from imgfs.views.overlay import OverlayView
 
 if TYPE_CHECKING:
     from imgfs.sources.bridge import Bridge
+    from imgfs.sources.objects_upload import ObjectUpload
     from imgfs.sources.ssh import SshHosts
 
 _ONLY_READ = "http and S3 can only be read; mount it without write=through"
@@ -79,6 +80,12 @@ class Sources:
         key = options.luks_key if node.format == "luks" else None
         return await open_by_qemu(node, key, options.nbd(), self._nursery)
 
+    async def upload(self, where: ObjectUrl, options: Options, size: int) -> ObjectUpload:
+        """An object of so many bytes, to be written.  Raises TooLarge, UsageError."""
+        from imgfs.sources.objects_upload import ObjectUpload
+
+        return ObjectUpload(where, options.objects(), self._asyncio(), size)
+
     async def listing(self, text: str) -> Listing | None:
         """The directory that this names, or None when it names an image.  Raises UsageError."""
         where = parse(text)
@@ -125,17 +132,22 @@ class Opened:
         self.sources = sources
 
     @asynccontextmanager
-    async def disk(self, text: str, options: Options) -> AsyncIterator[tuple[str, Chain]]:
-        """The disk in a source, for as long as the block runs, and the source as it is shown."""
+    async def disk(
+        self, text: str, options: Options, directory: Path | None = None
+    ) -> AsyncIterator[tuple[str, Chain]]:
+        """The disk in a source, for as long as the block runs, and the source as it is shown.
+
+        `directory` is where a command of it is to run.
+        """
         where = parse(text)
         text = absolute(where) if isinstance(where, str) else text
 
         async def open_source(wanted: Wanted) -> Source:
-            return await self.sources.open(wanted.text, wanted.options)
+            return await self.sources.open(wanted.text, wanted.options, wanted.directory)
 
         stored = StoredViews(open_source, self.sources.open_by_qemu)
         try:
-            view = await stored.get(Wanted(text, options, Policy()))
+            view = await stored.get(Wanted(text, options, Policy(), directory))
             yield shown_source(text), await stored.chain(view.name, view, options.format)
         finally:
             with trio.CancelScope(shield=True):

@@ -23,7 +23,8 @@ LAYERS = ["fuse", "tree", "views", "overlays", "cache", "sources"]
 # These may import nothing of the layers.
 PURE = ["formats", "guest", "extents", "errors", "units", "url", "image", "mapjson"]
 PURE += ["pieces", "steps", "status", "metrics", "rates", "tomllines", "configschema"]
-WIRING = ["app", "opener", "stored", "cli", "library", "plain", "__init__"]
+WIRING = ["app", "opener", "stored", "cli", "copying", "library", "plain"]
+WIRING += ["__init__"]
 
 
 def modules() -> Iterator[Path]:

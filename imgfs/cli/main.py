@@ -9,7 +9,9 @@ import click
 
 from imgfs.errors import ImgfsError
 
-_COMMANDS = {name: name for name in ("cache", "info", "map", "mount", "snapshot", "top", "umount")}
+_COMMANDS = {
+    name: name for name in ("cache", "copy", "info", "map", "mount", "snapshot", "top", "umount")
+}
 
 
 class LazyGroup(click.Group):

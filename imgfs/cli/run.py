@@ -28,10 +28,11 @@ def with_disk(
         async with open_disk(text, options) as (url, chain):
             return await look(url, chain)
 
-    return _run(work, options)
+    return run(work, options)
 
 
-def _run(work: Callable[[Options], Awaitable[Result]], options: Options) -> Result:
+def run(work: Callable[[Options], Awaitable[Result]], options: Options) -> Result:
+    """Run it under trio; at a terminal it may ask questions."""
     asking = Terminal()
     if is_there():
         options = replace(options, prompt=asking.ask)

@@ -63,6 +63,11 @@ class WritableSource(Source, WritableImage):
     between `check_identity` raises SourceChanged for another file only, not for another state.
     """
 
+    @property
+    def file_token(self) -> str:
+        """Tells which file is written, in whatever state; empty: nothing does."""
+        return ""
+
     @abstractmethod
     async def begin_writing(self) -> None:
         """Before own writes: raises as `check_identity` does."""

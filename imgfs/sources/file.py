@@ -85,6 +85,18 @@ class FileSource(WritableSource):
             self._store = _map.Store(self.fd, self.size, whole=True)
         return self._store
 
+    def is_same_file(self, other: FileSource) -> bool:
+        """Do both lead to the same bytes, of a file or a device?"""
+        one, two = os.fstat(self.fd), os.fstat(other.fd)
+        if stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(two.st_mode):
+            return one.st_rdev == two.st_rdev
+        return os.path.samestat(one, two)
+
+    @property
+    def file_token(self) -> str:
+        found = os.fstat(self.fd)
+        return f"{found.st_dev}:{found.st_ino}"
+
     async def check_identity(self) -> None:
         known = self.stat
         try:

@@ -44,11 +44,16 @@ def looked_for(url: ObjectUrl, settings: ObjectSettings) -> str:
     return f"{said}; AWS_PROFILE is not supported" if settings.profile else said
 
 
-def make_store(url: ObjectUrl, settings: ObjectSettings) -> tuple[Store, str]:
-    """A store, and the path in it that the URL means.  Raises UsageError."""
+def make_store(
+    url: ObjectUrl, settings: ObjectSettings, *, written: int | None = None
+) -> tuple[Store, str]:
+    """A store, and the path in it that the URL means.  Raises UsageError.
+
+    `written` is for one that is written to, in requests of so many bytes: those are tried again.
+    """
     try:
         if url.scheme == "s3":
-            return _s3(url, settings), url.key
+            return _s3(url, settings, written), url.key
         options = _client(settings, http=url.scheme == "http" or settings.allow_http)
         headers = options["default_headers"] = {"accept-encoding": "identity"}
         if settings.authorization is not None and url.scheme == "https":
@@ -61,7 +66,7 @@ def make_store(url: ObjectUrl, settings: ObjectSettings) -> tuple[Store, str]:
         raise UsageError(f"{url.text}: not a URL that can be used") from exc
 
 
-def _s3(url: ObjectUrl, settings: ObjectSettings) -> obstore.store.S3Store:
+def _s3(url: ObjectUrl, settings: ObjectSettings, written: int | None) -> obstore.store.S3Store:
     endpoint = settings.endpoint
     if endpoint is not None and not endpoint.startswith(("http://", "https://")):
         raise UsageError(f"{endpoint}: an endpoint of S3 begins with https:// or http://")
@@ -92,19 +97,19 @@ def _s3(url: ObjectUrl, settings: ObjectSettings) -> obstore.store.S3Store:
     return obstore.store.S3Store(
         url.host,
         config=config,  # type: ignore[arg-type]
-        client_options=_client(settings, http=http),
-        retry_config=_never(),
+        client_options=_client(settings, http=http, longest=written or PIECE),
+        retry_config=_never() if written is None else _patiently(settings),
         **more,
     )
 
 
-def _client(settings: ObjectSettings, *, http: bool) -> Any:
+def _client(settings: ObjectSettings, *, http: bool, longest: int = PIECE) -> Any:
     patience = datetime.timedelta(seconds=settings.timeout_s)
     options = {
         "allow_http": http,
         "connect_timeout": patience,
         "read_timeout": patience,
-        "timeout": datetime.timedelta(seconds=longest_s(PIECE, settings)),
+        "timeout": datetime.timedelta(seconds=longest_s(longest, settings)),
         "user_agent": f"imgfs/{__version__}",
     }
     if settings.ca_file is not None:
@@ -117,3 +122,7 @@ def _client(settings: ObjectSettings, *, http: bool) -> Any:
 
 def _never() -> Any:
     return {"max_retries": 0, "retry_timeout": datetime.timedelta(seconds=1)}
+
+
+def _patiently(settings: ObjectSettings) -> Any:
+    return {"max_retries": 10, "retry_timeout": datetime.timedelta(seconds=settings.timeout_s)}

@@ -44,6 +44,7 @@ class SshSource(WritableSource):
         super().__init__(url.basename, url.text, stat)
         self.is_writable = write
         self.can_punch = can_punch
+        self.is_resizable = not file.is_device
         self._writer = SshWriter(file)
         self._bridge = bridge
         self._file = file
@@ -53,6 +54,10 @@ class SshSource(WritableSource):
     @property
     def round_trip_s(self) -> float:
         return self._file.round_trip_s
+
+    @property
+    def file_token(self) -> str:
+        return self._file.place[1]
 
     async def check_identity(self) -> None:
         await self._bridge.call(self._file.check)

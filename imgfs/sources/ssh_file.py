@@ -135,6 +135,11 @@ class SshFile:
         return stat_
 
     @property
+    def is_device(self) -> bool:
+        """Of one that is open."""
+        return self._state is not None and stat.S_ISBLK(self._state.mode)
+
+    @property
     def place(self) -> tuple[bytes, str]:
         """The path, and what tells which file is meant by it; empty: nothing does."""
         token = self._state.token if self._state is not None else None

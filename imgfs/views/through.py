@@ -36,10 +36,10 @@ from imgfs.sources.file import FileSource
 from imgfs.views.behind import WriteBehind
 from imgfs.views.raw import RawView
 from imgfs.views.writable import Writable
+from imgfs.views.zeroes import BLOCK, is_zero
 
 log = logging.getLogger(__name__)
 
-ZERO_RUN = 64 << 10  # aligned blocks of zeroes that are not sent where nothing is stored
 LEAST_ROOM = 64 << 20  # bytes that a map is longer than a growing image
 
 OpenCache = Callable[[Source], Awaitable[CachedImage]]
@@ -337,8 +337,8 @@ class ThroughView(Writable):
         block = fresh
         while block < end:
             # What of an aligned block is in this write: a program's writes are aligned anyhow.
-            stop = min(end, block + ZERO_RUN - block % ZERO_RUN)
-            if _is_zero(view[block - start : stop - start]):
+            stop = min(end, block + BLOCK - block % BLOCK)
+            if is_zero(view[block - start : stop - start]):
                 if at < block:
                     parts.append((at, block, False))
                 parts.append((block, stop, True))
@@ -406,10 +406,3 @@ class ThroughView(Writable):
 
 #: A source's own bytes, as they are shown.
 StoredView: TypeAlias = RawView | ThroughView
-
-_NOTHING = bytes(ZERO_RUN)
-
-
-def _is_zero(block: memoryview) -> bool:
-    # A copy costs less than to compare the view itself.
-    return not block[0] and not block[-1] and bytes(block) == _NOTHING[: len(block)]

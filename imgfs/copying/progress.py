@@ -1,0 +1,242 @@
+"""What people and programs see of copies: bars, lines, or lines of JSON.
+
+Sizes are bytes, rates bytes a second, `left_s` seconds.  A rate is that of the last few seconds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections import deque
+from typing import Any, TextIO
+
+from rich.console import Console
+from rich.filesize import decimal
+from rich.progress import (
+    BarColumn,
+    Progress,
+    TaskID,
+    TaskProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+from imgfs.units import format_size
+
+RATE_S = 5.0  # over how long a rate is measured
+LINE_S = 10.0
+JSON_S = 1.0
+
+
+class Copy:
+    """How far one copy is.  `data` is what is to be written of `size` bytes, without holes."""
+
+    def __init__(self, name: str, source: str, destination: str) -> None:
+        self.name = name
+        self.source = source
+        self.destination = destination
+        self.size = 0
+        self.data = 0
+        self.done = 0
+        self.verified = 0
+        self.resumed = 0  #: what was there from an earlier time
+        self.begun = time.monotonic()
+        self._seen: deque[tuple[float, int]] = deque([(self.begun, 0)])
+
+    def moved(self) -> int:
+        """What was done now: written, or compared."""
+        return self.done - self.resumed + self.verified
+
+    def rate(self) -> float:
+        now, moved = time.monotonic(), self.moved()
+        if now - self._seen[-1][0] > RATE_S / 20:
+            self._seen.append((now, moved))
+        while len(self._seen) > 2 and now - self._seen[1][0] > RATE_S:
+            self._seen.popleft()
+        then, before = self._seen[0]
+        return (moved - before) / (now - then) if now > then else 0.0
+
+    def left_s(self) -> float | None:
+        rate = self.rate()
+        return (self.data - self.done) / rate if rate else None
+
+    def seconds(self) -> float:
+        return max(1e-3, time.monotonic() - self.begun)
+
+
+class Reporter:
+    """Hears of `count` copies as they go on, and says nothing of them."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.ended = 0
+        self.failed = 0
+
+    def begin(self, copy: Copy) -> None:
+        """Its sizes are known now."""
+
+    def advance(self, copy: Copy) -> None:
+        """Some of it has been done."""
+
+    def end(self, copy: Copy, error: str = "") -> None:
+        """It is there, or why not."""
+        self.ended += 1
+        self.failed += bool(error)
+        self._ended(copy, error)
+
+    def _ended(self, copy: Copy, error: str) -> None:
+        pass
+
+    def note(self, text: str) -> None:
+        """What a person should know."""
+        print(f"imgfs: {text}", file=sys.stderr)
+
+    def close(self) -> None:
+        """No more is coming."""
+
+
+class Bars(Reporter):
+    """A bar for each copy that is under way, and for several one of all."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self._console = Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[done]}"),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=count > 1,
+        )
+        self._tasks: dict[Copy, TaskID] = {}
+        self._known = 0
+        self._data = 0
+        self._moved = 0
+        self._all = self._add("all", None) if count > 1 else None
+        self._progress.start()
+
+    def _add(self, name: str, total: int | None) -> TaskID:
+        return self._progress.add_task(name, total=total, done="")
+
+    def begin(self, copy: Copy) -> None:
+        self._tasks[copy] = self._add(copy.name, copy.data)
+        self._known += 1
+        self._data += copy.data
+        self._moved += copy.resumed
+        self._show(copy)
+
+    def advance(self, copy: Copy) -> None:
+        self._show(copy)
+
+    def _show(self, copy: Copy) -> None:
+        task = self._tasks[copy]
+        before = int(self._progress.tasks[self._progress.task_ids.index(task)].completed)
+        self._moved += copy.done - before - (copy.resumed if not before else 0)
+        told = f"{decimal(copy.done)} of {decimal(copy.data)}"
+        if copy.verified:
+            told = f"{decimal(copy.verified)} compared"
+        self._progress.update(task, completed=copy.done, done=told)
+        self._show_all()
+
+    def _show_all(self) -> None:
+        if self._all is not None:
+            # Of those that were not opened yet: as much as of the others.
+            expected = self._data * self.count // max(1, self._known)
+            told = f"{decimal(self._moved)}, {self.ended} of {self.count} images"
+            told += f", {self.failed} failed" if self.failed else ""
+            self._progress.update(self._all, completed=self._moved, total=expected, done=told)
+
+    def _ended(self, copy: Copy, error: str) -> None:
+        task = self._tasks.pop(copy, None)
+        if task is not None and (self.count > 1 or error):
+            self._progress.remove_task(task)
+        if not error and self.count > 1:
+            self._console.print(summary(copy), markup=False, highlight=False, soft_wrap=True)
+        self._show_all()
+
+    def note(self, text: str) -> None:
+        self._console.print(f"imgfs: {text}", markup=False, highlight=False, soft_wrap=True)
+
+    def close(self) -> None:
+        self._progress.stop()
+
+
+class Lines(Reporter):
+    """A line for each copy at its end, and every 10 s one for each that is under way."""
+
+    def __init__(self, count: int, out: TextIO | None = None) -> None:
+        super().__init__(count)
+        self._out = out or sys.stderr
+        self._told: dict[Copy, float] = {}
+
+    def advance(self, copy: Copy) -> None:
+        now = time.monotonic()
+        if now - self._told.setdefault(copy, now) >= LINE_S:
+            self._told[copy] = now
+            left = copy.left_s()
+            told = f"{copy.name}: {format_size(copy.done)} of {format_size(copy.data)}"
+            told += f", {format_size(int(copy.rate()))}/s"
+            self._print(told + (f", {left:.0f} s left" if left is not None else ""))
+
+    def _ended(self, copy: Copy, error: str) -> None:
+        self._told.pop(copy, None)
+        count = f"[{self.ended}/{self.count}] " if self.count > 1 else ""
+        if not error:
+            self._print(count + summary(copy))
+
+    def _print(self, text: str) -> None:
+        print(text, file=self._out, flush=True)
+
+
+def summary(copy: Copy) -> str:
+    """One line about a copy that is there."""
+    moved = copy.done - copy.resumed
+    told = f"{copy.name}: {format_size(moved)} of {format_size(copy.size)} in "
+    told += f"{copy.seconds():.1f} s, {format_size(int(moved / copy.seconds()))}/s"
+    told += f", {format_size(copy.resumed)} were there" if copy.resumed else ""
+    return told + (", compared" if copy.verified else "")
+
+
+class JsonLines(Reporter):
+    """An object a line, on standard output: `event` is begin, progress, done, failed, note, end."""
+
+    def __init__(self, count: int, out: TextIO | None = None) -> None:
+        super().__init__(count)
+        self._out = out or sys.stdout
+        self._told: dict[Copy, float] = {}
+
+    def begin(self, copy: Copy) -> None:
+        self._tell("begin", copy)
+
+    def advance(self, copy: Copy) -> None:
+        now = time.monotonic()
+        if now - self._told.setdefault(copy, now) >= JSON_S:
+            self._told[copy] = now
+            self._tell("progress", copy, rate=round(copy.rate()), left_s=copy.left_s())
+
+    def _ended(self, copy: Copy, error: str) -> None:
+        if error:
+            self._tell("failed", copy, error=error)
+        else:
+            self._tell("done", copy, seconds=round(copy.seconds(), 3))
+
+    def note(self, text: str) -> None:
+        self._print({"event": "note", "text": text})
+
+    def close(self) -> None:
+        told = {"event": "end", "images": self.count, "copied": self.ended - self.failed}
+        self._print({**told, "failed": self.failed})
+
+    def _tell(self, event: str, copy: Copy, **more: Any) -> None:
+        told = {"event": event, "name": copy.name, "source": copy.source}
+        sizes = {"size": copy.size, "data": copy.data, "done": copy.done}
+        sizes |= {"resumed": copy.resumed, "verified": copy.verified}
+        self._print({**told, "destination": copy.destination, **sizes, **more})
+
+    def _print(self, event: dict[str, Any]) -> None:
+        print(json.dumps(event), file=self._out, flush=True)

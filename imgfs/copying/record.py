@@ -1,0 +1,125 @@
+"""What is kept of a copy that is under way, so that it can go on after an interruption.
+
+One file a destination, in the state directory: a line of JSON that says what is copied to where,
+and then, a line each, up to which byte the copy was durable.  A line counts when its end is there.
+Who copies holds the file locked, so that no two write one destination.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from imgfs import __version__
+from imgfs.errors import Busy
+from imgfs.overlays.store import state_root
+
+log = logging.getLogger(__name__)
+
+OLD_S = 30 * 24 * 3600  # after which nobody comes back to an interrupted copy
+LONGEST = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What is copied; two that are equal make the same bytes.  `token` is of the destination."""
+
+    source: str
+    identity: str  #: of the disk; empty: nothing tells one state of it from another
+    shown: str
+    sparse: bool
+    size: int
+    destination: str
+    token: str
+    version: str = __version__
+
+    def of(self, token: str) -> Facts:
+        """The same, to this destination."""
+        return replace(self, token=token)
+
+    def differs(self, known: dict[str, object]) -> str:
+        """Why what is known is not a part of the same copy; empty: it is."""
+        now = asdict(self)
+        if known.keys() != now.keys() or known["version"] != __version__:
+            return "another version of imgfs began it"
+        if known["source"] != self.source:
+            return f"what is there is of {known['source']}"
+        if known["identity"] != self.identity:
+            return f"{self.source} has changed since"
+        same = (known[name] == now[name] for name in ("shown", "sparse", "size"))
+        return "" if all(same) else "what is there is in another format, or sparse"
+
+
+class Record:
+    """[blocks] The file of one destination, locked."""
+
+    def __init__(self, destination: str) -> None:
+        """Raises Busy when another process copies there.  Where no file can be made it keeps
+        nothing."""
+        self._fd: int | None = None
+        digest = hashlib.sha256(destination.encode("utf-8", "surrogateescape")).hexdigest()[:24]
+        directory = state_root() / "copies"
+        self._path = directory / digest
+        try:
+            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _sweep(directory)
+            self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as exc:
+            log.warning("%s: %s; the copy could not go on after an interruption", directory, exc)
+            return
+        try:
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as exc:
+            self.close()
+            raise Busy(f"{destination}: another imgfs copies there") from exc
+
+    def known(self) -> tuple[dict[str, object], int]:
+        """The facts that are recorded, and the last mark; nothing where there are none."""
+        if self._fd is None:
+            return {}, 0
+        *lines, _ = os.pread(self._fd, LONGEST, 0).split(b"\n")
+        try:
+            facts = json.loads(lines[0]) if lines else {}
+            marks = [int(line) for line in lines[1:]]
+        except ValueError:
+            return {}, 0
+        return (facts, marks[-1] if marks else 0) if isinstance(facts, dict) else ({}, 0)
+
+    def begin(self, facts: Facts, mark: int) -> None:
+        """From now on it is of these."""
+        if self._fd is not None:
+            os.ftruncate(self._fd, 0)
+            os.pwrite(self._fd, json.dumps(asdict(facts)).encode() + b"\n%d\n" % mark, 0)
+
+    def mark(self, end: int) -> None:
+        """All before `end` is durable."""
+        if self._fd is not None:
+            os.pwrite(self._fd, b"%d\n" % end, os.fstat(self._fd).st_size)
+
+    def remove(self) -> None:
+        """It is done."""
+        if self._fd is not None:
+            self._path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+
+def _sweep(directory: Path) -> None:
+    for path in directory.iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            _remove_old(path)
+
+
+def _remove_old(path: Path) -> None:
+    if time.time() - path.stat().st_mtime > OLD_S:
+        path.unlink(missing_ok=True)
