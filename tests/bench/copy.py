@@ -1,0 +1,206 @@
+"""A sparse image copied out of an sshd on loopback by imgfs copy and its peers, in turn.
+
+    .venv/bin/python -m tests.bench.copy [--rounds 3] [--sparse 8192] [--data 1024] [--many 50]
+
+Needs qemu-img, nbdcopy, nbdkit with its ssh plugin, rsync and scp.  Every copy starts cold: a new
+connection, no target; only the source is in the server's page
+cache.  nbdcopy and qemu-img are run twice: through a client of the server's SFTP here, and through
+a tunnel to an nbdkit that runs on the server.  All are waited for until their copy is on the disk
+(`sync FILE`), which imgfs copy does by itself.  Copies are compared with their source in the first
+round.  Then so many small images are copied one by one, and by one imgfs copy -j 8, with one of
+them damaged.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.bench.ssh import MIB, Job, wait_until, warm, write_config
+from tests.images import scatter
+from tests.servers import Sshd
+
+IMGFS = [sys.executable, "-m", "imgfs.cli.main", "copy", "--no-progress"]
+Peer = Callable[[Job], contextlib.AbstractContextManager[list[object]]]
+
+
+@contextlib.contextmanager
+def imgfs(job: Job) -> Iterator[list[object]]:
+    yield [*IMGFS, job.sshd.url(job.source, job.port), job.target, "-o", job.sshd.options]
+
+
+@contextlib.contextmanager
+def scp(job: Job) -> Iterator[list[object]]:
+    yield ["scp", "-q", "-F", job.config, f"{job.host}:{job.source}", job.target]
+
+
+@contextlib.contextmanager
+def rsync(job: Job) -> Iterator[list[object]]:
+    yield ["rsync", "-S", "-e", f"ssh -F {job.config}", f"{job.host}:{job.source}", job.target]
+
+
+def _nbdkit_ssh(job: Job, command: str) -> list[object]:
+    login = [f"host={job.host}", f"config={job.config}", f"port={job.port}", "user=root"]
+    login += [f"identity={job.sshd.directory / 'user'}"]
+    login += [f"known-hosts={job.sshd.directory / 'known'}"]
+    return ["nbdkit", "-r", "-U", "-", "ssh", *login, job.source, "--run", command]
+
+
+@contextlib.contextmanager
+def nbdcopy(job: Job) -> Iterator[list[object]]:
+    yield _nbdkit_ssh(job, f"nbdcopy $uri {job.target}")
+
+
+@contextlib.contextmanager
+def qemu_img(job: Job) -> Iterator[list[object]]:
+    yield _nbdkit_ssh(job, f"qemu-img convert -f raw -W -m 16 $uri {job.target}")
+
+
+@contextlib.contextmanager
+def tunnel(job: Job) -> Iterator[str]:
+    """The URL of an nbdkit on the server."""
+    here, there, pid = (job.work / name for name in ("here.sock", "there.sock", "there.pid"))
+    serve = f"exec nbdkit -f -r -U {there} -P {pid} file {job.source}"
+    process = subprocess.Popen(
+        ["ssh", "-F", job.config, "-L", f"{here}:{there}", job.host, serve],
+        stdin=subprocess.DEVNULL,
+    )
+    try:
+        wait_until(lambda: here.exists() and pid.exists() and bool(pid.read_text()), "tunnel")
+        yield f"nbd+unix:///?socket={here}"
+    finally:
+        with contextlib.suppress(OSError, ValueError):
+            os.kill(int(pid.read_text()), 15)
+        process.wait(20)
+        for path in (here, there, pid):
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def nbdcopy_tunnel(job: Job) -> Iterator[list[object]]:
+    with tunnel(job) as url:
+        yield ["nbdcopy", url, job.target]
+
+
+@contextlib.contextmanager
+def qemu_img_tunnel(job: Job) -> Iterator[list[object]]:
+    with tunnel(job) as url:
+        yield ["qemu-img", "convert", "-f", "raw", "-W", "-m", "16", url, job.target]
+
+
+PEERS: dict[str, Peer] = {
+    "imgfs copy": imgfs,
+    "scp": scp,
+    "rsync -S": rsync,
+    "nbdcopy, nbdkit ssh": nbdcopy,
+    "qemu-img convert, nbdkit ssh": qemu_img,
+    "nbdcopy, tunnel to nbdkit": nbdcopy_tunnel,
+    "qemu-img convert, tunnel to nbdkit": qemu_img_tunnel,
+}
+
+
+def run_one(peer: Peer, job: Job) -> tuple[float, float, int]:
+    """Seconds of all of it, seconds without what was set up before, and MiB of the peak."""
+    warm(job.source)
+    begun = time.perf_counter()
+    with peer(job) as command:
+        ready = time.perf_counter()
+        process = subprocess.Popen([str(word) for word in command])
+        _, status, used = os.wait4(process.pid, 0)
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            raise subprocess.CalledProcessError(process.returncode, process.args)
+        subprocess.run(["sync", job.target], check=True)
+        end = time.perf_counter()
+    return end - begun, end - ready, used.ru_maxrss // 1024
+
+
+def single(job: Job, options: argparse.Namespace) -> None:
+    figures: dict[str, list[tuple[float, float, int]]] = {name: [] for name in PEERS}
+    for number in range(options.rounds):
+        turn = number % len(PEERS)
+        for name, peer in [*PEERS.items()][turn:] + [*PEERS.items()][:turn]:
+            if options.only and name not in ("imgfs copy", *options.only):
+                continue
+            figures[name].append(run_one(peer, job))
+            if number == 0:
+                subprocess.run(["cmp", job.source, job.target], check=True)
+            print(f"{name}: {figures[name][-1][0]:.2f} s", file=sys.stderr)
+            job.target.unlink()
+    print(f"{options.data} MiB of data in {options.sparse} MiB, medians of {options.rounds}")
+    print(f"{'':36}all s  copy s      x  peak MiB")
+    base = statistics.median(whole for whole, _, _ in figures["imgfs copy"])
+    for name, samples in figures.items():
+        if samples:
+            whole, copy, peak = (statistics.median(s[i] for s in samples) for i in range(3))
+            print(f"  {name:32} {whole:6.2f}  {copy:6.2f}  {whole / base:5.2f}  {peak:8.0f}")
+
+
+def many(job: Job, options: argparse.Namespace) -> None:
+    """All of a directory one by one, and at once; the last but one is damaged."""
+    pool, out = job.work / "pool", job.work / "out"
+    pool.mkdir()
+    out.mkdir()
+    for number in range(options.many):
+        scatter(pool / f"disk{number:03}.img", 64 * MIB, 8 * MIB, seed=number)
+    bad = pool / f"disk{options.many - 2:03}.img"
+    bad.write_bytes(b"QFI\xfb" + bytes(3) + b"\x09" + bytes(100))
+    sync = ["-o", job.sshd.options]
+    seconds = {"one by one": 0.0, "-j 8": 0.0}
+    for _ in range(options.rounds):
+        begun = time.perf_counter()
+        for path in sorted(pool.iterdir()):
+            code = subprocess.run([*IMGFS, job.sshd.url(path), f"{out}/", *sync], check=False)
+            assert code.returncode == (path == bad)
+        seconds["one by one"] += time.perf_counter() - begun
+        for path in out.iterdir():
+            path.unlink()
+        begun = time.perf_counter()
+        words = [*IMGFS, f"{job.sshd.url(pool)}/", f"{out}/", "-j", "8", *sync]
+        assert subprocess.run(words, check=False).returncode == 1
+        seconds["-j 8"] += time.perf_counter() - begun
+        assert len(list(out.iterdir())) == options.many - 1
+        for path in out.iterdir():
+            subprocess.run(["cmp", path, pool / f"{path.stem}.img"], check=True)
+            path.unlink()
+    for name, total in seconds.items():
+        print(f"{options.many} images, {name}: {total / options.rounds:.2f} s")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data", type=int, default=1024, help="MiB of data")
+    parser.add_argument("--sparse", type=int, default=8192, help="MiB that they are spread over")
+    parser.add_argument("--many", type=int, default=50, help="images; 0: none")
+    parser.add_argument("--only", action="append", help="this peer, and imgfs")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+        work = Path(name)
+        os.environ["XDG_STATE_HOME"] = f"{work}/state"
+        (work / "sshd").mkdir()
+        sshd = Sshd(work / "sshd")
+        try:
+            write_config(work / "config", sshd, sshd.port)
+            source = work / "source.img"
+            job = Job(sshd, sshd.port, work / "config", "default", source, work / "copy", work)
+            if options.data:
+                scatter(source, options.sparse * MIB, options.data * MIB)
+                single(job, options)
+                source.unlink()
+            if options.many:
+                many(job, options)
+        finally:
+            sshd.stop()
+
+
+if __name__ == "__main__":
+    main()
