@@ -1,0 +1,141 @@
+"""`imgfs copy` to what is there already: devices and NBD exports; and to S3."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.test_copy import copy, names, out, refused, same, state, stored
+from tests.e2e.conftest import MIB, sparse, sshd
+from tests.nbd_servers import Nbdkit, QemuNbd
+from tests.servers import Sshd
+from tests.sources.conftest import servers
+from tests.webservers import Bucket, Weed
+
+__all__ = ["out", "servers", "sparse", "sshd", "state"]  # fixtures
+Servers = Callable[..., Any]
+
+
+def loop(file: Path, size: int) -> str:
+    file.write_bytes(os.urandom(size))
+    command = ["losetup", "--show", "-f", str(file)]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.fixture
+def device(tmp_path: Path) -> Iterator[str]:
+    """80 MiB of noise."""
+    name = loop(tmp_path / "backing", 80 * MIB)
+    yield name
+    subprocess.run(["losetup", "-d", name], check=True)
+
+
+def head(path: str | Path, size: int) -> bytes:
+    with Path(path).open("rb", buffering=0) as file:
+        return file.read(size)
+
+
+def test_a_block_device(sparse: Path, device: str, tmp_path: Path) -> None:
+    size = sparse.stat().st_size
+    tail = (tmp_path / "backing").read_bytes()[-15 * MIB :]
+    copy(sparse, device, "--verify")
+    os.sync()
+    assert head(device, size) == sparse.read_bytes()
+    found = (tmp_path / "backing").read_bytes()
+    assert found[:size] == sparse.read_bytes()
+    assert found[-15 * MIB :] == tail
+    assert stored(tmp_path / "backing") < 24 * MIB  # what is a hole was given back
+
+
+def test_a_device_behind_ssh(sparse: Path, device: str, sshd: Sshd) -> None:
+    copy(sparse, sshd.url(Path(device)), "-o", sshd.options, "--verify")
+    assert head(device, sparse.stat().st_size) == sparse.read_bytes()
+    assert not Path(f"{device}.part").exists()
+
+
+def test_a_device_that_is_too_small(sparse: Path, tmp_path: Path) -> None:
+    small = loop(tmp_path / "small", 16 * MIB)
+    try:
+        before = head(small, 16 * MIB)
+        assert f"has {16 * MIB} bytes, and the copy needs" in refused(sparse, small)
+        assert head(small, 16 * MIB) == before
+        assert "is what would be copied" in refused(small, small)
+    finally:
+        subprocess.run(["losetup", "-d", small], check=True)
+
+
+@pytest.mark.parametrize("kind", [Nbdkit, QemuNbd])
+def test_an_nbd_export(sparse: Path, servers: Servers, tmp_path: Path, kind: Any) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(os.urandom(70 * MIB))
+    words = ["file", target] if kind is Nbdkit else ["-f", "raw", "--discard=unmap", target]
+    server = servers(kind, *words, write=True)
+    copy(sparse, server.url(), "--verify")
+    assert head(target, sparse.stat().st_size) == sparse.read_bytes()
+    assert stored(target) < 12 * MIB
+
+
+def test_an_nbd_export_that_loses_a_bit(sparse: Path, servers: Servers, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.touch()
+    os.truncate(target, 70 * MIB)
+    # What is written at 5 MiB is not what comes: byte 100 of it.
+    write = (
+        f"dd of={target} conv=notrunc bs=$3 seek=$4 oflag=seek_bytes status=none iflag=fullblock; "
+        f'if [ "$4" = {5 * MIB} ]; then printf x | '
+        f"dd of={target} conv=notrunc bs=1 seek={5 * MIB + 100} status=none; fi"
+    )
+    server = servers(
+        Nbdkit,
+        *("eval", f"get_size=echo {70 * MIB}", f"pwrite={write}", "can_write=exit 0"),
+        f"pread=dd if={target} bs=$3 skip=$4 count=1 iflag=skip_bytes,fullblock status=none",
+        *("can_flush=exit 0", "flush=sync", "can_multi_conn=exit 0"),
+        write=True,
+    )
+    with sparse.open("r+b") as file:
+        file.seek(5 * MIB + 100)
+        file.write(b"y")
+    assert f"differs from disk.img at byte {5 * MIB + 100}" in refused(
+        sparse, server.url(), "--verify"
+    )
+    copy(sparse, server.url())  # without it nobody notices
+
+
+def test_an_export_that_cannot_be_written(sparse: Path, servers: Servers, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.write_bytes(bytes(70 * MIB))
+    server = servers(Nbdkit, "file", target)
+    assert "read-only" in refused(sparse, server.url())
+
+
+@pytest.fixture(scope="module")
+def weed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Weed]:
+    server = Weed(tmp_path_factory.mktemp("weed"))
+    yield server
+    server.stop()
+
+
+def test_s3(
+    sparse: Path, weed: Weed, tmp_path: Path, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Bucket(weed).put("first", b"x")
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", weed.endpoint)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", weed.key)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", weed.secret)
+    copy(sparse, "s3://images/some where/a.raw", "--verify")
+    done = copy(sparse, "s3://images/b/", "-O", "qcow2", "--resume")
+    assert "starts at its beginning" in done.stderr
+    copy("s3://images/some where/a.raw", "s3://images/b/disk.qcow2", f"{out}/")
+    assert names(out) == ["a.raw", "disk.raw"]
+    for name in names(out):
+        same(sparse, out / name)
+    assert stored(out / "a.raw") < 5 * MIB  # zeroes came, and became holes
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "x" * 20)
+    assert "secret key is not" in refused(sparse, "s3://images/c.raw")

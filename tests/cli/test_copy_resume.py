@@ -1,0 +1,202 @@
+"""`imgfs copy --resume`, and copies that cannot end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.test_copy import copy, names, out, refused, state
+from tests.e2e.conftest import IMGFS, MIB, sparse, sshd
+from tests.images import fill, scatter
+from tests.nbd_servers import Nbdkit
+from tests.servers import Sshd, free_port
+from tests.sources.conftest import servers
+
+__all__ = ["out", "servers", "sparse", "sshd", "state"]  # fixtures
+Servers = Callable[..., Any]
+SIZE = 24 * MIB
+
+
+@pytest.fixture
+def slow(tmp_path: Path, servers: Servers) -> Callable[..., str]:
+    """Makes the URL of an image that comes slowly."""
+
+    def make(image: Path) -> str:
+        rate = ("rate=48M", "burstiness=1")  # bits a second
+        url: str = servers(Nbdkit, "--filter=rate", "file", image, *rate).url()
+        return url
+
+    return make
+
+
+def interrupted(record: Path, *words: object) -> int:
+    """Begin a copy, kill it once some of it is recorded as durable; up to which byte."""
+    program = (
+        "from imgfs.copying import batch, engine\n"
+        "from imgfs.cli.main import main\n"
+        "engine.DURABLE_S = 0.1\n"
+        f"batch.Budget = lambda: engine.Budget({2 * MIB})\n"
+        "main()\n"
+    )
+    command = [IMGFS[0], "-c", program, "copy", *map(str, words)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        deadline = time.monotonic() + 40
+        while (mark := mark_of(record)) < 4 * MIB:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.send_signal(signal.SIGKILL)
+    return mark_of(record) or mark
+
+
+def mark_of(record: Path) -> int:
+    for path in record.glob("*"):
+        lines = path.read_bytes().split(b"\n")[1:-1]
+        return int(lines[-1]) if lines else 0
+    return 0
+
+
+@pytest.mark.parametrize("where", ["file", "ssh", "nbd"])
+def test_a_copy_that_was_killed_goes_on(
+    out: Path, state: Path, sshd: Sshd, servers: Servers, slow: Callable[..., str], where: str
+) -> None:
+    image, target = out / "disk.img", out / "a.raw"
+    scatter(image, 2 * SIZE, SIZE)
+    options = ["-o", f"identity=x,{sshd.options}"]
+    place = {"file": str(target), "ssh": sshd.url(target), "nbd": ""}[where]
+    if where == "nbd":
+        target.write_bytes(os.urandom(2 * SIZE))
+        place = servers(Nbdkit, "file", target, write=True).url()
+    url = slow(image)
+    mark = interrupted(state, url, place, *options)
+    assert 0 < mark < 2 * SIZE
+    if where != "nbd":
+        assert names(out) == ["a.raw.part", "disk.img"]
+    # The same image by the same name, faster: what a server says of itself is in the URL alone.
+    fast = servers_url(url, servers, image)
+    done = copy(fast, place, *options, "--resume", "--verify", "--progress=json")
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    begun = next(event for event in events if event["event"] == "begin")
+    assert begun["resumed"] > 0
+    assert target.read_bytes() == image.read_bytes()
+    assert list(state.iterdir()) == []
+    if where != "nbd":
+        assert names(out) == ["a.raw", "disk.img"]
+
+
+def servers_url(url: str, servers: Servers, image: Path) -> str:
+    """Another server where the slow one was."""
+    socket = Path(url.rpartition("socket=")[2])
+    socket.unlink()
+    fresh = servers(Nbdkit, "file", image)
+    fresh.socket.rename(socket)
+    return url
+
+
+def test_what_cannot_go_on_starts_again(
+    out: Path, state: Path, servers: Servers, slow: Callable[..., str]
+) -> None:
+    image, target, part = out / "disk.img", out / "a.raw", out / "a.raw.part"
+    fill(image, SIZE)
+    url = slow(image)
+    interrupted(state, url, target, "-o", "identity=x")
+    servers_url(url, servers, image)
+    record = next(state.iterdir())
+    written, kept = record.read_bytes(), part.stat().st_size
+
+    def again(*words: object, left: bytes = written) -> str:
+        target.unlink(missing_ok=True)
+        record.write_bytes(left)
+        said = copy(url, target, "--resume", *words).stderr
+        assert target.read_bytes() == image.read_bytes()
+        return said
+
+    assert " were there" in again("-oidentity=x")
+    assert f"{target}: starts at its beginning: what was written before" in again("-oidentity=x")
+    assert "has changed since" in again("-oidentity=y")
+    assert "in another format, or sparse" in again("-oidentity=x", "--sparse")
+    assert "nothing tells whether the source is still the same" in again()
+    for left in (b"", b"{", b'{"x": 1}\n5\n', b"7\n7\n", written.replace(b'"version"', b'"v"')):
+        assert "starts at its beginning" in again("-oidentity=x", left=left)
+    assert kept == SIZE
+
+
+def test_without_resume_it_starts_anew(out: Path, state: Path, slow: Callable[..., str]) -> None:
+    image, target = out / "disk.img", out / "a.raw"
+    fill(image, SIZE)
+    interrupted(state, slow(image), target, "-o", "identity=x")
+    with (out / "a.raw.part").open("r+b") as file:
+        file.write(b"something else")
+    copy(image, target)
+    assert target.read_bytes() == image.read_bytes()
+
+
+def test_two_at_one_place(out: Path, slow: Callable[..., str], state: Path) -> None:
+    image = out / "disk.img"
+    fill(image, 16 * MIB)
+    command = [*IMGFS, "copy", slow(image), str(out / "a.raw")]
+    with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
+        while not (out / "a.raw.part").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        assert "another imgfs copies there" in refused(image, out / "a.raw")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 130
+    assert names(out) == ["a.raw.part", "disk.img"]
+
+
+def test_a_source_that_changes(out: Path, sshd: Sshd, state: Path) -> None:
+    image = out / "disk.img"
+    fill(image, 8 * MIB)
+    options = ["-o", sshd.options]
+    program = (
+        "import os, sys\n"
+        "from imgfs.copying import engine\n"
+        "from imgfs.cli.main import main\n"
+        "run = engine.Move._piece\n"
+        "async def piece(self, *rest):\n"
+        f"    os.utime({str(image)!r})\n"
+        "    await run(self, *rest)\n"
+        "engine.Move._piece = piece\n"
+        "main()\n"
+    )
+    words = [IMGFS[0], "-c", program, "copy", sshd.url(image), str(out / "a.raw"), *options]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 1
+    assert "changed since it was opened" in done.stderr
+    assert "a.raw" not in names(out)
+    assert list(state.iterdir()) == []
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    point = tmp_path / "small"
+    point.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4M", "none", point], check=True)
+    yield point
+    subprocess.run(["umount", point], check=True)
+
+
+@pytest.mark.parametrize("where", ["file", "ssh"])
+def test_a_full_disk(small_disk: Path, out: Path, sshd: Sshd, where: str) -> None:
+    fill(out / "a", 6 * MIB)
+    place = small_disk / "a.raw"
+    to = str(place) if where == "file" else sshd.url(place)
+    assert "no space is left" in refused(out / "a", to, "-o", sshd.options)
+    assert "a.raw" not in names(small_disk)
+
+
+def test_a_server_that_is_not_there(sparse: Path, out: Path, sshd: Sshd) -> None:
+    nowhere = f"ssh://root@127.0.0.1:{free_port()}/x.raw"
+    assert "refused" in refused(sparse, nowhere, "-o", "timeout=2")
+    assert "refused" in refused(nowhere, out / "a.raw", "-o", "timeout=2")
+    done = copy(nowhere, sparse, f"{out}/", "-o", "timeout=2", code=1)
+    assert "1 of 2 failed" in done.stderr
+    assert names(out) == ["disk.raw"]
