@@ -86,7 +86,7 @@ class Batch:
         try:
             facts = Facts(
                 source=url,
-                identity=token if chain.identity is not None else "",
+                identity=chain.token(url) if chain.identity is not None else "",
                 shown=" ".join((job.format, file_name, *chain.formats)),
                 sparse=self._how.sparse,
                 size=view.size,
