@@ -119,6 +119,10 @@ class NotDurable(ImgfsError):
     """It cannot be said that what was written survives a crash."""
 
 
+class NeverDurable(NotDurable):
+    """The server has no means to promise that."""
+
+
 class CopyDiffers(ImgfsError):
     """A copy does not hold what its source does."""
 

@@ -136,5 +136,5 @@ def test_help() -> None:
         assert (done.returncode, done.stderr) == (0, "")
         assert "Usage:" in done.stdout
     listed = subprocess.run([*command, "--help"], capture_output=True, text=True, timeout=30)
-    for name in ("mount", "umount", "info", "map", "snapshot", "top"):
+    for name in ("copy", "mount", "umount", "info", "map", "snapshot", "top"):
         assert f"\n  {name} " in listed.stdout

@@ -11,7 +11,7 @@ from imgfs.cli.run import run
 from imgfs.config import Options, parse_options
 from imgfs.copying.batch import Batch, How
 from imgfs.copying.jobs import jobs_of
-from imgfs.copying.progress import Bars, JsonLines, Lines, Reporter
+from imgfs.copying.progress import JsonLines, Lines, Reporter
 from imgfs.errors import ImgfsError
 from imgfs.formats.probe import RAW
 from imgfs.opener import opening
@@ -76,4 +76,8 @@ def _reporter(count: int, progress: str, no_progress: bool) -> Reporter:
         return JsonLines(count)
     if no_progress:
         return Reporter(count)
-    return Bars(count) if sys.stderr.isatty() else Lines(count)
+    if not sys.stderr.isatty():
+        return Lines(count)
+    from imgfs.copying.bars import Bars
+
+    return Bars(count)

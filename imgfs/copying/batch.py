@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
@@ -14,7 +14,7 @@ from imgfs.copying.engine import Move, compare
 from imgfs.copying.jobs import Job
 from imgfs.copying.progress import Copy, Reporter
 from imgfs.copying.record import Facts, Record
-from imgfs.errors import ImgfsError, SourceChanged, UsageError
+from imgfs.errors import ImgfsError, NeverDurable, SourceChanged, UsageError
 from imgfs.extents import ExtentList
 from imgfs.library import shown_as
 from imgfs.opener import Opened, shown_source
@@ -65,8 +65,9 @@ class Batch:
         copy = Copy(job.name, source, shown)
         error = ""
         try:
-            wish = job.wish
-            async with self._opened.disk(wish.source, wish.options, wish.directory) as (url, chain):
+            options = replace(job.wish.options, write=False)
+            disk = self._opened.disk(job.wish.source, options, job.wish.directory)
+            async with disk as (url, chain):
                 await self._copy(job, url, chain, copy)
         except (ImgfsError, OSError) as exc:
             error = str(exc) or repr(exc)
@@ -154,7 +155,11 @@ class Batch:
             self._reporter.advance(copy)
 
         with _spoilt_by_change(record):
-            await Move(view, extents, destination, self._budget, advanced).run(start, record.mark)
+            move = Move(view, extents, destination, self._budget, advanced)
+            try:
+                await move.run(start, record.mark)
+            except NeverDurable as exc:
+                self._reporter.note(str(exc))
             if destination.is_seen_at_end:
                 await destination.finish()
             if self._how.verify:

@@ -202,16 +202,16 @@ class Place:
                 found = await trio.to_thread.run_sync(os.stat, self._text)
                 if stat.S_ISREG(found.st_mode):
                     return None
-            source = await self._sources.open(self._text, self._options)
+            elif isinstance(self._where, SshUrl):
+                source = await self._sources.open(self._text, replace(self._options, write=False))
+                await source.aclose()
+                if isinstance(source, WritableSource) and source.is_resizable:
+                    return None
+            return await self._open_writable(self._text)
         except (SourceNotFound, FileNotFoundError, NotADirectoryError):
             return None
         except OSError as exc:
             raise UsageError(f"{self.shown}: {exc.strerror}") from exc
-        assert isinstance(source, WritableSource)
-        if isinstance(self._where, SshUrl) and source.is_resizable:
-            await source.aclose()
-            return None
-        return source
 
     async def _open_part(self, size: int, resumed: str | None) -> tuple[Destination, bool]:
         directory, name = self._split()

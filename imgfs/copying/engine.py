@@ -18,7 +18,7 @@ import trio
 
 from imgfs.copying.budget import LEAST, MIB, Budget
 from imgfs.copying.destination import Destination
-from imgfs.errors import CopyDiffers, SourceUnreachable
+from imgfs.errors import CopyDiffers, NeverDurable, SourceUnreachable
 from imgfs.extents import ExtentList
 from imgfs.image import Buffer, Image
 from imgfs.views.view import View
@@ -56,7 +56,7 @@ class Move:
         """Copy all from `start` on, and make it durable.
 
         `recorded` hears up to where all is durable.  Raises SourceChanged, and what reading and
-        writing raise: the first of it.
+        writing raise: the first of it; NeverDurable when all is there, and nothing else is wrong.
         """
         self._fed = start
         async with trio.open_nursery() as background:
@@ -67,8 +67,8 @@ class Move:
             background.cancel_scope.cancel()
         if self._failure is not None:
             raise self._failure
-        await self._destination.flush()
         await self._view.check()
+        await self._destination.flush()
 
     async def _feed(self, start: int, nursery: trio.Nursery, scope: trio.Nursery) -> None:
         for piece in pieces(self._extents, start):
@@ -120,7 +120,10 @@ class Move:
             await trio.sleep(DURABLE_S)
             mark = next(iter(self._under_way), self._fed)
             if mark > known:
-                await self._destination.flush()
+                try:
+                    await self._destination.flush()
+                except NeverDurable:
+                    return
                 recorded(mark)
                 known = mark
 

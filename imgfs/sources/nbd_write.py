@@ -15,7 +15,7 @@ from functools import partial
 
 import trio
 
-from imgfs.errors import NotDurable, UnsupportedFeature
+from imgfs.errors import NeverDurable, NotDurable, UnsupportedFeature
 from imgfs.image import Buffer
 from imgfs.sources.nbd_connection import Connection, Done
 from imgfs.sources.nbd_link import PIECE, Batch, NbdLink
@@ -75,11 +75,12 @@ class NbdWriter:
             await self.write(stop, bytes(end - stop))
 
     async def flush(self) -> None:
-        """Raises NotDurable when the server cannot, or may have lost what it had answered."""
+        """Raises NeverDurable when the server cannot, NotDurable when it may have lost what it had
+        answered."""
         facts = self._link.facts
         if not facts.can_flush and not facts.can_fua:
             said = "the server has no flush: what was written may not survive a crash there"
-            raise NotDurable(f"{self._name}: {said}")
+            raise NeverDurable(f"{self._name}: {said}")
 
         async def work() -> None:
             if facts.can_flush:

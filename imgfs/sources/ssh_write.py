@@ -18,7 +18,7 @@ from typing import Any
 
 import asyncssh
 
-from imgfs.errors import ImgfsError, NoSpace, NotDurable, UnsupportedFeature
+from imgfs.errors import ImgfsError, NeverDurable, NoSpace, NotDurable, UnsupportedFeature
 from imgfs.image import Buffer
 from imgfs.sources.ssh_errors import file_errors
 from imgfs.sources.ssh_file import SshFile
@@ -94,7 +94,8 @@ class SshWriter:
         await self._link.run(work)
 
     async def sync(self) -> None:
-        """Raises NotDurable when the server cannot, or may have lost what it had answered."""
+        """Raises NeverDurable when the server cannot, NotDurable when it may have lost what it had
+        answered."""
         # Writes that are answered from now on may be for the next sync.
         before, self._unsynced = self._unsynced, None
         found: list[Session] = []
@@ -109,7 +110,7 @@ class SshWriter:
             await self._link.run(work)
         except UnsupportedFeature as exc:
             said = "the server has no fsync@openssh.com: what was written may not survive a crash"
-            raise NotDurable(f"{self._file.name}: {said} there") from exc
+            raise NeverDurable(f"{self._file.name}: {said} there") from exc
         except BaseException:
             self._unsynced = before or self._unsynced
             raise

@@ -181,9 +181,10 @@ def main() -> None:
     parser.add_argument("--data", type=int, default=1024, help="MiB of data")
     parser.add_argument("--sparse", type=int, default=8192, help="MiB that they are spread over")
     parser.add_argument("--many", type=int, default=50, help="images; 0: none")
+    parser.add_argument("--work", default="/var/tmp", help="where; a tmpfs leaves the disk out")
     parser.add_argument("--only", action="append", help="this peer, and imgfs")
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as name:
+    with tempfile.TemporaryDirectory(dir=options.work) as name:
         work = Path(name)
         os.environ["XDG_STATE_HOME"] = f"{work}/state"
         (work / "sshd").mkdir()

@@ -80,30 +80,35 @@ def test_an_nbd_export(sparse: Path, servers: Servers, tmp_path: Path, kind: Any
     assert stored(target) < 12 * MIB
 
 
-def test_an_nbd_export_that_loses_a_bit(sparse: Path, servers: Servers, tmp_path: Path) -> None:
-    target = tmp_path / "target"
+def scripted(servers: Servers, target: Path, write: str, *flush: str) -> str:
+    """An export of the file, 70 MiB, that is written by a command of ours."""
     target.touch()
     os.truncate(target, 70 * MIB)
-    # What is written at 5 MiB is not what comes: byte 100 of it.
-    write = (
-        f"dd of={target} conv=notrunc bs=$3 seek=$4 oflag=seek_bytes status=none iflag=fullblock; "
-        f'if [ "$4" = {5 * MIB} ]; then printf x | '
-        f"dd of={target} conv=notrunc bs=1 seek={5 * MIB + 100} status=none; fi"
-    )
-    server = servers(
-        Nbdkit,
-        *("eval", f"get_size=echo {70 * MIB}", f"pwrite={write}", "can_write=exit 0"),
-        f"pread=dd if={target} bs=$3 skip=$4 count=1 iflag=skip_bytes,fullblock status=none",
-        *("can_flush=exit 0", "flush=sync", "can_multi_conn=exit 0"),
-        write=True,
-    )
+    to = f"dd of={target} conv=notrunc status=none"
+    read = f"dd if={target} bs=$3 skip=$4 count=1 iflag=skip_bytes,fullblock status=none"
+    words = [f"get_size=echo {70 * MIB}", f"pread={read}", "can_write=exit 0"]
+    words += [f"pwrite={to} bs=$3 seek=$4 oflag=seek_bytes iflag=fullblock; {write.format(to=to)}"]
+    url: str = servers(Nbdkit, "eval", *words, *flush, write=True).url()
+    return url
+
+
+def test_an_nbd_export_that_loses_a_bit(sparse: Path, servers: Servers, tmp_path: Path) -> None:
+    place = 5 * MIB + 100
+    spoil = f'if [ "$4" = {5 * MIB} ]; then printf x | {{to}} bs=1 seek={place}; fi'
+    url = scripted(servers, tmp_path / "target", spoil, "can_flush=exit 0", "flush=sync")
     with sparse.open("r+b") as file:
-        file.seek(5 * MIB + 100)
+        file.seek(place)
         file.write(b"y")
-    assert f"differs from disk.img at byte {5 * MIB + 100}" in refused(
-        sparse, server.url(), "--verify"
-    )
-    copy(sparse, server.url())  # without it nobody notices
+    assert f"differs from disk.img at byte {place}" in refused(sparse, url, "--verify")
+    copy(sparse, url)  # without it nobody notices
+
+
+def test_a_server_that_cannot_sync(sparse: Path, servers: Servers, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    url = scripted(servers, target, ":", "can_flush=exit 3", "can_fua=echo none")
+    done = copy(sparse, url, "--verify")
+    assert "no flush: what was written may not survive a crash" in done.stderr
+    assert head(target, sparse.stat().st_size) == sparse.read_bytes()
 
 
 def test_an_export_that_cannot_be_written(sparse: Path, servers: Servers, tmp_path: Path) -> None:
