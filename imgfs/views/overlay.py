@@ -311,6 +311,7 @@ class SnapshotView(OverlayView, Writable):
                 if fresh is not None:
                     self.layers.insert(0, fresh)
                     self._dirty = _map.SegmentMap(self.size)
+                    self._frozen = None  # which may be older than what was frozen now
                 return self.size, self.layers[1:]
             finally:
                 if self.stale is None:

@@ -136,6 +136,29 @@ def test_a_child_is_as_its_parent_was(tmp_path: Path) -> None:
     trio.run(main)
 
 
+def test_the_frozen_disk_is_no_older_than_a_child(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.write_bytes(b"b" * BLOCK * 2)
+    store = SnapshotStore("/disk", tmp_path / "state")
+    store.create(("x",), BASE, BLOCK * 2)
+
+    def freeze(top: Layer, size: int) -> Layer | None:
+        return None if top.is_empty else store.freeze(("x",), size, top)
+
+    async def main() -> None:
+        async with snapshot(store, "x", base) as view:
+            await view.write(0, b"1" * BLOCK)
+            first = await view.frozen(freeze)
+            assert await view.frozen(freeze) is first
+            await view.write(BLOCK, b"2" * BLOCK)
+            await view.freeze(lambda top, size: store.create(("x", "y"), BASE, size, top))
+            second = await view.frozen(freeze)
+            assert bytes(await second.read(0, BLOCK * 2)) == b"1" * BLOCK + b"2" * BLOCK
+            assert bytes(await first.read(0, BLOCK * 2)) == b"1" * BLOCK + b"b" * BLOCK
+
+    trio.run(main)
+
+
 def test_growing_from_inside_of_a_block(tmp_path: Path) -> None:
     base = tmp_path / "base"
     base.write_bytes(b"b" * 5000)
