@@ -11,6 +11,7 @@ from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 from imgfs.guest import btrfs_tables as tables
 from imgfs.guest.btrfs_tables import Chunk, Item, Key, Root, Superblock
@@ -138,7 +139,7 @@ def _check_keys(node: _Pointer, keys: Sequence[Key]) -> None:
     """Raises Doubt unless they ascend, from the first that there has to be and up to the end."""
     if keys and node.first not in (None, keys[0]):
         raise Doubt(f"begins with key {keys[0]}, not {node.first}")
-    for key, after in zip(keys, [*keys[1:], None], strict=True):
+    for key, after in zip_longest(keys, keys[1:]):
         # Nothing has the very last key, which stands for the end of the whole tree.
         if key >= (after or node.before):
             raise Doubt(f"key {key} is not in order")

@@ -200,6 +200,7 @@ def test_both_trees_say_the_same(image: Image) -> None:
         (0x58, le64(5), "has owner 5"),
         (0x60, b"\xff\xff\xff\xff", "4294967295 "),
         (0x60, b"\1\1\0\0", "257 "),
+        (0x60, bytes(4), ""),
         (0x64, b"\7", "has level 7"),
         (0x65 + 17, b"\xff\xff\xff\xff\xff\xff\xff\x7f", ""),
     ],
