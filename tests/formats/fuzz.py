@@ -31,7 +31,7 @@ from imgfs.formats.probe import RAW, probe
 from imgfs.guest.disk import look_at_disk
 from imgfs.views.opening import READERS
 from tests.drive import Files
-from tests.formats.fuzz_corpus import GUEST, Subject, subjects
+from tests.formats.fuzz_corpus import GUEST, PART, Subject, subjects
 
 LONGEST_S = 1.0
 HANGS_S = 20  # of processor time: it will not end
@@ -53,13 +53,25 @@ class _AnyFile(dict[str, bytes]):
         return b"beside " * 1000
 
 
-class _Padded(bytes):
-    """Bytes that zeroes follow: a file that is cut is never read as if it were not."""
+class _Disk(bytes):
+    """A guest's disk of which only `parts` are held; zeroes are between them, and follow."""
 
-    def __getitem__(self, part: Any) -> Any:
-        found = super().__getitem__(part)
-        assert isinstance(part, slice), part
-        return found.ljust(part.stop - part.start, b"\0")
+    parts: dict[int, int]  #: where each is on the disk, and where here
+
+    def __getitem__(self, wanted: Any) -> Any:
+        assert isinstance(wanted, slice), wanted
+        start, end = wanted.start, wanted.stop
+        if not self.parts:
+            return super().__getitem__(wanted).ljust(end - start, b"\0")
+        found = bytearray(end - start)
+        for at in range(start - start % PART, end, PART):
+            if at in self.parts:
+                low, high = max(start, at), min(end, at + PART)
+                here = self.parts[at] - at
+                found[low - start : high - start] = super().__getitem__(
+                    slice(low + here, high + here)
+                )
+        return bytes(found)
 
 
 def changed(rng: random.Random, subject: Subject) -> bytearray:
@@ -126,8 +138,11 @@ def use(subject: Subject, content: bytes, rng: random.Random) -> bool:
     Raises Finding, and whatever must not be raised.
     """
     if subject.format == GUEST:
-        is_cut = len(content) < len(subject.content)
-        return _look(content, len(content) if is_cut else max(subject.size, len(content)))
+        is_cut = len(content) < len(subject.content) and not subject.parts
+        size = len(content) if is_cut else max(subject.size, len(content))
+        disk = _Disk(content)
+        disk.parts = {at: number * PART for number, at in enumerate(subject.parts)}
+        return _look(disk, size)
     probed = Files(content).run(probe(len(content)))
     opened = False
     for format in {subject.format, probed}:
@@ -137,8 +152,8 @@ def use(subject: Subject, content: bytes, rng: random.Random) -> bool:
 
 
 def _look(content: bytes, size: int) -> bool:
-    """What is on a guest's disk of `size` bytes, which may be more than there are."""
-    guest = Files(_Padded(content)).run(look_at_disk(size))
+    """Whether something is free on a guest's disk of `size` bytes."""
+    guest = Files(content).run(look_at_disk(size))
     reach = -1
     for start, end in zip(guest.free[::2], guest.free[1::2], strict=True):
         if not reach < start < end <= size:
@@ -149,7 +164,7 @@ def _look(content: bytes, size: int) -> bool:
             for start, end in segment.on_disk(segment.start, segment.start + segment.size):
                 if not 0 <= start < end <= size:
                     raise Finding(f"volume {volume.name} has [{start}, {end}) of {size}")
-    return not guest.left_whole
+    return bool(guest.free)
 
 
 def _read(format: str, subject: Subject, content: bytes, rng: random.Random) -> bool:

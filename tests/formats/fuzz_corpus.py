@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import google_crc32c
+
 from imgfs.guest import ext_tables
 from tests.formats import qemu, vhdx_files, vmdk_images
 from tests.guest.lvm2 import crc, physical
@@ -34,6 +36,8 @@ class Subject:
     #: what names the file "x", when that is what is to be changed
     head: bytes = field(default=b"", repr=False)
     repair: Repair = lambda changed: None  #: makes checksums right again
+    #: of a large disk, which of its parts the content is, one behind the other; the rest is zeroes
+    parts: tuple[int, ...] = ()
     places: tuple[int, ...] = ()  #: of sectors that are not zero
 
 
@@ -132,45 +136,63 @@ _FILESYSTEMS = {
     "ext4": (8, "mkfs.ext4 -q -F -b 1024"),
     "ext2": (8, "mkfs.ext2 -q -F"),
     "xfs": (320, "mkfs.xfs -q"),
+    "xfs-v4": (320, "mkfs.xfs -q -m crc=0"),
     "ntfs": (8, "mkntfs --force --fast --quiet"),
     "fat12": (4, "mkfs.fat -F 12"),
     "fat32": (40, "mkfs.fat -F 32 -s 1"),
     "exfat": (8, "mkfs.exfat"),
     "swap": (4, "mkswap -q"),
-    "btrfs": (120, "mkfs.btrfs -q"),
+    "btrfs": (120, "mkfs.btrfs -q -m single"),
 }
-_HELD = 8 * MIB  # bytes of a guest's disk that are kept: the rest says nothing
+PART = 16 << 10  # bytes; a node of btrfs
+_LARGE = 32 * MIB  # of such a disk only the parts that are not zero are kept
 
 
 def _guests(folder: Path) -> Iterator[Subject]:
     for name, (size_mib, command) in _FILESYSTEMS.items():
         path = empty(folder / name, size_mib * MIB)
         run(*command.split(), path)
-        repair = _repair_ext if name.startswith("ext") else _nothing
+        repairs = {"ext4": _repair_ext, "ext2": _repair_ext, "btrfs": _repair_btrfs}
+        repair = repairs.get(name, _nothing)
         yield _guest(name, path, repair)
     disk = empty(folder / "gpt", 16 * MIB)
     run("sfdisk", "--quiet", disk, stdin="label: gpt\nsize=8M\nsize=2M, type=swap\nsize=2M\n")
     put_file(disk, MIB, folder / "ext4")
-    yield _guest("gpt", disk, _repair_gpt, whole=True)
+    yield _guest("gpt", disk, _repair_gpt)
     disk = empty(folder / "mbr", 24 * MIB)
     run("sfdisk", "--quiet", disk, stdin="size=4M\nsize=9M, type=5\n" + 4 * "size=2M\n")
     put_file(disk, MIB, folder / "fat12")
-    yield _guest("mbr", disk, _nothing, whole=True)
+    yield _guest("mbr", disk, _nothing)
     pv = empty(folder / "lvm", 16 * MIB)
     with physical([pv], folder / "lock") as lvm:
         lvm("pvcreate", *lvm.devices)
         lvm("vgcreate -s 1m vg", *lvm.devices)
         lvm.create("-l 5 -n one vg")
         lvm.create("-l 3 -n two vg")
-    put_file(pv, 2 * MIB, folder / "swap")
+    put_file(pv, MIB, folder / "swap")
     yield _guest("lvm", pv, _repair_lvm)
 
 
-def _guest(name: str, path: Path, repair: Repair, *, whole: bool = False) -> Subject:
+def _guest(name: str, path: Path, repair: Repair) -> Subject:
     size = path.stat().st_size
+    if size < _LARGE:
+        return Subject(name, GUEST, path.read_bytes(), size, repair=repair)
+    content, parts = b"", []
     with path.open("rb") as file:
-        content = file.read(size if whole else _HELD)
-    return Subject(name, GUEST, content, size, repair=repair)
+        for at in range(0, size, PART):
+            if any(part := file.read(PART)):
+                content += part.ljust(PART, b"\0")
+                parts.append(at)
+    return Subject(name, GUEST, content, size, repair=repair, parts=tuple(parts))
+
+
+def _repair_btrfs(changed: bytearray) -> None:
+    """Of the superblock, and of all that may be a node."""
+    for at in range(0, len(changed), PART):
+        is_super = changed[at + 64 : at + 72] == b"_BHRfS_M"
+        end = at + (4096 if is_super else PART)
+        checksum = google_crc32c.value(bytes(changed[at + 32 : end]))
+        struct.pack_into("<I", changed, at, checksum)
 
 
 def _repair_ext(changed: bytearray) -> None:
