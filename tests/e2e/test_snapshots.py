@@ -204,6 +204,7 @@ def fio_and_kill(m: Mount, raw: Path, log: Path, turn: int) -> None:
     words += ["fio", "--name=x", f"--filename={raw}", "--size=4M", "--bs=4k", "--rw=randwrite"]
     words += ["--ioengine=psync", f"--direct={turn % 2}", "--fsync=8", "--rate_iops=1000"]
     words += ["--verify=crc32c", "--do_verify=0", "--time_based", "--runtime=60"]
+    words += ["--verify_state_save=0"]  # it would go to the working directory
     with subprocess.Popen(
         [*words, f"--randseed={turn}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     ) as fio:
