@@ -7,7 +7,7 @@ import re
 from typing import get_type_hints
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
@@ -218,6 +218,7 @@ def test_odd_names() -> None:
     assert images_of(parsed(render(status(**images)))) == set(names.values())
 
 
+@settings(deadline=None)
 @given(st.sets(st.binary(max_size=6) | st.text('%2F\\n"', max_size=6).map(str.encode)))
 def test_any_names_stay_apart(names: set[bytes]) -> None:
     images = {os.fsdecode(name): OPEN for name in names}

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from imgfs.views import sparse
@@ -18,6 +18,7 @@ SIZE = 300
 CONTENT = bytes(i % 255 + 1 for i in range(SIZE))
 
 
+@settings(deadline=None)
 @given(st.lists(st.booleans(), min_size=SIZE, max_size=SIZE), st.integers(1, 9), st.data())
 def test_sparse(
     tmp_path_factory: pytest.TempPathFactory, cells: list[bool], step: int, data: st.DataObject
