@@ -23,7 +23,7 @@ MIB = 1 << 20
 # The guests have no boot loader, and nobody sits at their console.
 QEMU = """#!/bin/sh
 exec {qemu} "$@" -cpu kvm64 -accel tcg -no-reboot -kernel {kernel} -initrd {initrd} \\
-    -append 'console=ttyS0 panic=-1' </dev/null
+    -append 'console=ttyS0 panic=-1 job=read' </dev/null
 """
 
 Run = Callable[[str], str]
