@@ -14,8 +14,6 @@ from typing import Literal, TypeAlias
 
 from imgfs.status import STATES, MountStatus
 
-CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
-
 Labels: TypeAlias = dict[str, str]
 Sample: TypeAlias = tuple[Labels, int | float]
 

@@ -143,9 +143,6 @@ class Kept:
     def sync_blocks(self) -> None:
         os.fdatasync(self._directory.blocks)
 
-    def sync_entries(self) -> None:
-        os.fdatasync(self._directory.checks)
-
     def load_extents(self) -> ExtentList | None:
         """The map that was saved, if it is whole and of the source's size."""
         try:

@@ -164,7 +164,8 @@ def test_sparsify_and_upload(run: Run, far: Path, here: Path, files: Path) -> No
         disk.seek(40 * MIB)
         disk.write(os.urandom(8 * MIB))  # what was a file once
     said = run("sparsify-and-upload.md")
-    assert "D" in said
+    deleted = re.search(r"^D deleted +([\d.]+) MiB", said, re.M)
+    assert deleted and 8 <= float(deleted[1]) < 12
     assert (far / "old.raw").stat().st_size == 64 * MIB
     assert (far / "old.raw").stat().st_blocks * 512 < 12 * MIB
     compared = ["qemu-img", "compare", far / "old.raw", far / "small.qcow2"]

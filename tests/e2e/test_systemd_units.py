@@ -136,16 +136,16 @@ def test_automount(machine: Machine, place: Path) -> None:
 
 def test_a_users_service(machine: Machine, place: Path, sshd: Sshd) -> None:
     """As a user has it who logs in: here root, with the manager that a login would start."""
-    machine.says("mkdir", "-p", "/root/.config/imgfs", "/root/.config/systemd/user")
-    machine.says(
-        "cp", REPOSITORY / "contrib/systemd/user/imgfs@.service", "/root/.config/systemd/user"
-    )
+    home = machine.says("sh", "-c", "getent passwd 0 | cut -d: -f6")
+    units, config = f"{home}/.config/systemd/user", f"{home}/.config/imgfs"
+    machine.says("mkdir", "-p", units, config)
+    machine.says("cp", REPOSITORY / "contrib/systemd/user/imgfs@.service", units)
     text = f"SOURCE={sshd.url(place / 'pool')}/\nOPTIONS={sshd.options}\n"
     (place / "user.conf").write_text(text)
-    machine.says("cp", place / "user.conf", "/root/.config/imgfs/images.conf")
+    machine.says("cp", place / "user.conf", f"{config}/images.conf")
     machine.says("systemctl", "start", "user@0.service")
     user = ["env", "XDG_RUNTIME_DIR=/run/user/0", "systemctl", "--user"]
     machine.says(*user, "enable", "--now", "imgfs@images")
-    machine.says("cmp", "/root/images/disk/disk.raw", place / "pool/disk.img")
+    machine.says("cmp", f"{home}/images/disk/disk.raw", place / "pool/disk.img")
     machine.says(*user, "stop", "imgfs@images")
-    assert machine.run("mountpoint", "-q", "/root/images").returncode != 0
+    assert machine.run("mountpoint", "-q", f"{home}/images").returncode != 0

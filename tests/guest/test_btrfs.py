@@ -105,12 +105,15 @@ def scrubbed(point: Path) -> None:
 
 
 def scatter(point: Path, files: int) -> None:
-    """So many blocks, every second of them free."""
-    for number in range(files):
-        (point / f"block {number}").write_bytes(os.urandom(4096))
+    """So many blocks, every second of them free; the kernel chooses where each lies."""
+    paths = [point / f"block {number}" for number in range(files)]
+    for path in paths:
+        path.write_bytes(os.urandom(4096))
     run("sync", "-f", point)
-    for number in range(0, files, 2):
-        (point / f"block {number}").unlink()
+    said = run("filefrag", "-b4096", "-v", *paths)
+    at = [int(each) for each in re.findall(r"^ +0: +0\.\. +0: +(\d+)\.\.", said, re.M)]
+    for _, path in sorted(zip(at, paths, strict=True))[::2]:
+        path.unlink()
 
 
 def lived_in(point: Path, rng: random.Random) -> None:
