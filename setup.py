@@ -37,8 +37,8 @@ setup(
         native(
             "_map",
             [
-                *("mapmodule", "mapput", "mapset", "mapwrite", "storeobject", "storewatch"),
-                *("scan", "store"),
+                *("holdobject", "mapmodule", "mapput", "mapset", "mapwrite"),
+                *("scan", "store", "storeheld", "storeobject", "storewatch"),
                 *("segmap", "segchunks", "segcopy", "segfill", "segread"),
                 *("segstores", "segwrite"),
             ],

@@ -51,7 +51,7 @@ class Store:
         """They are present now, or zero in the map, or they are not coming: who waits looks again."""
     def is_present(self, offset: int, length: int) -> bool: ...
     def missing(self, offset: int, length: int) -> list[tuple[int, int]]:
-        """The absent blocks that touch the range, as maximal runs (first_block, count)."""
+        """The absent blocks that touch the range, and are not held there, as maximal runs (first_block, count)."""
     def oldest(self, count: int) -> list[tuple[int, int]]:
         """About `count` present blocks, least recently read first found, as runs (first_block, count)."""
     def oldest_age(self) -> int:
@@ -67,6 +67,19 @@ class Store:
 
         Returns the blocks written, as runs (first_block, count), and the rest as ranges
         (start, end) in bytes.  OSError (ENOSPC …): some of it may have been written."""
+    def find_nonzero(
+        self, offset: int, data: Buffer
+    ) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+        """[blocks] As `write_nonzero`, but nothing is written."""
+    def hold(self, offset: int, data: Buffer) -> bool:
+        """From now on these bytes of the file are read from memory, where their blocks are absent.
+
+        `data` must not change until `unhold`.  False: too many ranges are held.  ValueError: it is empty,
+        or goes beyond the end."""
+    def unhold(self, offset: int) -> bool:
+        """Let go of what `hold` was given at this offset; nobody reads it any more then."""
+    def held_left(self, offset: int) -> int:
+        """How many bytes of what is held there nobody has read yet."""
     def punch(self, offset: int, length: int) -> None:
         """[blocks] Give the range's disk space back."""
     def resize(self, size: int) -> None:

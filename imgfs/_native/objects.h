@@ -18,6 +18,13 @@ typedef struct {
 
 extern PyTypeObject StoreType, MapType;
 
+/* holdobject.c: the methods of Store that hold buffers. */
+PyObject *store_py_hold(StoreObject *self, PyObject *args);
+PyObject *store_py_unhold(StoreObject *self, PyObject *args);
+PyObject *store_py_held_left(StoreObject *self, PyObject *args);
+/* With the GIL. */
+void store_unhold_all(struct store *st);
+
 /* mapset.c: the methods of SegmentMap that say what its segments are. */
 PyObject *map_load(MapObject *self, PyObject *args);
 PyObject *map_set_zero(MapObject *self, PyObject *args, PyObject *kw);

@@ -78,8 +78,8 @@ int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 			struct piece *p = &pieces[i];
 
 			if (done >= 0 && !err)
-				err = store_pread(p->st, p->to, p->length, p->offset,
-						  wait == SEG_NOWAIT);
+				err = store_read_here(p->st, p->to, p->length, p->offset,
+						wait == SEG_NOWAIT);
 			if (done >= 0 && !err)
 				store_tell(p->st, p->offset, p->length);
 			store_leave(p->st, p->token);
@@ -87,6 +87,8 @@ int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 		}
 		if (done < 0)
 			return done == -SEG_COMING ? SEG_COMING : 0;
+		if (err == -ENODATA)
+			return 0;   /* it was taken away meanwhile */
 		if (err)
 			return err;
 		offset += (uint64_t)done;

@@ -76,6 +76,7 @@ struct store *store_new(int fd, uint64_t size, uint64_t block_size, bool whole)
 	set_size(st, size);
 	atomic_init(&st->refs, 1);
 	pthread_mutex_init(&st->quiesce_lock, NULL);
+	pthread_rwlock_init(&st->held_lock, NULL);
 	atomic_init(&st->watch_fd, -1);
 	for (i = 0; i < MAX_WATCHES; i++)
 		atomic_init(&st->watches[i].start, NO_WATCH);
@@ -112,6 +113,7 @@ void store_unref(struct store *st)
 		close(st->watch_fd);
 	close(st->fd);
 	pthread_mutex_destroy(&st->quiesce_lock);
+	pthread_rwlock_destroy(&st->held_lock);
 	free(st);
 }
 
@@ -156,6 +158,14 @@ bool store_block_present(const struct store *st, uint64_t block)
 	return atomic_load(&st->bits[block / WORD_BITS]) >> (block % WORD_BITS) & 1;
 }
 
+bool store_is_here(struct store *st, uint64_t block, uint64_t offset, uint64_t end)
+{
+	uint64_t from = block << st->block_shift, to = (block + 1) << st->block_shift;
+
+	return store_block_present(st, block) ||
+	       store_held_covers(st, from > offset ? from : offset, to < end ? to : end);
+}
+
 bool store_covers(struct store *st, uint64_t offset, uint64_t length)
 {
 	uint64_t first, last, block;
@@ -168,7 +178,7 @@ bool store_covers(struct store *st, uint64_t offset, uint64_t length)
 	first = offset >> st->block_shift;
 	last = (offset + length - 1) >> st->block_shift;
 	for (block = first; block <= last; block++)
-		if (!store_block_present(st, block))
+		if (!store_is_here(st, block, offset, offset + length))
 			return false;
 	now = now_ticks();
 	for (block = first; block <= last; block++)
@@ -227,14 +237,14 @@ void store_settle(struct store *st, uint64_t first, uint64_t count)
 		store_settled_hook();
 }
 
-bool store_is_coming(const struct store *st, uint64_t offset, uint64_t length)
+bool store_is_coming(struct store *st, uint64_t offset, uint64_t length)
 {
 	uint64_t block, last = (offset + length - 1) >> st->block_shift;
 
 	if (st->whole)
 		return false;
 	for (block = offset >> st->block_shift; block <= last; block++)
-		if (!store_block_present(st, block) &&
+		if (!store_is_here(st, block, offset, offset + length) &&
 		    !(atomic_load(&st->coming[block / WORD_BITS]) >> (block % WORD_BITS) & 1))
 			return false;
 	return true;

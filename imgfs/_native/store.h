@@ -24,6 +24,17 @@ struct watch {
 	atomic_uint_fast64_t start, end;   /* start is NO_WATCH when the slot is free */
 };
 
+/* Bytes of the file's range [start, end) that are in memory instead; `owner` is who holds them. */
+#define MAX_HELD 128
+#define ANY_HELD UINT64_MAX
+
+struct held {
+	uint64_t start, end;
+	const char *bytes;
+	void *owner;
+	atomic_uint_fast64_t served;   /* how many of them were read */
+};
+
 struct store {
 	int fd;
 	bool whole;            /* every block present for good; bits and stamps are NULL */
@@ -43,6 +54,9 @@ struct store {
 	atomic_uint watching;       /* a bit for each slot in use */
 	atomic_uint seen;           /* a bit for each slot whose range was read */
 	atomic_int watch_fd;        /* eventfd, or -1 */
+	pthread_rwlock_t held_lock; /* of `held`; held for no longer than it takes to copy a read */
+	atomic_uint n_held;
+	struct held held[MAX_HELD];
 };
 
 /* The fd is duplicated.  NULL with errno set on failure. */
@@ -57,9 +71,12 @@ void store_quiesce(struct store *st);
 /* Only of a whole store: -EINVAL otherwise.  Its file is the caller's to truncate. */
 int store_resize(struct store *st, uint64_t size);
 
-/* After store_enter: are all blocks of [offset, offset+length) present?  Marks them used. */
+/* After store_enter: are all blocks of [offset, offset+length) present, or what of them is in the
+ * range held in memory?  Marks them used. */
 bool store_covers(struct store *st, uint64_t offset, uint64_t length);
 bool store_block_present(const struct store *st, uint64_t block);
+/* Is what the range has of this block present, or held in memory? */
+bool store_is_here(struct store *st, uint64_t block, uint64_t offset, uint64_t end);
 uint64_t store_set(struct store *st, uint64_t first, uint64_t count);
 uint64_t store_clear(struct store *st, uint64_t first, uint64_t count);
 
@@ -69,8 +86,8 @@ uint64_t store_clear(struct store *st, uint64_t first, uint64_t count);
 void store_set_coming(struct store *st, uint64_t first, uint64_t count);
 /* They are not coming any more: present by now, or not.  Tells `store_settled_hook`. */
 void store_settle(struct store *st, uint64_t first, uint64_t count);
-/* Are all blocks of the range that are absent on their way? */
-bool store_is_coming(const struct store *st, uint64_t offset, uint64_t length);
+/* Are all blocks of the range that are absent, and not held, on their way? */
+bool store_is_coming(struct store *st, uint64_t offset, uint64_t length);
 /* Who waits for blocks that come; set once, before any thread does. */
 extern void (*store_settled_hook)(void);
 
@@ -88,6 +105,20 @@ void store_tell(struct store *st, uint64_t offset, uint64_t length);
 uint64_t *store_oldest(struct store *st, size_t count, size_t *found);
 /* Ticks since the least recently used present block was used; -1 when none is present. */
 int64_t store_oldest_age(struct store *st);
+
+/* Read the range from memory while its blocks are absent: the bytes are the caller's until it has
+ * them back.  False: there are too many ranges already.  storeheld.c. */
+bool store_hold(struct store *st, uint64_t start, const void *bytes, uint64_t length, void *owner);
+/* Takes a range away, by its start, or any one; the owner, or NULL when there is none.  When it returns nobody
+ * reads the bytes any more. */
+void *store_unhold(struct store *st, uint64_t start);
+bool store_held_covers(struct store *st, uint64_t offset, uint64_t end);
+/* How many bytes of the range that is held there were not read yet. */
+uint64_t store_held_left(struct store *st, uint64_t start);
+
+/* After store_enter and store_covers: the range's bytes, from the file or from memory.  As store_pread;
+ * -ENODATA when a range is not held any more: ask again. */
+int store_read_here(struct store *st, void *buf, uint64_t length, uint64_t offset, bool nowait);
 
 /* 0, or -errno; -EIO when the file is shorter than that.  nowait: -EAGAIN instead of
  * waiting for a disk (and the bytes so far are lost, the caller reads again). */

@@ -44,8 +44,10 @@ static int store_fill(StoreObject *self, PyObject *args, PyObject *kw)
 
 static void store_dealloc(StoreObject *self)
 {
-	if (self->st)
+	if (self->st) {
+		store_unhold_all(self->st);
 		store_unref(self->st);
+	}
 	Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -144,7 +146,7 @@ static PyObject *store_missing(StoreObject *self, PyObject *args)
 		return list;
 	last = (offset + length - 1) >> self->st->block_shift;
 	for (block = offset >> self->st->block_shift; block <= last; block++) {
-		if (!store_block_present(self->st, block)) {
+		if (!store_is_here(self->st, block, offset, offset + length)) {
 			run++;
 		} else if (run) {
 			if (add_run(list, block - run, run))
@@ -232,9 +234,10 @@ static PyObject *store_write(StoreObject *self, PyObject *args)
 	return none_or(err);
 }
 
-/* For each block that the data touches: is its part all zero?  Writes the others, run by run. */
-static int write_parts(struct store *st, const char *data, uint64_t length, uint64_t offset,
-		       bool *zero, size_t n)
+/* For each block that the data touches: is its part all zero?  Writes the others, run by run, if
+ * they are to be written. */
+static int find_parts(struct store *st, const char *data, uint64_t length, uint64_t offset,
+		      bool *zero, size_t n, bool write)
 {
 	uint64_t block_size = UINT64_C(1) << st->block_shift, at = 0, run = 0;
 	size_t i;
@@ -246,7 +249,7 @@ static int write_parts(struct store *st, const char *data, uint64_t length, uint
 		if (step > length - at)
 			step = length - at;
 		zero[i] = all_zero(data + at, step);
-		if (zero[i] && at > run) {
+		if (write && zero[i] && at > run) {
 			err = store_pwrite(st, data + run, at - run, offset + run);
 			if (err)
 				return err;
@@ -255,7 +258,7 @@ static int write_parts(struct store *st, const char *data, uint64_t length, uint
 		if (zero[i])
 			run = at;
 	}
-	return at > run ? store_pwrite(st, data + run, at - run, offset + run) : 0;
+	return write && at > run ? store_pwrite(st, data + run, at - run, offset + run) : 0;
 }
 
 static PyObject *parts_result(struct store *st, uint64_t offset, uint64_t length, const bool *zero,
@@ -287,7 +290,7 @@ static PyObject *parts_result(struct store *st, uint64_t offset, uint64_t length
 	return Py_BuildValue("NN", written, zeroes);
 }
 
-static PyObject *store_write_nonzero(StoreObject *self, PyObject *args)
+static PyObject *nonzero(StoreObject *self, PyObject *args, bool write)
 {
 	struct store *st = self->st;
 	unsigned long long offset;
@@ -307,13 +310,23 @@ static PyObject *store_write_nonzero(StoreObject *self, PyObject *args)
 	}
 	if (!err) {
 		Py_BEGIN_ALLOW_THREADS
-		err = write_parts(st, data.buf, (uint64_t)data.len, offset, zero, n);
+		err = find_parts(st, data.buf, (uint64_t)data.len, offset, zero, n, write);
 		Py_END_ALLOW_THREADS
 	}
 	result = err ? none_or(err) : parts_result(st, offset, (uint64_t)data.len, zero, n);
 	free(zero);
 	PyBuffer_Release(&data);
 	return result;
+}
+
+static PyObject *store_write_nonzero(StoreObject *self, PyObject *args)
+{
+	return nonzero(self, args, true);
+}
+
+static PyObject *store_find_nonzero(StoreObject *self, PyObject *args)
+{
+	return nonzero(self, args, false);
 }
 
 static PyObject *store_punch_(StoreObject *self, PyObject *args)
@@ -414,6 +427,10 @@ static PyMethodDef store_methods[] = {
 	{ "read", (PyCFunction)store_read, METH_VARARGS, NULL },
 	{ "write", (PyCFunction)store_write, METH_VARARGS, NULL },
 	{ "write_nonzero", (PyCFunction)store_write_nonzero, METH_VARARGS, NULL },
+	{ "find_nonzero", (PyCFunction)store_find_nonzero, METH_VARARGS, NULL },
+	{ "hold", (PyCFunction)store_py_hold, METH_VARARGS, NULL },
+	{ "unhold", (PyCFunction)store_py_unhold, METH_VARARGS, NULL },
+	{ "held_left", (PyCFunction)store_py_held_left, METH_VARARGS, NULL },
 	{ "resize", (PyCFunction)store_resize_, METH_O, NULL },
 	{ "punch", (PyCFunction)store_punch_, METH_VARARGS, NULL },
 	{ "quiesce", (PyCFunction)store_quiesce_, METH_NOARGS, NULL },

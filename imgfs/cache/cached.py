@@ -10,6 +10,8 @@ one fill (fills.py); it becomes present only after its bytes are in the file, an
 after it is present no more and nobody reads it.  Readers get their bytes as soon as they have come,
 before they are written.  Where there is no room, or no directory, they get them all the same.
 
+What no later mount may use, and comes faster than a disk takes it, stays in memory (memory.py).
+
 What is present is recorded every few seconds, and at the end (kept.py); what an earlier mount
 recorded is verified when it is first wanted, and fetched again where it is not good.
 """
@@ -22,22 +24,23 @@ import logging
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TypeAlias
 
 import trio
 
 from imgfs._native import _map
 from imgfs.cache.directory import BLOCK, CacheDirectory, open_directory
 from imgfs.cache.fills import Fill, Fills, joined
-from imgfs.cache.kept import ZERO, Found, Kept, Run, check_of
+from imgfs.cache.kept import Found, Kept, Run
+from imgfs.cache.memory import Memory
 from imgfs.cache.prefetch import prefetch
 from imgfs.cache.readahead import Readahead, is_followed
 from imgfs.cache.space import Account, CacheSpace
 from imgfs.cache.watches import Watches
 from imgfs.cache.window import Window
+from imgfs.cache.written import Part, Written, write_parts
 from imgfs.errors import CacheError, ImgfsError, SourceChanged
 from imgfs.extents import ExtentList, all_data
 from imgfs.image import Buffer, Image
@@ -50,8 +53,7 @@ FILL_BLOCKS = 31  # just under 2 MiB: eight of OpenSSH's reads of 255 KiB
 SHARE = 8  # a window, or the blocks of one fill, are at most this part of the limit
 TRIES = 4
 RECORD_S = 5.0  # what was cached so long before a crash is not lost
-
-Part: TypeAlias = tuple[int, Buffer]  #: an offset in bytes, and the source's bytes from there
+FAST = 250e6  # bytes a second: what comes faster is not worth a disk's time
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +74,7 @@ class CachedImage(Image):
         source: Source,
         store: _map.Store,
         account: Account | None,
+        memory: Memory,
         zeroes: list[Run],
         most_fill: int,
         window: int,
@@ -88,6 +91,7 @@ class CachedImage(Image):
         self.closed = trio.Event()
         self.source_extents: ExtentList = all_data(0, source.size)
         self._account = account
+        self._memory = memory
         self._zeroes = zeroes
         self._nursery = nursery
         self.most_ahead = window
@@ -151,6 +155,7 @@ class CachedImage(Image):
         if self.stale is None:
             self.stale = why
             self.map.set_ask(0, self.size)
+            self._memory.forget(self.store, 0, self.size)
             if self._ahead is not None:
                 self._ahead.stop()
             self.became_stale.set()
@@ -159,6 +164,7 @@ class CachedImage(Image):
         """The range is being written: what is being fetched of it is old."""
         first = start // BLOCK
         self._fills.spoil(first, -(-end // BLOCK) - first)
+        self._memory.forget(self.store, start, end)
 
     async def forget(self, start: int, end: int) -> None:
         """The range was written at the source: drop what is cached of its blocks."""
@@ -167,10 +173,10 @@ class CachedImage(Image):
             return
         first = start // BLOCK
         count = -(-end // BLOCK) - first
-        self._fills.spoil(first, count)
+        self.spoil(start, end)
         if self._account is not None and self.store.missing(start, end - start) != [(first, count)]:
             await self._account.drop(first, count)
-            self._fills.spoil(first, count)  # what wrote there meanwhile was dropped, too
+            self.spoil(start, end)  # what wrote there meanwhile was dropped, too
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
         await self.prepare()
@@ -294,6 +300,14 @@ class CachedImage(Image):
         if not runs:
             fill.kept = True
             self._fills.came(fill)
+        elif self._passes(fill, end - start):
+            self.store.set_coming(fill.first, fill.count)
+            try:
+                await self._get(fill, runs)
+                fill.kept = self._hold(fill)
+            finally:
+                self._memory.release(end - start)
+                self.store.settle(fill.first, fill.count)
         elif account is None or not await account.reserve(count):
             if fill.is_awaited:
                 await self._get(fill, runs)
@@ -342,6 +356,28 @@ class CachedImage(Image):
             wanted.append((a, b))
         return [(a, await self.source.read(a, b - a)) for a, b in wanted]
 
+    def _passes(self, fill: Fill, length: int) -> bool:
+        """Is it fetched ahead, and not worth a disk's time?"""
+        is_kept = self._account is None or self._account.kept or self._policy.prefetch is not None
+        return (
+            fill.ahead and not is_kept and self.line.rate >= FAST and self._memory.reserve(length)
+        )
+
+    def _hold(self, fill: Fill) -> bool:
+        """Publish what has come, in memory; False: it was not."""
+        if fill.parts is None:
+            return False
+        if self.stale is not None or self._is_old(fill):
+            return False
+        if not self._memory.hold(self.store, fill.parts):
+            return False
+        for part in fill.parts:
+            # Not in a thread: of what is not zero it looks at a few bytes.
+            _, zeroes = self.store.find_nonzero(*part)
+            for start, end in zeroes:
+                self.map.set_zero(start, end)
+        return True
+
     def _is_old(self, fill: Fill) -> bool:
         start, end = fill.first * BLOCK, (fill.first + fill.count) * BLOCK
         return not self._fills.may_keep(fill) or self.is_being_written(start, end)
@@ -379,47 +415,6 @@ class CachedImage(Image):
         return True
 
 
-@dataclass(slots=True)
-class Written:
-    """What became of some parts: blocks stored, ranges of zeroes in bytes, entries by block."""
-
-    blocks: list[Run] = field(default_factory=list)
-    zeroes: list[tuple[int, int]] = field(default_factory=list)
-    checks: dict[int, int] = field(default_factory=dict)
-
-
-def write_parts(
-    store: _map.Store, runs: list[Run], parts: list[Part], with_checks: bool
-) -> Written:
-    """In a thread: write what is not zero.  `parts` are all data of the blocks in `runs`."""
-    written = Written()
-    for offset, data in parts:
-        blocks, zeroes = store.write_nonzero(offset, data)
-        written.blocks += blocks
-        written.zeroes += zeroes
-    if with_checks:
-        for first, count in runs:
-            written.checks |= dict.fromkeys(range(first, first + count), ZERO)
-        for first, count in written.blocks:
-            for block in range(first, first + count):
-                written.checks[block] = check_of(_content(block, store.size, parts))
-    return written
-
-
-def _content(block: int, size: int, parts: list[Part]) -> Buffer:
-    """All of a block: what is in no part is zero."""
-    start, end = block * BLOCK, min((block + 1) * BLOCK, size)
-    for offset, data in parts:
-        if offset <= start and end <= offset + len(data):
-            return memoryview(data)[start - offset : end - offset]
-    whole = bytearray(end - start)
-    for offset, data in parts:
-        a, b = max(start, offset), min(end, offset + len(data))
-        if a < b:
-            whole[a - start : b - start] = memoryview(data)[a - offset : b - offset]
-    return whole
-
-
 @asynccontextmanager
 async def open_cached(
     source: Source, space: CacheSpace, root: Path | None, policy: Policy | None = None
@@ -453,6 +448,7 @@ async def open_cached(
                 source,
                 store,
                 account,
+                space.memory,
                 found.zeroes,
                 share,
                 share if policy.readahead is None else min(share, policy.readahead),
@@ -463,6 +459,7 @@ async def open_cached(
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
+            space.memory.forget(store, 0, store.size)
             if image is not None:
                 await image.record()
             if account is not None and image is not None and image.stale is not None:

@@ -21,6 +21,7 @@ before it is gone.
 from __future__ import annotations
 
 import logging
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,7 @@ import trio
 from imgfs._native import _map
 from imgfs.cache.directory import Entry, list_entries, remove
 from imgfs.cache.kept import Kept, Run
+from imgfs.cache.memory import Memory
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class CacheSpace:
         self.used = 0
         self.lock = trio.Lock()
         self.accounts: list[Account] = []
+        self.memory = Memory(time.monotonic)
         self._root = root
         self._idle: list[Entry] = []
         self._full_until = -1.0

@@ -85,6 +85,11 @@ class Window:
         """May one more fetch be on its way that nobody waits for?"""
         return self.out < (self.limit // 2 if self._probing else self.limit) or not self.out
 
+    @property
+    def rate(self) -> float:
+        """The highest rate that was seen of late, bytes a second."""
+        return self._rate.value
+
     def started(self, now: float, length: int) -> Flight:
         """A fetch of so many bytes begins; `ended` must follow."""
         alone = self.out <= self.limit // 2

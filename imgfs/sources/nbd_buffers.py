@@ -14,7 +14,7 @@ import sys
 
 SIZE = 2 << 20  # bytes: the cache fetches a little less at once
 LEAST = 512 << 10  # what is shorter the C library keeps by itself
-MOST = 16
+MOST = 32
 
 _UNUSED = 3  # references: the list's, the loop's variable, getrefcount's own
 _buffers: list[bytearray] = []

@@ -119,6 +119,21 @@ static size_t victims(struct shared *s, uint64_t *rng, uint64_t *out, size_t mos
 	return found;
 }
 
+/* Readers have the block from memory for a while; when it is let go nobody looks there any more. */
+static void hold_for_a_while(struct shared *s, uint64_t *words, uint64_t block)
+{
+	const struct timespec pause = { 0, 200000 };
+	uint64_t i;
+
+	CHECK(store_hold(s->st, block * BLOCK, words, BLOCK, words));
+	CHECK(store_held_covers(s->st, block * BLOCK, (block + 1) * BLOCK));
+	nanosleep(&pause, NULL);
+	CHECK(store_held_left(s->st, block * BLOCK) <= BLOCK);
+	CHECK(store_unhold(s->st, block * BLOCK) == words);
+	for (i = 0; i < WORDS; i++)
+		words[i] = i;
+}
+
 /* Fills absent blocks, each time with a new generation; evicts when most are present. */
 static void *keeper(void *arg)
 {
@@ -131,6 +146,10 @@ static void *keeper(void *arg)
 		size_t found, i;
 
 		if (!store_block_present(s->st, block)) {
+			if (!below(&rng, 4)) {
+				fill_block(words, block, step);
+				hold_for_a_while(s, words, block);
+			}
 			fill_block(words, block, step);
 			store_set_coming(s->st, block, 1);
 			CHECK(store_pwrite(s->st, words, BLOCK, block * BLOCK) == 0);

@@ -10,7 +10,17 @@ import pytest
 
 HERE = Path(__file__).parent
 NATIVE = HERE.parents[1] / "imgfs" / "_native"
-CORE = ["store", "storewatch", "segmap", "segchunks", "segread", "segwrite", "segfill", "segcopy"]
+CORE = [
+    "store",
+    "storeheld",
+    "storewatch",
+    "segmap",
+    "segchunks",
+    "segread",
+    "segwrite",
+    "segfill",
+    "segcopy",
+]
 CORE += ["segstores", "scan"]
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
