@@ -9,9 +9,9 @@ from pathlib import Path
 
 from imgfs.errors import UsageError
 from imgfs.formats.served import SERVED
-from imgfs.sources.nbd_settings import NbdSettings
-from imgfs.sources.objects_settings import ObjectSettings, from_environment
-from imgfs.sources.ssh_settings import HELPERS, Prompt, SshSettings
+from imgfs.sources.nbd.settings import NbdSettings
+from imgfs.sources.objects.settings import ObjectSettings, from_environment
+from imgfs.sources.ssh.settings import HELPERS, Prompt, SshSettings
 from imgfs.units import parse_size
 
 # mount(8) adds these unasked, or means something outside of imgfs by them.

@@ -37,7 +37,7 @@ from msgspec import UNSET, Struct
 from imgfs.config import Options, format_name
 from imgfs.configschema import DefaultsTable, Document, FileTable, HttpTable, ImageTable, S3Table
 from imgfs.errors import UsageError
-from imgfs.sources.objects_settings import FETCHED, KEY, SECRET, ObjectSettings, from_environment
+from imgfs.sources.objects.settings import FETCHED, KEY, SECRET, ObjectSettings, from_environment
 from imgfs.tomllines import Key
 from imgfs.units import parse_size
 from imgfs.url import parse

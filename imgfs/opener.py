@@ -27,8 +27,8 @@ from imgfs.views.overlay import OverlayView
 
 if TYPE_CHECKING:
     from imgfs.sources.bridge import Bridge
-    from imgfs.sources.objects_upload import ObjectUpload
-    from imgfs.sources.ssh import SshHosts
+    from imgfs.sources.objects.upload import ObjectUpload
+    from imgfs.sources.ssh.source import SshHosts
 
 _ONLY_READ = "http and S3 can only be read; mount it without write=through"
 
@@ -61,11 +61,11 @@ class Sources:
         if isinstance(where, ObjectUrl):
             if options.write_through:
                 raise UsageError(f"{where.text}: {_ONLY_READ}")
-            from imgfs.sources.objects import open_object
+            from imgfs.sources.objects.source import open_object
 
             return await open_object(where, options.objects(), self._asyncio())
         if isinstance(where, NbdUrl | NbdCommand):
-            from imgfs.sources.nbd import open_command, open_nbd
+            from imgfs.sources.nbd.source import open_command, open_nbd
 
             settings = options.nbd()
             if isinstance(where, NbdUrl):
@@ -82,7 +82,7 @@ class Sources:
 
     async def upload(self, where: ObjectUrl, options: Options, size: int) -> ObjectUpload:
         """An object of so many bytes, to be written.  Raises TooLarge, UsageError."""
-        from imgfs.sources.objects_upload import ObjectUpload
+        from imgfs.sources.objects.upload import ObjectUpload
 
         return ObjectUpload(where, options.objects(), self._asyncio(), size)
 
@@ -96,7 +96,7 @@ class Sources:
         if isinstance(where, ObjectUrl):
             if self._options.write_through:
                 raise UsageError(f"{where.text}: {_ONLY_READ}")
-            from imgfs.sources.objects_listing import ObjectListing
+            from imgfs.sources.objects.listing import ObjectListing
 
             return ObjectListing(where, self._options.objects(), self._asyncio())
         return await self._ssh().list(where, self._options.ssh())
@@ -118,7 +118,7 @@ class Sources:
 
     def _ssh(self) -> SshHosts:
         if self._hosts is None:
-            from imgfs.sources.ssh import SshHosts
+            from imgfs.sources.ssh.source import SshHosts
 
             self._hosts = SshHosts(self._asyncio())
         return self._hosts

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes
 
-from imgfs.sources.nbd_settings import NbdSettings
+from imgfs.sources.nbd.settings import NbdSettings
 from tests.servers import free_port
 
 

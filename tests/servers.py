@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote_from_bytes
 
-from imgfs.sources.ssh_settings import SshSettings
+from imgfs.sources.ssh.settings import SshSettings
 
 
 def free_port() -> int:

@@ -25,7 +25,7 @@ from imgfs.configfile import (
     load,
 )
 from imgfs.errors import UsageError
-from imgfs.sources.objects_settings import from_environment
+from imgfs.sources.objects.settings import from_environment
 
 Loader = Callable[[str], ConfigFile]
 

@@ -25,7 +25,7 @@ from types import FrameType
 
 from imgfs.cli import terminal
 from imgfs.errors import ImgfsError, MountError
-from imgfs.sources.ssh_settings import Prompt
+from imgfs.sources.ssh.settings import Prompt
 from imgfs.stop import SIGNALS, hold_back, let_through
 from imgfs.systemd import log_to_syslog
 

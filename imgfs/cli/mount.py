@@ -15,7 +15,7 @@ from imgfs.config import Options, parse_options
 from imgfs.errors import ImgfsError, MountError
 from imgfs.manual import OPTIONS
 from imgfs.mountstate import clear_dead, mounted_at
-from imgfs.sources.ssh_settings import Prompt
+from imgfs.sources.ssh.settings import Prompt
 from imgfs.stop import hold_back
 from imgfs.systemd import (
     log_to_stderr,

@@ -12,7 +12,7 @@ import trio
 from imgfs.copying.destination import Destination
 from imgfs.image import Buffer, Image
 from imgfs.sources.base import Source
-from imgfs.sources.objects_upload import ObjectUpload
+from imgfs.sources.objects.upload import ObjectUpload
 
 ZEROES = bytes(1 << 20)  # at once: an object has no holes
 

@@ -1,6 +1,6 @@
 """Disks in formats that only qemu knows, through a qemu-nbd that is started for each.
 
-It opens no file: what it reads it is given over a socket (imgfs.sources.nbd_export), wherever that
+It opens no file: what it reads it is given over a socket (imgfs.sources.nbd.export), wherever that
 comes from, and what a header names is not followed by it but by whoever made the nodes.
 """
 
@@ -17,12 +17,12 @@ import trio
 from imgfs.errors import ImgfsError, UnsupportedFeature, UsageError
 from imgfs.formats.served import ALONE, Node
 from imgfs.image import Buffer, Image
-from imgfs.sources.nbd import NbdSource
-from imgfs.sources.nbd_command import Command
-from imgfs.sources.nbd_errors import library
-from imgfs.sources.nbd_export import Exports
-from imgfs.sources.nbd_link import NbdLink
-from imgfs.sources.nbd_settings import NbdSettings
+from imgfs.sources.nbd.command import Command
+from imgfs.sources.nbd.errors import library
+from imgfs.sources.nbd.export import Exports
+from imgfs.sources.nbd.link import NbdLink
+from imgfs.sources.nbd.settings import NbdSettings
+from imgfs.sources.nbd.source import NbdSource
 from imgfs.url_nbd import NbdCommand
 from imgfs.url_text import one_line
 

@@ -210,6 +210,6 @@ try:
     main()
 except SystemExit:
     pass
-assert "nbd" not in sys.modules and "imgfs.sources.nbd" not in sys.modules
+assert "nbd" not in sys.modules and "imgfs.sources.nbd.source" not in sys.modules
 """
     run(sys.executable, "-c", script)

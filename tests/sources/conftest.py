@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import trio
 
-from imgfs.sources.ssh import SshHosts, SshSource
+from imgfs.sources.ssh.source import SshHosts, SshSource
 from imgfs.url import SshUrl, parse
 from tests.servers import Sshd
 from tests.webservers import Nginx

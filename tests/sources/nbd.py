@@ -10,8 +10,8 @@ import pytest
 import trio
 
 from imgfs.errors import ImgfsError, sole
-from imgfs.sources.nbd import NbdSource, open_nbd
-from imgfs.sources.nbd_settings import NbdSettings
+from imgfs.sources.nbd.settings import NbdSettings
+from imgfs.sources.nbd.source import NbdSource, open_nbd
 from imgfs.url import parse
 from imgfs.url_nbd import NbdUrl
 

@@ -11,7 +11,7 @@ import pytest
 
 from imgfs.sources.base import Source
 from imgfs.sources.file import open_file
-from imgfs.sources.objects_settings import from_environment
+from imgfs.sources.objects.settings import from_environment
 from tests.conformance import CHECKS, TIMEOUT_S, Check, Kind, Served
 from tests.nbd_servers import Nbdkit, NbdServer, QemuNbd
 from tests.servers import Sshd

@@ -22,7 +22,7 @@ from imgfs.errors import (
     SourceTimeout,
     SourceUnreachable,
 )
-from imgfs.sources.objects import ObjectSource
+from imgfs.sources.objects.source import ObjectSource
 from tests.servers import free_port
 from tests.webservers import Liar, Nginx, make_certificate, serving
 

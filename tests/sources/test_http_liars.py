@@ -18,7 +18,7 @@ from imgfs.errors import (
     SourceUnreachable,
     UnsupportedFeature,
 )
-from imgfs.sources.objects import ObjectSource
+from imgfs.sources.objects.source import ObjectSource
 from tests.webservers import Liar, serving
 
 from .conftest import MIB

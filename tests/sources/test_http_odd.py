@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from imgfs.errors import SourceChanged
-from imgfs.sources.objects import ObjectSource
+from imgfs.sources.objects.source import ObjectSource
 from tests.webservers import Liar, serving
 
 from .conftest import MIB

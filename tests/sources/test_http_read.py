@@ -17,7 +17,7 @@ import pytest
 import trio
 
 from imgfs.errors import SourceChanged
-from imgfs.sources.objects import ObjectSource
+from imgfs.sources.objects.source import ObjectSource
 from tests.webservers import Nginx, make_certificate
 
 from .conftest import MIB, run

@@ -17,8 +17,8 @@ import pytest
 import trio
 
 from imgfs.errors import SourceChanged, UsageError, sole
-from imgfs.sources.nbd import NbdSource, open_command
-from imgfs.sources.nbd_settings import NbdSettings
+from imgfs.sources.nbd.settings import NbdSettings
+from imgfs.sources.nbd.source import NbdSource, open_command
 from imgfs.url_nbd import NbdCommand
 
 from .conftest import MIB, run
@@ -173,8 +173,8 @@ def test_ends_when_imgfs_is_killed(image: Path) -> None:
     script = f"""
 import sys, trio
 from pathlib import Path
-from imgfs.sources.nbd import open_command
-from imgfs.sources.nbd_settings import NbdSettings
+from imgfs.sources.nbd.source import open_command
+from imgfs.sources.nbd.settings import NbdSettings
 from imgfs.url_nbd import NbdCommand
 
 async def main():

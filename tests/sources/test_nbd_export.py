@@ -17,7 +17,7 @@ import trio
 
 from imgfs.errors import ShortRead
 from imgfs.image import Image
-from imgfs.sources.nbd_export import MOST_READ, Exports
+from imgfs.sources.nbd.export import MOST_READ, Exports
 
 DATA = random.Random(1).randbytes((1 << 20) + 700)  # not whole sectors
 BROKEN = 4096  # bytes from here on cannot be read

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from imgfs import mapjson
 from imgfs.errors import ProtocolViolation, UnsupportedFeature
 from imgfs.extents import ExtentList, Flags, all_data
-from imgfs.sources import nbd_extents
-from imgfs.sources.nbd_extents import SEGMENT, NbdExtents, decode
+from imgfs.sources.nbd import extents as nbd_extents
+from imgfs.sources.nbd.extents import SEGMENT, NbdExtents, decode
 from tests.nbd_servers import Nbdkit, QemuNbd
 
 from .conftest import MIB, run

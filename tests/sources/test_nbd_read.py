@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import trio
 
-from imgfs.sources import nbd_buffers
 from imgfs.sources.base import Identity
+from imgfs.sources.nbd import buffers as nbd_buffers
 from tests.nbd_servers import Nbdkit, NbdServer, QemuNbd
 
 from .conftest import MIB, run

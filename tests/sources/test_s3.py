@@ -24,9 +24,9 @@ from imgfs.errors import (
 )
 from imgfs.sources.base import Identity
 from imgfs.sources.bridge import Bridge
-from imgfs.sources.objects import ObjectSource
-from imgfs.sources.objects_list import PAGE, Entry, list_objects
-from imgfs.sources.objects_settings import ObjectSettings, from_environment
+from imgfs.sources.objects.pages import PAGE, Entry, list_objects
+from imgfs.sources.objects.settings import ObjectSettings, from_environment
+from imgfs.sources.objects.source import ObjectSource
 from tests.servers import free_port
 from tests.webservers import Bucket, Weed
 
@@ -223,7 +223,7 @@ def test_listing_by_pages(weed: Weed, bucket: Bucket, monkeypatch: pytest.Monkey
     names = [f"n{n:02}" for n in range(7)] + [f"many/{n:03}" for n in range(25)] + ["x", "y/1", "z"]
     for name in names:
         bucket.put(f"paged/{name}", b"")
-    monkeypatch.setattr("imgfs.sources.objects_list.PAGE", 4)
+    monkeypatch.setattr("imgfs.sources.objects.pages.PAGE", 4)
     pages = listed(weed, "s3://images/paged/")
     assert all(len(page) <= 4 for page in pages)
     assert len(pages) <= 5

@@ -25,7 +25,7 @@ from imgfs.errors import (
     SourceUnreachable,
     UsageError,
 )
-from imgfs.sources.ssh import SshHosts, SshSource
+from imgfs.sources.ssh.source import SshHosts, SshSource
 from imgfs.url import SshUrl
 from tests.servers import Sshd
 

@@ -14,7 +14,7 @@ import pytest
 
 from imgfs._native import _map
 from imgfs.extents import ExtentList, Flags, from_data_ranges
-from imgfs.sources.ssh_helper import NoHelper, _extend, from_boundaries
+from imgfs.sources.ssh.helper import NoHelper, _extend, from_boundaries
 from tests.servers import Sshd
 
 from .conftest import MIB, opened, run

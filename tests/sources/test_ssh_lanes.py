@@ -11,8 +11,8 @@ import pytest
 import trio
 
 from imgfs.errors import SourceChanged
-from imgfs.sources.ssh import SshHosts, SshSource
-from imgfs.sources.ssh_lanes import LANES, LEAST, LONG_S, MOST, RATE, Lane, channel_window, emptiest
+from imgfs.sources.ssh.lanes import LANES, LEAST, LONG_S, MOST, RATE, Lane, channel_window, emptiest
+from imgfs.sources.ssh.source import SshHosts, SshSource
 from imgfs.url import SshUrl, parse
 from tests.delayproxy import DelayProxy
 from tests.servers import Sshd

@@ -15,8 +15,8 @@ import pytest
 import trio
 
 from imgfs.errors import ImgfsError, ProtocolViolation, ShortRead, SourceChanged, SourceTimeout
-from imgfs.sources.ssh import SshHosts
-from imgfs.sources.ssh_settings import SshSettings
+from imgfs.sources.ssh.settings import SshSettings
+from imgfs.sources.ssh.source import SshHosts
 from imgfs.url import SshUrl
 
 from .conftest import MIB, run

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from imgfs.sources.ssh import SshHosts, SshSource
-from imgfs.sources.ssh_handles import MOST_OPEN
-from imgfs.sources.ssh_link import SshLink
+from imgfs.sources.ssh.handles import MOST_OPEN
+from imgfs.sources.ssh.link import SshLink
+from imgfs.sources.ssh.source import SshHosts, SshSource
 from tests.servers import Sshd
 
 from .conftest import MIB, opened, run, url_of

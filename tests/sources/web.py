@@ -9,8 +9,8 @@ from typing import Any
 import trio
 
 from imgfs.sources.bridge import Bridge
-from imgfs.sources.objects import ObjectSource, open_object
-from imgfs.sources.objects_settings import ObjectSettings
+from imgfs.sources.objects.settings import ObjectSettings
+from imgfs.sources.objects.source import ObjectSource, open_object
 from imgfs.url import ObjectUrl, parse
 
 from .conftest import run

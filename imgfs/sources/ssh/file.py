@@ -29,10 +29,10 @@ from imgfs.errors import (
 )
 from imgfs.extents import ExtentList, from_data_ranges
 from imgfs.sources.base import Identity, SourceStat
-from imgfs.sources.ssh_errors import Broken, file_errors
-from imgfs.sources.ssh_helper import Token
-from imgfs.sources.ssh_lanes import Lane, emptiest
-from imgfs.sources.ssh_link import Session, SshLink, in_background
+from imgfs.sources.ssh.errors import Broken, file_errors
+from imgfs.sources.ssh.helper import Token
+from imgfs.sources.ssh.lanes import Lane, emptiest
+from imgfs.sources.ssh.link import Session, SshLink, in_background
 from imgfs.url import SshUrl
 
 log = logging.getLogger(__name__)

@@ -33,10 +33,10 @@ from imgfs.errors import (
     SourceTimeout,
     SourceUnreachable,
 )
-from imgfs.sources.nbd_buffers import buffer
-from imgfs.sources.nbd_connection import Connection, Done, Facts, Status
-from imgfs.sources.nbd_errors import Broken
-from imgfs.sources.nbd_settings import NbdSettings
+from imgfs.sources.nbd.buffers import buffer
+from imgfs.sources.nbd.connection import Connection, Done, Facts, Status
+from imgfs.sources.nbd.errors import Broken
+from imgfs.sources.nbd.settings import NbdSettings
 from imgfs.url_nbd import NbdUrl
 
 log = logging.getLogger(__name__)

@@ -18,12 +18,12 @@ from imgfs.errors import ImgfsError, UnsupportedFeature
 from imgfs.extents import ExtentList, all_data
 from imgfs.image import Buffer
 from imgfs.sources.base import Identity, SourceStat, WritableSource
-from imgfs.sources.nbd_command import Command
-from imgfs.sources.nbd_errors import library
-from imgfs.sources.nbd_extents import NbdExtents
-from imgfs.sources.nbd_link import NbdLink
-from imgfs.sources.nbd_settings import NbdSettings
-from imgfs.sources.nbd_write import NbdWriter
+from imgfs.sources.nbd.command import Command
+from imgfs.sources.nbd.errors import library
+from imgfs.sources.nbd.extents import NbdExtents
+from imgfs.sources.nbd.link import NbdLink
+from imgfs.sources.nbd.settings import NbdSettings
+from imgfs.sources.nbd.write import NbdWriter
 from imgfs.url_nbd import NbdCommand, NbdUrl
 
 
@@ -32,7 +32,7 @@ class NbdSource(WritableSource):
 
     `read` raises SourceChanged, SourceUnreachable or SourceTimeout (after the settings' timeout),
     AccessDenied, ProtocolViolation, and ImgfsError for what the server cannot read.  Without a pin
-    a lost connection is a change, because NBD has no identity: see nbd_link.
+    a lost connection is a change, because NBD has no identity: see link.py.
     """
 
     def __init__(

@@ -7,8 +7,8 @@ import time
 
 from imgfs.sources.bridge import Bridge
 from imgfs.sources.listing import Listed, Listing
-from imgfs.sources.objects_list import list_objects
-from imgfs.sources.objects_settings import ObjectSettings
+from imgfs.sources.objects.pages import list_objects
+from imgfs.sources.objects.settings import ObjectSettings
 from imgfs.url import ObjectUrl
 
 AGE_S = 10.0  # nothing says that a prefix has changed but listing it again

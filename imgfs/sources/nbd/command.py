@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 END_S = 2.0  # how long a server may take to end
 BACKLOG = 16
-LAUNCH = Path(__file__).with_name("nbd_launch.py")
+LAUNCH = Path(__file__).with_name("launch.py")
 MOST_LINE = 1000  # bytes of what it says that are kept
 
 

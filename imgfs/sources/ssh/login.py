@@ -11,7 +11,7 @@ from typing import Any
 import asyncssh
 
 from imgfs.errors import UsageError
-from imgfs.sources.ssh_settings import Prompt, SshSettings
+from imgfs.sources.ssh.settings import Prompt, SshSettings
 from imgfs.url import SshUrl
 
 #: AES in hardware is about twice as fast as chacha20, OpenSSH's default, in asyncssh.

@@ -1,15 +1,15 @@
 """Images at web servers and in S3, on trio's side of the bridge.
 
-A source is an `ObjectFile`, which lives on the asyncio side (objects_file); each call here is one
-call over the bridge.  What a URL and the settings become in obstore: objects_store.
+A source is an `ObjectFile`, which lives on the asyncio side (file.py); each call here is one
+call over the bridge.  What a URL and the settings become in obstore: store.py.
 """
 
 from __future__ import annotations
 
 from imgfs.sources.base import Source, SourceStat
 from imgfs.sources.bridge import Bridge
-from imgfs.sources.objects_file import ObjectFile
-from imgfs.sources.objects_settings import ObjectSettings
+from imgfs.sources.objects.file import ObjectFile
+from imgfs.sources.objects.settings import ObjectSettings
 from imgfs.url import ObjectUrl
 
 

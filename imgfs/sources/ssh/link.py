@@ -29,12 +29,12 @@ from typing import Any, TypeVar
 import asyncssh
 
 from imgfs.errors import ImgfsError, LoginRefused, SourceTimeout, SourceUnreachable, UsageError
-from imgfs.sources.ssh_errors import Broken, file_errors, login_errors
-from imgfs.sources.ssh_handles import Handles
-from imgfs.sources.ssh_helper import Helpers
-from imgfs.sources.ssh_lanes import LONG_S, Lanes
-from imgfs.sources.ssh_login import Answers, options
-from imgfs.sources.ssh_settings import SshSettings
+from imgfs.sources.ssh.errors import Broken, file_errors, login_errors
+from imgfs.sources.ssh.handles import Handles
+from imgfs.sources.ssh.helper import Helpers
+from imgfs.sources.ssh.lanes import LONG_S, Lanes
+from imgfs.sources.ssh.login import Answers, options
+from imgfs.sources.ssh.settings import SshSettings
 from imgfs.url import SshUrl
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ it is not sent.  obstore has checked by then that the status is 206 and Content-
 asked for; it does not check that the body is as long, and knows of Content-Encoding but
 decodes nothing: that is checked here.
 
-Whether a failure may pass says objects_errors.  Silence for the timeout is final; anything else is
+Whether a failure may pass says errors.py.  Silence for the timeout is final; anything else is
 tried again until the timeout has passed since it went wrong first.
 """
 
@@ -38,7 +38,7 @@ from imgfs.errors import (
     UnsupportedFeature,
 )
 from imgfs.sources.base import Identity, SourceStat
-from imgfs.sources.objects_errors import (
+from imgfs.sources.objects.errors import (
     NO_RANGES,
     Again,
     Mismatch,
@@ -46,8 +46,8 @@ from imgfs.sources.objects_errors import (
     Undecodable,
     object_errors,
 )
-from imgfs.sources.objects_settings import ObjectSettings
-from imgfs.sources.objects_store import PIECE, Store, longest_s, looked_for, make_store
+from imgfs.sources.objects.settings import ObjectSettings
+from imgfs.sources.objects.store import PIECE, Store, longest_s, looked_for, make_store
 from imgfs.url import ObjectUrl
 
 log = logging.getLogger(__name__)

@@ -24,8 +24,8 @@ import asyncssh
 
 from imgfs.errors import ImgfsError, SourceChanged, SourceNotFound
 from imgfs.extents import ExtentList, ExtentListBuilder, Flags
-from imgfs.sources.ssh_scripts import HELPERS
-from imgfs.sources.ssh_settings import SshSettings
+from imgfs.sources.ssh.scripts import HELPERS
+from imgfs.sources.ssh.settings import SshSettings
 
 log = logging.getLogger(__name__)
 

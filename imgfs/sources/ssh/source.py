@@ -1,8 +1,8 @@
 """Images behind ssh, on trio's side of the bridge.
 
 A source is an `SshFile`, which lives on the asyncio side; each call here is one call over
-the bridge.  What happens there: ssh_link (connections), ssh_file (reads, identity), ssh_write,
-ssh_helper (extents, holes).
+the bridge.  What happens there: link.py (connections), file.py (reads, identity), write.py,
+helper.py (extents, holes).
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from imgfs.extents import ExtentList, all_data
 from imgfs.image import Buffer
 from imgfs.sources.base import SourceStat, WritableSource
 from imgfs.sources.bridge import Bridge
-from imgfs.sources.ssh_file import SshFile
-from imgfs.sources.ssh_link import SshLink
-from imgfs.sources.ssh_listing import SshListing
-from imgfs.sources.ssh_settings import SshSettings
-from imgfs.sources.ssh_write import SshWriter
+from imgfs.sources.ssh.file import SshFile
+from imgfs.sources.ssh.link import SshLink
+from imgfs.sources.ssh.listing import SshListing
+from imgfs.sources.ssh.settings import SshSettings
+from imgfs.sources.ssh.write import SshWriter
 from imgfs.url import SshUrl
 
 

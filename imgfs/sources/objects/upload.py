@@ -14,15 +14,15 @@ import obstore
 from imgfs.errors import ImgfsError, ProtocolViolation, TooLarge
 from imgfs.image import Buffer
 from imgfs.sources.bridge import Bridge
-from imgfs.sources.objects_errors import (
+from imgfs.sources.objects.errors import (
     Again,
     Mismatch,
     NoSuchRange,
     Undecodable,
     object_errors,
 )
-from imgfs.sources.objects_settings import ObjectSettings
-from imgfs.sources.objects_store import looked_for, make_store
+from imgfs.sources.objects.settings import ObjectSettings
+from imgfs.sources.objects.store import looked_for, make_store
 from imgfs.url import ObjectUrl
 
 MOST_PARTS = 10_000

@@ -19,15 +19,15 @@ import obstore
 
 from imgfs.errors import ProtocolViolation, SourceTimeout, UsageError
 from imgfs.sources.bridge import Bridge
-from imgfs.sources.objects_errors import (
+from imgfs.sources.objects.errors import (
     Again,
     Mismatch,
     NoSuchRange,
     Undecodable,
     object_errors,
 )
-from imgfs.sources.objects_settings import ObjectSettings
-from imgfs.sources.objects_store import looked_for, make_store
+from imgfs.sources.objects.settings import ObjectSettings
+from imgfs.sources.objects.store import looked_for, make_store
 from imgfs.url import ObjectUrl
 
 PAGE = 1000  # the most that S3 gives at once

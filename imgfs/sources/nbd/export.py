@@ -19,7 +19,7 @@ import trio
 
 from imgfs.errors import ImgfsError
 from imgfs.image import Buffer, Image
-from imgfs.sources.nbd_command import listen
+from imgfs.sources.nbd.command import listen
 
 log = logging.getLogger(__name__)
 

@@ -20,10 +20,10 @@ import asyncssh
 
 from imgfs.errors import ImgfsError, NeverDurable, NoSpace, NotDurable, UnsupportedFeature
 from imgfs.image import Buffer
-from imgfs.sources.ssh_errors import file_errors
-from imgfs.sources.ssh_file import SshFile
-from imgfs.sources.ssh_lanes import emptiest
-from imgfs.sources.ssh_link import Session, in_background
+from imgfs.sources.ssh.errors import file_errors
+from imgfs.sources.ssh.file import SshFile
+from imgfs.sources.ssh.lanes import emptiest
+from imgfs.sources.ssh.link import Session, in_background
 
 SAFE_WRITE = 32 << 10  # what every SFTP server takes
 MOST_WRITE = 1 << 20

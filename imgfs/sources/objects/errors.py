@@ -4,7 +4,7 @@ obstore puts status, transport error and cause into one text, which also has the
 query, and the server's own words: of it only what the patterns here pick out is ever shown.  The
 first line is `Generic HTTP error: Error performing GET URL in 1ms - Server returned non-2xx status
 code: 404 Not Found: BODY` or another error's own words; the rest is Rust's debug text, in which a
-URL has no space.  obstore is told never to retry: who retries is objects_file.
+URL has no space.  obstore is told never to retry: who retries is file.py.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ import asyncssh
 from imgfs.errors import AlreadyThere, ImgfsError
 from imgfs.sources.bridge import Bridge
 from imgfs.sources.listing import Listed, Listing
-from imgfs.sources.ssh_errors import file_errors
-from imgfs.sources.ssh_link import Session, SshLink
+from imgfs.sources.ssh.errors import file_errors
+from imgfs.sources.ssh.link import Session, SshLink
 from imgfs.url import SshUrl
 
 NS = 1_000_000_000

@@ -1,6 +1,6 @@
 """Run as a program: become a server that finds its listening socket as systemd would give it.
 
-    python3 -I -S nbd_launch.py PARENT FD WORD...
+    python3 -I -S launch.py PARENT FD WORD...
 
 A program of its own, so that nothing of imgfs runs between fork and exec.  See sd_listen_fds(3).
 """

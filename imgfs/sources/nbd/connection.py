@@ -41,7 +41,7 @@ from imgfs.errors import (
     UnsupportedFeature,
 )
 from imgfs.image import Buffer
-from imgfs.sources.nbd_errors import (
+from imgfs.sources.nbd.errors import (
     REPLIES,
     STATUS_REPLIES,
     WRITE_REPLIES,
