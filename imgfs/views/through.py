@@ -28,7 +28,14 @@ import trio
 from imgfs._native import _map
 from imgfs.cache.cached import CachedImage
 from imgfs.cache.readahead import Ahead
-from imgfs.errors import ImgfsError, SourceChanged, TooLarge, UnsupportedFeature
+from imgfs.errors import (
+    ImgfsError,
+    NeverDurable,
+    NotDurable,
+    SourceChanged,
+    TooLarge,
+    UnsupportedFeature,
+)
 from imgfs.extents import ExtentList
 from imgfs.image import Buffer
 from imgfs.sources.base import Source, WritableSource
@@ -264,7 +271,13 @@ class ThroughView(Writable):
     async def sync(self) -> None:
         await self.settle()
         self.refuse_stale()
-        await self.source.flush()
+        try:
+            await self.source.flush()
+        except NeverDurable:
+            raise
+        except NotDurable as exc:
+            self._note_failure(exc)  # the source says so once, and all writers must hear of it
+            raise
         await self._behind.pin()
 
     async def finish(self) -> None:
@@ -401,7 +414,8 @@ class ThroughView(Writable):
         self.failure = exc
         self.counters.errors += 1
         self.counters.last_error = str(exc)
-        log.error("%s: what was written is lost: %s", self.name, exc)
+        how = "may be" if isinstance(exc, NotDurable) else "is"
+        log.error("%s: what was written %s lost: %s", self.name, how, exc)
 
 
 #: A source's own bytes, as they are shown.

@@ -85,7 +85,12 @@ class Writable(View):
 
 
 class Writer:
-    """One open file of a writer.  It hears once of each failure of what had been accepted."""
+    """One open file of a writer.
+
+    `sync` tells it once of each failure of what had been accepted, and `settle` until `sync` has.
+    The file is closed more often than the writer knows of: by each child that had it, and its
+    answer is thrown away there.
+    """
 
     def __init__(self, view: Writable) -> None:
         """For `Writable.open_for_writing` only."""
@@ -96,7 +101,7 @@ class Writer:
     async def settle(self) -> None:
         """As the view's, and raises what failed since this writer was told last."""
         await self.view.settle()
-        self._tell()
+        self._raise_untold()
 
     async def sync(self) -> None:
         """As the view's, and raises what failed since this writer was told last."""
@@ -105,7 +110,10 @@ class Writer:
         except ImgfsError:
             self._told = self.view.failures
             raise
-        self._tell()
+        try:
+            self._raise_untold()
+        finally:
+            self._told = self.view.failures
 
     def close(self) -> None:
         """Does not wait, and can be called again."""
@@ -114,9 +122,8 @@ class Writer:
             self.view.writers -= 1
             self.view._end_writing()
 
-    def _tell(self) -> None:
+    def _raise_untold(self) -> None:
         if self._told != self.view.failures:
-            self._told = self.view.failures
             failure = self.view.failure
             assert failure is not None
             raise type(failure)(str(failure))

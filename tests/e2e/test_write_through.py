@@ -350,21 +350,23 @@ def test_fsync_says_so_when_the_server_is_gone(mount: Mounter, sshd: Sshd, spars
 def test_a_connection_lost_between_write_and_fsync(
     mount: Mounter, sshd: Sshd, sparse: Path
 ) -> None:
-    """The server may have crashed: nobody knows what is on its disk."""
+    """The server may have crashed: nobody knows what is on its disk, and all who wrote are told."""
     raw = ssh_mount(mount, sshd, sparse)
-    fd = os.open(raw, os.O_RDWR)
+    fd, other, reader = (os.open(raw, how) for how in (os.O_RDWR, os.O_RDWR, os.O_RDONLY))
     os.pwrite(fd, b"a" * 4096, 0)
     deadline = time.monotonic() + 10
     while status_of(raw)["dirty"] and time.monotonic() < deadline:
         time.sleep(0.02)
     sshd.kill_sessions()
-    with pytest.raises(OSError) as caught:
-        os.fsync(fd)
-    assert caught.value.errno == errno.EIO
+    for each in (reader, other, fd):  # the first as sync(1) does it
+        with pytest.raises(OSError) as caught:
+            os.fsync(each)
+        assert caught.value.errno == errno.EIO
     assert "lost before" in str(status_of(raw)["last_error"])
     os.pwrite(fd, b"a" * 4096, 0)
     os.fsync(fd)
-    os.close(fd)
+    for each in (fd, other, reader):
+        os.close(each)
     assert sparse.read_bytes()[:4096] == b"a" * 4096
 
 
@@ -410,6 +412,9 @@ def test_a_full_disk_at_the_source(kind: str, mount: Mounter, sshd: Sshd, tmp_pa
         fd, other = os.open(raw, os.O_RDWR), os.open(raw, os.O_RDWR)
         os.pwrite(fd, os.urandom(16 * MIB), 16 * MIB)
         for each in (fd, other):
+            # Its own close is told, and so is who uses the file on after a child has closed it.
+            with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+                os.close(os.dup(each))
             with pytest.raises(OSError) as caught:
                 os.fsync(each)
             assert caught.value.errno == errno.ENOSPC
