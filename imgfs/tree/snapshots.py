@@ -314,9 +314,10 @@ class SnapshotFolder(Folder):
         """Its files are called after it."""
         old, self.name = self.name, name
         assert self.node.children is not None
-        for each in list(self.node.children):
-            if each.startswith(old + b"."):
-                self.node.children[name + each[len(old) :]] = self.node.children.pop(each)
+        for files in (self.node.children, self.node.children[b"sparse"].children):
+            assert files is not None
+            for each in [each for each in files if each.startswith(old + b".")]:
+                files[name + each[len(old) :]] = files.pop(each)
 
     async def unlink(self, name: bytes) -> None:
         raise NotPermitted(f"{_text(name)}: is a view of the snapshot; rmdir deletes that")

@@ -57,6 +57,10 @@ def test_a_snapshots_life(mount: Mounter, disk: Path) -> None:
         file.write(b"two")
     assert (snapshots / "a/snapshots/b/b.raw").read_bytes() == b"one" + content[3:]
     (snapshots / "a").rename(snapshots / "z")
+    for directory in (snapshots / "z", snapshots / "z/sparse"):
+        files = [path for path in directory.iterdir() if path.is_file()]
+        assert {path.name.partition(".")[0] for path in files} == {"z"}
+    assert (snapshots / "z/sparse/z.raw").read_bytes() == b"two" + content[3:]
     ended(m)
     m = mount(disk)
     snapshots = m.point / "snapshots"
