@@ -1,0 +1,1 @@
+"""A mount under mixed load for long, with its servers killed: python -m tests.soak."""
