@@ -33,6 +33,9 @@ HOLE: Colour = (233, 236, 239)
 DATA: Colour = (38, 99, 171)
 DELETED: Colour = (240, 140, 46)
 LEAST_SHADE = 0.35  # of a square with a single stored byte
+# No more colours than a palette has, which makes the file half as large: SHADES * (MIXTURES + 1) of
+# squares, and LEVELS of each ink.
+SHADES, MIXTURES, LEVELS = 16, 8, 16
 
 WIDTH = COLUMNS * (SQUARE + GAP) - GAP
 RIGHT = MARGIN + WIDTH
@@ -56,7 +59,7 @@ def save(path: Path, title: str, usage: Usage, parts: Sequence[Part], about: str
         sheet.text(MARGIN, at, f"and {left_out} smaller ones", 18, FAINT)
         at += 40
     sheet.legend(at + 8, square, with_deleted=usage.amounts(0, usage.size).deleted > 0)
-    sheet.image.save(path, format="PNG", optimize=True)
+    sheet.image.quantize(256).save(path, format="PNG", optimize=True)
 
 
 def square_of(size: int) -> int:
@@ -81,8 +84,9 @@ def colour_of(amounts: Amounts) -> Colour:
     stored = amounts.data + amounts.deleted
     if not stored:
         return HOLE
-    shade = LEAST_SHADE + (1 - LEAST_SHADE) * stored / amounts.size
-    return _mixed(HOLE, _mixed(DATA, DELETED, amounts.deleted / stored), shade)
+    shade = LEAST_SHADE + (1 - LEAST_SHADE) * ceil(SHADES * stored / amounts.size) / SHADES
+    mixture = round(MIXTURES * amounts.deleted / stored) / MIXTURES
+    return _mixed(HOLE, _mixed(DATA, DELETED, mixture), shade)
 
 
 def _mixed(one: Colour, other: Colour, share: float) -> Colour:
@@ -112,8 +116,12 @@ class _Sheet:
                 return ceil(self._draw.textlength(text[:letters] + "…", font=font))
 
             text = text[: max(0, bisect_right(range(len(text)), room, key=width) - 1)] + "…"
-        self._draw.text((x, y), text, fill=colour, font=font)
-        return int(self._draw.textlength(text, font=font))
+        length = self._draw.textlength(text, font=font)
+        ink = Image.new("L", (ceil(length) + size, 2 * size))
+        ImageDraw.Draw(ink).text((0, 0), text, fill=255, font=font)
+        step = 255 // (LEVELS - 1)
+        self.image.paste(colour, (x, y), ink.point(lambda level: level // step * step))
+        return int(length)
 
     def text_right(self, y: int, text: str, size: int, colour: Colour) -> int:
         width = int(self._draw.textlength(text, font=_font(size)))

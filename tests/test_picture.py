@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from pathlib import Path
 
 import pytest
@@ -34,12 +35,28 @@ def test_squares_are_what_is_there(tmp_path: Path) -> None:
     size = 64 * MIB  # squares of 8 KiB
     usage = Usage(from_data_ranges(iter([(0, 3 << 13), (5 << 13, 9 << 13)]), size), [7 << 13, size])
     picture.save(tmp_path / "a.png", "disk", usage, [part("disk", usage, (0, size))], "about")
-    with Image.open(tmp_path / "a.png") as image:
-        assert image.format == "PNG"
+    with Image.open(tmp_path / "a.png") as file:
+        assert file.format == "PNG"
+        image = file.convert("RGB")
         found = squares(image, picture.HEAD + 34, size // picture.square_of(size))
     data, hole, deleted = picture.DATA, picture.HOLE, picture.DELETED
     assert found[:10] == [data] * 3 + [hole] * 2 + [data] * 2 + [deleted] * 2 + [hole]
     assert set(found[10:]) == {hole}
+
+
+def test_the_palette_has_every_colour(tmp_path: Path) -> None:
+    size, rng = 64 * MIB, random.Random(1)
+    bounds = [n << 9 for n in sorted(rng.sample(range(size >> 9), 30_000))]
+    free = [n << 9 for n in sorted(rng.sample(range(size >> 9), 10_000))]
+    usage = Usage(from_data_ranges(zip(bounds[::2], bounds[1::2], strict=True), size), free)
+    square = picture.square_of(size)
+    colours = [picture.colour_of(usage.amounts(n, n + square)) for n in range(0, size, square)]
+    assert len(set(colours)) > 100
+    disk = part("disk", usage, (0, size), why="doubt")
+    picture.save(tmp_path / "a.png", "disk", usage, [disk], "about")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "P"
+        assert squares(image.convert("RGB"), picture.HEAD + 34 + 24, len(colours)) == colours
 
 
 def test_a_single_byte_can_be_seen() -> None:
