@@ -141,7 +141,7 @@ FAMILIES = (
     _counter("image_reads", "Reads answered.", _of_images("reads")),
     _counter("image_hits", "Reads whose bytes were all local.", _of_images("hits")),
     _counter("image_misses", "Reads that waited for the source.", _of_images("misses")),
-    _gauge("image_reads_in_flight", "Reads that wait now.", _of_images("in_flight")),
+    _gauge("image_reads_in_flight", "Reads that wait for Python.", _of_images("in_flight")),
     _gauge("image_fetches_in_flight", "Requests to the source.", _of_images("fetching")),
     _gauge("image_readahead_window_bytes", "How far readahead is ahead.", _of_images("window")),
     _counter("image_written_bytes", "Bytes written to the source.", _of_images("bytes_written")),

@@ -31,7 +31,7 @@ class Row:
     read: float | None  #: given to programs: a rate, or without a look before the sum
     fetched: float | None  #: from the source, likewise
     hit_ratio: float | None  #: of the reads meanwhile; None also where there were none
-    in_flight: int | None
+    fetching: int | None  #: requests to the source that wait now
     cached: int | None
     errors: int | None  #: ever
     last_error: str
@@ -66,7 +66,7 @@ def rows(now: Look, before: Look | None = None) -> list[Row]:
                 read=_per(_grown(image, old, "bytes_native", "bytes_python"), seconds),
                 fetched=_per(_grown(image, old, "bytes_fetched"), seconds),
                 hit_ratio=hits / reads if hits is not None and reads else None,
-                in_flight=_number(image, "in_flight"),
+                fetching=_number(image, "fetching"),
                 cached=_number(image, "cached"),
                 errors=_number(image, "errors"),
                 last_error=str(image.get("last_error") or ""),
@@ -76,8 +76,8 @@ def rows(now: Look, before: Look | None = None) -> list[Row]:
 
 
 def busiest_first(found: list[Row]) -> list[Row]:
-    """What moves, then what waits, then the rest as it came."""
-    return sorted(found, key=lambda row: (-(row.read or row.fetched or 0), -(row.in_flight or 0)))
+    """What moves, then what waits for its source, then the rest as it came."""
+    return sorted(found, key=lambda row: (-(row.read or row.fetched or 0), -(row.fetching or 0)))
 
 
 def totals(now: Look, before: Look | None = None) -> Totals:

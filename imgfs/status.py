@@ -36,7 +36,7 @@ class ImageStatus(TypedDict):
     reads: NotRequired[int]  #: counter; answered requests, by whomever
     hits: NotRequired[int]  #: counter
     misses: NotRequired[int]  #: counter
-    in_flight: NotRequired[int]  #: reads that wait now
+    in_flight: NotRequired[int]  #: reads that wait for Python
     fetching: NotRequired[int]  #: requests to the source that wait now
     window: NotRequired[int]  #: bytes that readahead is ahead of the fastest stream; 0: off
     cached: NotRequired[int]  #: bytes on disk

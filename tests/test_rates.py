@@ -22,7 +22,7 @@ def image(read: int, fetched: int, hits: int, misses: int) -> dict[str, Any]:
         "bytes_fetched": fetched,
         "hits": hits,
         "misses": misses,
-        "in_flight": 3,
+        "fetching": 3,
         "cached": 4,
         "errors": 5,
         "last_error": "no",
@@ -95,7 +95,7 @@ def test_totals() -> None:
 def test_busiest_first() -> None:
     now = look(
         0,
-        idle=image(1, 0, 0, 0) | {"in_flight": 0, "bytes_native": 0, "bytes_python": 0},
+        idle=image(1, 0, 0, 0) | {"fetching": 0, "bytes_native": 0, "bytes_python": 0},
         unknown={},
         waits=image(1, 0, 0, 0) | {"bytes_native": 0, "bytes_python": 0},
         fetches=image(1, 8, 0, 0) | {"bytes_native": 0, "bytes_python": 0},

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
 EVERY_S = 1.0
-HEAD = ("image", "state", "read", "fetched", "hits", "in flight", "cached", "errors", "last error")
+HEAD = ("image", "state", "read", "fetched", "hits", "fetching", "cached", "errors", "last error")
 FIRST_NUMBER, LAST_NUMBER = HEAD.index("read"), HEAD.index("errors")
 
 
@@ -74,7 +74,7 @@ def _cells(row: Row, per: str) -> tuple[str, ...]:
         _size(row.read, per),
         _size(row.fetched, per),
         "-" if row.hit_ratio is None else f"{100 * row.hit_ratio:.0f} %",
-        _count(row.in_flight),
+        _count(row.fetching),
         _size(row.cached, ""),
         _count(row.errors),
         _printable(row.last_error),
@@ -181,20 +181,30 @@ def _screen(
     head[0].stylize("bold")
 
     table = Table(box=None, pad_edge=False, expand=True, header_style="bold")
-    for n, name in enumerate(HEAD):
-        is_number = FIRST_NUMBER <= n <= LAST_NUMBER
+    for n, name in enumerate(HEAD[: LAST_NUMBER + 1]):
         table.add_column(
             Text(name),
-            justify="right" if is_number else "left",
+            justify="right" if n >= FIRST_NUMBER else "left",
             no_wrap=True,
             overflow="ellipsis",
-            ratio={"image": 2, "last error": 3}.get(name),
+            ratio=1 if name == "image" else None,
         )
     found = busiest_first(rows(now, before))
-    # The head, the table's own, and the last line.
-    room = max(1, console.size.height - len(lines) - 2)
+    # The head, the table's own, and the last two.
+    room = max(1, console.size.height - len(lines) - 3)
+    # Beside so many numbers an error finds no place, so they stand below, in a third of the screen.
+    failed = [row for row in found if row.last_error][: max(room - 1 - len(found), room // 3)]
+    room = max(1, room - len(failed) - bool(failed))
     for row in found[:room]:
         style = {"open": "", "not opened yet": "dim"}.get(row.state, "red")
-        table.add_row(*(Text(cell) for cell in _cells(row, per)), style=style)
+        table.add_row(*(Text(cell) for cell in _cells(row, per)[: LAST_NUMBER + 1]), style=style)
+    errors = [Text(_error(row), style="red", no_wrap=True, overflow="ellipsis") for row in failed]
+    if errors:
+        errors.insert(0, Text())
     more = f"{len(found) - room} more images; " if len(found) > room else ""
-    return Group(*head, table, Text(f"{more}q ends", style="dim"))
+    return Group(*head, table, *errors, Text(f"\n{more}q ends", style="dim"))
+
+
+def _error(row: Row) -> str:
+    name, error = _printable(row.name), _printable(row.last_error)
+    return error if error.startswith((f"{name}:", f"{name}.")) else f"{name}: {error}"

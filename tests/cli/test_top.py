@@ -297,7 +297,9 @@ def test_dumb_terminal_gets_the_plain_table(
     assert cells_of(said, "disk")["state"] == "open"
 
 
-@pytest.mark.parametrize(("height", "images"), [(20, 100), (20, 14), (20, 13), (5, 2), (40, 0)])
+@pytest.mark.parametrize(
+    ("height", "images"), [(20, 100), (20, 14), (20, 13), (20, 12), (5, 2), (40, 0)]
+)
 def test_no_more_lines_than_the_screen_has(height: int, images: int) -> None:
     found = {
         f"image{n}": {"state": "open", "bytes_native": n, "source": "/x"} for n in range(images)
@@ -307,15 +309,43 @@ def test_no_more_lines_than_the_screen_has(height: int, images: int) -> None:
     console = Console(file=out, width=160, height=height)
     console.print(_screen("/mnt", console, now, None, 0))
     lines = out.getvalue().splitlines()
-    assert len(lines) <= max(height, 7)
+    assert len(lines) <= max(height, 8)
     shown = [line for line in lines if line.startswith("image") and line[5].isdigit()]
     hidden = images - len(shown)
     assert lines[-1].rstrip() == (f"{hidden} more images; " if hidden else "") + "q ends"
-    assert hidden == max(0, images - max(1, height - 6))
+    assert hidden == max(0, images - max(1, height - 7))
     # The busiest ones are those that can be seen.
     assert [line.split()[0] for line in shown] == [
         f"image{n}" for n in range(images - 1, hidden - 1, -1)
     ]
+
+
+def test_errors_can_be_read_on_a_narrow_screen() -> None:
+    said = "disk.qcow2: L1 entry 0 at byte 196608 is past the end of the file; is it cut?"
+    images = {
+        "disk": {"state": "open", "last_error": said},
+        "good": {"state": "open", "last_error": ""},
+        "other": {"state": "failed", "last_error": "no\x1b[31m luck"},
+    }
+    out = io.StringIO()
+    console = Console(file=out, width=100, height=24)
+    console.print(_screen("/mnt", console, Look({"images": images}, 0), None, 0))
+    lines = [line.rstrip() for line in out.getvalue().splitlines()]
+    assert lines[-5:] == ["", said, "other: no?[31m luck", "", "q ends"]
+
+
+@pytest.mark.parametrize("height", [5, 12, 20, 60])
+def test_errors_leave_room_for_the_images(height: int) -> None:
+    images = {f"image{n}": {"state": "open", "last_error": "bad luck"} for n in range(30)}
+    out = io.StringIO()
+    console = Console(file=out, width=100, height=height)
+    console.print(_screen("/mnt", console, Look({"images": images}, 0), None, 0))
+    lines = out.getvalue().splitlines()
+    assert len(lines) <= max(height, 8)
+    errors = sum("bad luck" in line for line in lines)
+    rows = sum(line.startswith("image") and " open " in line for line in lines)
+    assert rows >= min(30, 1 + errors)
+    assert errors == {5: 0, 12: 1, 20: 4, 60: 22}[height]
 
 
 def test_plain_columns_stand_below_each_other() -> None:
