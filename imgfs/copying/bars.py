@@ -3,18 +3,33 @@
 from __future__ import annotations
 
 from rich.console import Console
-from rich.filesize import decimal
 from rich.progress import (
     BarColumn,
     Progress,
+    Task,
     TaskID,
     TaskProgressColumn,
     TextColumn,
     TimeRemainingColumn,
-    TransferSpeedColumn,
 )
+from rich.table import Column
+from rich.text import Text
 
 from imgfs.copying.progress import Copy, Reporter, summary
+from imgfs.units import format_size
+
+
+class _Rate(TextColumn):
+    """As all other sizes here: rich's own counts in thousands."""
+
+    def __init__(self) -> None:
+        super().__init__("", table_column=Column(justify="right", no_wrap=True))
+
+    def render(self, task: Task) -> Text:
+        rate = task.finished_speed or task.speed
+        return Text(
+            "" if rate is None else f"{format_size(int(rate))}/s", style="progress.data.speed"
+        )
 
 
 class Bars(Reporter):
@@ -25,12 +40,13 @@ class Bars(Reporter):
         self._console = Console(stderr=True)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
-            BarColumn(),
+            BarColumn(bar_width=None),
             TaskProgressColumn(),
             TextColumn("{task.fields[done]}"),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
+            _Rate(),
+            TimeRemainingColumn(compact=True),
             console=self._console,
+            expand=True,
             transient=count > 1,
         )
         self._tasks: dict[Copy, TaskID] = {}
@@ -57,9 +73,9 @@ class Bars(Reporter):
         task = self._tasks[copy]
         before = int(self._progress.tasks[self._progress.task_ids.index(task)].completed)
         self._moved += copy.done - before - (copy.resumed if not before else 0)
-        told = f"{decimal(copy.done)} of {decimal(copy.data)}"
+        told = f"{format_size(copy.done)} of {format_size(copy.data)}"
         if copy.verified:
-            told = f"{decimal(copy.verified)} compared"
+            told = f"{format_size(copy.verified)} compared"
         self._progress.update(task, completed=copy.done, done=told)
         self._show_all()
 
@@ -67,7 +83,7 @@ class Bars(Reporter):
         if self._all is not None:
             # Of those that were not opened yet: as much as of the others.
             expected = self._data * self.count // max(1, self._known)
-            told = f"{decimal(self._moved)}, {self.ended} of {self.count} images"
+            told = f"{format_size(self._moved)}, {self.ended} of {self.count} images"
             told += f", {self.failed} failed" if self.failed else ""
             self._progress.update(self._all, completed=self._moved, total=expected, done=told)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -198,6 +199,8 @@ def test_bars_at_a_terminal(out: Path, tmp_path: Path) -> None:
     )
     assert done.returncode == 0
     assert "3 of 3 images" in done.stdout
+    assert re.search(r"\d [KM]iB/s", done.stdout)
+    assert not re.search(r"\d [kM]B", done.stdout)  # as everywhere else
     assert len(list(out.iterdir())) == 3
 
 
