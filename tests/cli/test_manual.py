@@ -75,6 +75,16 @@ def test_readme_says_the_same(entries: tuple[Entry, ...]) -> None:
     assert table(entries) in (REPOSITORY / "README.md").read_text(encoding="utf-8")
 
 
+def test_links_of_readme_lead_somewhere() -> None:
+    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+    titles = re.findall(r"^#+ (.*)", text, re.M)
+    anchors = {"#" + re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}
+    links = re.findall(r"\]\(([^)]+)\)", text)
+    assert len(links) > 10
+    for link in links:
+        assert link in anchors or (REPOSITORY / link).exists(), link
+
+
 def test_pages(pages: dict[str, str]) -> None:
     assert sorted(pages) == ["imgfs.1", "imgfs.toml.5"]
     for words in ("imgfs snapshot commit [OPTIONS] SOURCE NAME", "--force", "umask=OCTAL"):
