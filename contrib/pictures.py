@@ -54,14 +54,20 @@ def main() -> None:
         inside(said.inside, said.directory, names)
         return
     with tempfile.TemporaryDirectory(prefix="imgfs-pictures-", dir="/var/tmp") as work:
-        # Ours is the init of its namespace: with it ends whatever it has started.
-        apart = ["unshare", "--mount", "--pid", "--fork", "--mount-proc", "--kill-child"]
+        # Ours is the init of its namespace: with it, or with us, ends whatever it has started.
+        apart = "setpriv --pdeathsig KILL unshare --mount --pid --fork --mount-proc --kill-child"
         again = [sys.executable, __file__, "-d", said.directory.resolve(), INSIDE, work, *names]
-        sys.exit(subprocess.run([*apart, *again], timeout=300).returncode)
+        sys.exit(subprocess.run([*apart.split(), *again], timeout=300).returncode)
 
 
 def inside(work: Path, directory: Path, names: Sequence[str]) -> None:
     os.chdir(directory)
+    for mount in Path("/proc/mounts").read_text().splitlines():
+        # mkfs looks at every one, and would wait with it for its server.
+        point, kind = mount.split()[1:3]
+        if kind == "fuse" or kind.startswith("fuse."):
+            point = point.encode().decode("unicode_escape")
+            subprocess.run(["umount", "-l", point], timeout=20, check=False)
     run("mount", "--bind", work, "/mnt")
     for path in (POOL, MOUNTPOINT, HOME):
         path.mkdir()
@@ -178,10 +184,9 @@ def make_disk(path: Path) -> None:
 def loop(path: Path, start: int, size: int) -> Iterator[str]:
     where = ("--offset", start, "--sizelimit", size)
     device = run("losetup", "--find", "--show", *where, path).strip()
-    try:
+    with Path(device).open("rb"):
+        run("losetup", "--detach", device)  # it goes with the last who has it open
         yield device
-    finally:
-        run("losetup", "--detach", device)
 
 
 def use(point: Path, room: int, rng: random.Random) -> None:

@@ -36,7 +36,7 @@ def test_the_script_draws_a_disk(tmp_path: Path) -> None:
                 assert pixels[colour] > 100 * picture.SQUARE**2
     # Nothing is left of it.
     assert "imgfs-pictures" not in Path("/proc/mounts").read_text()
-    assert "imgfs-pictures" not in subprocess.check_output(["losetup", "-a"], text=True)
+    assert "fedora-33.img" not in subprocess.check_output(["losetup", "-a"], text=True)
 
 
 def test_readme_shows_them_all() -> None:
