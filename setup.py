@@ -39,7 +39,7 @@ setup(
             [
                 *("holdobject", "mapmodule", "mapput", "mapset", "mapwrite"),
                 *("scan", "store", "storeheld", "storeobject", "storewatch"),
-                *("segmap", "segchunks", "segcopy", "segfill", "segread"),
+                *("segmap", "segchunks", "segcopy", "segfill", "segmove", "segread"),
                 *("segstores", "segwrite"),
             ],
             [],

@@ -49,6 +49,9 @@ def set_extra_handler(handler: Callable[[str, int, int, int, tuple[int, ...]], N
 
 def reply_lseek(request: int, offset: int) -> int: ...
 def reply_err(request: int, errno: int) -> int: ...
+def reply_write(request: int, count: int) -> int:
+    """Also of copy_file_range: so many bytes."""
+
 def interrupt_fd() -> int:
     """An eventfd, readable while `take_interrupts` has something, and for good after the end."""
 

@@ -14,10 +14,13 @@ ASK: int  # only Python knows: a native reader hands the request on
 ZERO: int  # reads as zeroes
 LITERAL: int  # bytes held in memory
 STORE: int  # bytes of a store, when their blocks are present
+BELOW: int  # only in a `dirty`: not the target's any more
 
 DATA: int  # lseek: data
 HOLE: int  # lseek: hole
 UNKNOWN: int  # lseek: ask Python (only with ASK)
+OTHER: int  # whose: somebody else's
+ZEROES: int  # whose: nobody's
 WATCHES: int  # how many ranges of a store can be watched
 BLOCK: int  # what is written as a whole, in bytes; a map's last block may be shorter
 
@@ -185,6 +188,21 @@ class SegmentMap:
 
         What is (ZERO, HOLE) all over is left alone, and not in `dirty`.  False: there is no target.  ValueError:
         outside of the map, or not whole blocks."""
+    def below(self, start: int, end: int, lower: SegmentMap) -> bool:
+        """[blocks] Whole blocks are what `lower` says of them from now on, and BELOW in `dirty`.
+
+        The target's bytes stay in its file until `reclaim`.  False: there is no target.  ValueError: outside
+        of one of the maps, or not whole blocks.  OSError ENOMEM: a first part is done."""
+    def reclaim(self, start: int, end: int, store: Store, dirty: SegmentMap) -> None:
+        """[blocks] Of a range that was BELOW in `dirty`, and is so durably: give back the space that it has in
+        the store's file, but for what `dirty` says has been written since.  OSError: it stays."""
+    def stored(self, offset: int, length: int) -> int:
+        """How many bytes, from the beginning of the range, are in stores now."""
+    def move(self, offset: int, other: SegmentMap, other_offset: int, length: int) -> int | None:
+        """[blocks] Copy to whole blocks, from file to file, as many bytes from the beginning of a range of the
+        other map, which may be this one, as are in its stores; returns how many.
+
+        None: there is no target.  ValueError: outside of a map, or not whole blocks.  OSError: as of `write`."""
     def resize(self, size: int) -> None:
         """[blocks] Cut, or grow by (ZERO, HOLE), as is `dirty`."""
     def sync(self) -> bool:
@@ -200,6 +218,9 @@ class SegmentMap:
         follows one at a time.  OSError ENOMEM: nothing was taken."""
     def segments(self, offset: int, length: int) -> list[tuple[int, int, int, int]]:
         """(start, end, ASK|ZERO|LITERAL|STORE, DATA|HOLE|UNKNOWN) clipped to the range."""
+    def origins(self, offset: int, length: int, stores: list[Store]) -> list[tuple[int, int, int]]:
+        """(start, end, whose) of a first part of the range: the number in `stores` of the one that has the
+        bytes, at their own offset; ZEROES; or OTHER.  Of a thousand stores at most."""
     def next_unknown(self, start: int, end: int) -> int:
         """The first byte of the range that is UNKNOWN; else `end`."""
     def extents(self, offset: int, length: int) -> tuple[array[int], bytes]:

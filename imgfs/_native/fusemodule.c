@@ -100,6 +100,16 @@ static PyObject *reply_err(PyObject *self, PyObject *args)
 	return PyLong_FromLong(fuse_reply_err((fuse_req_t)(uintptr_t)req, error));
 }
 
+static PyObject *reply_write(PyObject *self, PyObject *args)
+{
+	unsigned long long req, count;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "KK", &req, &count))
+		return NULL;
+	return PyLong_FromLong(fuse_reply_write((fuse_req_t)(uintptr_t)req, (size_t)count));
+}
+
 /* ---- session ---- */
 
 static PyObject *arm(PyObject *self, PyObject *args)
@@ -305,6 +315,7 @@ static PyMethodDef functions[] = {
 	{ "set_extra_handler", set_extra_handler, METH_O, NULL },
 	{ "reply_lseek", reply_lseek, METH_VARARGS, NULL },
 	{ "reply_err", reply_err, METH_VARARGS, NULL },
+	{ "reply_write", reply_write, METH_VARARGS, NULL },
 	{ "arm", arm, METH_VARARGS, NULL },
 	{ "hooked", hooked, METH_NOARGS, NULL },
 	{ "start", start, METH_VARARGS, NULL },

@@ -217,6 +217,11 @@ static PyMethodDef map_methods[] = {
 	{ "write", (PyCFunction)map_write, METH_VARARGS, NULL },
 	{ "copy_up", (PyCFunction)map_copy_up, METH_VARARGS, NULL },
 	{ "zero", (PyCFunction)map_zero, METH_VARARGS, NULL },
+	{ "below", (PyCFunction)map_below, METH_VARARGS, NULL },
+	{ "reclaim", (PyCFunction)map_reclaim, METH_VARARGS, NULL },
+	{ "move", (PyCFunction)map_move, METH_VARARGS, NULL },
+	{ "stored", (PyCFunction)map_stored, METH_VARARGS, NULL },
+	{ "origins", (PyCFunction)map_origins, METH_VARARGS, NULL },
 	{ "resize", (PyCFunction)map_resize, METH_O, NULL },
 	{ "settle", (PyCFunction)map_settle, METH_NOARGS, NULL },
 	{ "sync", (PyCFunction)map_sync, METH_NOARGS, NULL },
@@ -316,6 +321,9 @@ static int add_all(PyObject *m)
 	    PyModule_AddIntConstant(m, "DATA", SEEK_IS_DATA) ||
 	    PyModule_AddIntConstant(m, "HOLE", SEEK_IS_HOLE) ||
 	    PyModule_AddIntConstant(m, "UNKNOWN", SEEK_IS_UNKNOWN) ||
+	    PyModule_AddIntConstant(m, "BELOW", SEG_BELOW) ||
+	    PyModule_AddIntConstant(m, "OTHER", ORIGIN_OTHER) ||
+	    PyModule_AddIntConstant(m, "ZEROES", ORIGIN_ZERO) ||
 	    PyModule_AddIntConstant(m, "WATCHES", MAX_WATCHES) ||
 	    PyModule_AddIntConstant(m, "BLOCK", SEG_BLOCK))
 		return -1;

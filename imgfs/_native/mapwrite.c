@@ -4,6 +4,8 @@
 
 #include <errno.h>
 
+#define MAX_ORIGINS 1024   /* stores that are asked for, and runs that are told of, at once */
+
 static PyObject *bool_or(int result)
 {
 	return result < 0 ? none_or(result) : PyBool_FromLong(result);
@@ -68,6 +70,103 @@ PyObject *map_zero(MapObject *self, PyObject *args)
 	result = segmap_zero(self->map, start, end);
 	Py_END_ALLOW_THREADS
 	return bool_or(result);
+}
+
+PyObject *map_below(MapObject *self, PyObject *args)
+{
+	unsigned long long start, end;
+	MapObject *lower;
+	int result;
+
+	if (!PyArg_ParseTuple(args, "KKO!", &start, &end, &MapType, &lower))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	result = segmap_below(self->map, start, end, lower->map);
+	Py_END_ALLOW_THREADS
+	return bool_or(result);
+}
+
+PyObject *map_reclaim(MapObject *self, PyObject *args)
+{
+	unsigned long long start, end;
+	StoreObject *store;
+	MapObject *dirty;
+	int err;
+
+	if (!PyArg_ParseTuple(args, "KKO!O!", &start, &end, &StoreType, &store, &MapType, &dirty))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	err = segmap_reclaim(self->map, start, end, store->st, dirty->map);
+	Py_END_ALLOW_THREADS
+	return none_or(err);
+}
+
+PyObject *map_move(MapObject *self, PyObject *args)
+{
+	unsigned long long offset, from_offset, length;
+	MapObject *from;
+	uint64_t moved;
+	int result;
+
+	if (!PyArg_ParseTuple(args, "KO!KK", &offset, &MapType, &from, &from_offset, &length))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	result = segmap_move(self->map, offset, from->map, from_offset, length, &moved);
+	Py_END_ALLOW_THREADS
+	return result == 1 ? PyLong_FromUnsignedLongLong(moved) : none_or(result);
+}
+
+PyObject *map_stored(MapObject *self, PyObject *args)
+{
+	unsigned long long offset, length;
+	uint64_t found;
+
+	if (!PyArg_ParseTuple(args, "KK", &offset, &length))
+		return NULL;
+	Py_BEGIN_ALLOW_THREADS
+	found = segmap_stored(self->map, offset, length);
+	Py_END_ALLOW_THREADS
+	return PyLong_FromUnsignedLongLong(found);
+}
+
+static PyObject *origins_list(const struct origin *found, size_t n)
+{
+	PyObject *list = PyList_New((Py_ssize_t)n);
+	size_t i;
+
+	for (i = 0; list && i < n; i++) {
+		PyObject *t = Py_BuildValue("KKi", (unsigned long long)found[i].start,
+					    (unsigned long long)found[i].end, found[i].which);
+
+		if (!t)
+			Py_CLEAR(list);
+		else
+			PyList_SET_ITEM(list, (Py_ssize_t)i, t);
+	}
+	return list;
+}
+
+PyObject *map_origins(MapObject *self, PyObject *args)
+{
+	struct store *stores[MAX_ORIGINS];
+	struct origin found[MAX_ORIGINS];
+	unsigned long long offset, length;
+	Py_ssize_t n_stores, i;
+	PyObject *list;
+	size_t n;
+
+	if (!PyArg_ParseTuple(args, "KKO!", &offset, &length, &PyList_Type, &list))
+		return NULL;
+	n_stores = PyList_GET_SIZE(list);
+	if (n_stores > MAX_ORIGINS || length > UINT64_MAX - offset)
+		return none_or(-EINVAL);
+	for (i = 0; i < n_stores; i++)
+		if (optional_store(PyList_GET_ITEM(list, i), &stores[i]))
+			return NULL;
+	/* The list, and so the stores, might change while others run. */
+	n = segmap_origins(self->map, offset, offset + length, stores, (size_t)n_stores, found,
+			   MAX_ORIGINS);
+	return origins_list(found, n);
 }
 
 PyObject *map_resize(MapObject *self, PyObject *size)

@@ -138,6 +138,7 @@ static bool can_be_put(const struct segmap *map, const struct ranges *ranges,
 		switch (ranges->kinds[i]) {
 		case SEG_ASK:
 		case SEG_ZERO:
+		case SEG_BELOW:
 			break;
 		case SEG_STORE:
 			if (st && end <= st->size)

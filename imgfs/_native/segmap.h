@@ -11,7 +11,8 @@
 #include "scan.h"
 #include "store.h"
 
-enum seg_kind { SEG_ASK, SEG_ZERO, SEG_LITERAL, SEG_STORE };
+/* SEG_BELOW is only in a `dirty`: the range is not the target's any more. */
+enum seg_kind { SEG_ASK, SEG_ZERO, SEG_LITERAL, SEG_STORE, SEG_BELOW };
 enum seg_seek { SEEK_IS_DATA, SEEK_IS_HOLE, SEEK_IS_UNKNOWN };
 
 struct literal {
@@ -78,6 +79,15 @@ struct seg_view {
 	uint8_t kind, seek;
 };
 
+/* A run of bytes of one origin: that of a list of stores which has it at its own offset, or one of
+ * these. */
+enum { ORIGIN_OTHER = -1, ORIGIN_ZERO = -2 };
+
+struct origin {
+	uint64_t start, end;
+	int which;
+};
+
 struct segmap *segmap_new(uint64_t size);
 struct segmap *segmap_ref(struct segmap *map);
 void segmap_unref(struct segmap *map);
@@ -128,6 +138,20 @@ int segmap_write(struct segmap *map, uint64_t offset, uint64_t length, const voi
 int segmap_copy_up(struct segmap *map, uint64_t start, uint64_t length, const void *old);
 /* Whole blocks become zero, and a hole.  Results as of segmap_write. */
 int segmap_zero(struct segmap *map, uint64_t start, uint64_t end);
+/* Whole blocks become what `lower` says, and are SEG_BELOW in `dirty`.  The target's bytes stay in its
+ * file, until segmap_reclaim.  Results as of segmap_write; -ENOMEM: a first part is done. */
+int segmap_below(struct segmap *map, uint64_t start, uint64_t end, struct segmap *lower);
+/* Gives back the space that a range has in the store's file, but for what `dirty` says is newer.  0 or
+ * -errno. */
+int segmap_reclaim(struct segmap *map, uint64_t start, uint64_t end, struct store *st,
+		   struct segmap *dirty);
+/* How many bytes, from a range's beginning, are in stores now. */
+uint64_t segmap_stored(struct segmap *map, uint64_t offset, uint64_t length);
+/* Copies from file to file as much of a range from its beginning as is in `from`'s stores: whole blocks
+ * of this map become the target's.  1: *moved bytes are, perhaps none.  Other results as of segmap_write:
+ * nothing is. */
+int segmap_move(struct segmap *map, uint64_t offset, struct segmap *from, uint64_t from_offset,
+		uint64_t length, uint64_t *moved);
 /* Grows by zeroes, or cuts.  0 or -errno. */
 int segmap_resize(struct segmap *map, uint64_t size);
 /* The target's file is on its disk, and there is nothing else to be made safe.  1: done.  0: there
@@ -157,6 +181,9 @@ int segmap_seek(struct segmap *map, int64_t offset, int whence, uint64_t *found)
 /* Up to `max` segments from `offset` on; returns how many. */
 size_t segmap_segments(struct segmap *map, uint64_t offset, uint64_t end, struct seg_view *out,
 		       size_t max);
+/* Whose bytes those from `offset` on are: up to `max` runs, which may end before `end`; returns how many. */
+size_t segmap_origins(struct segmap *map, uint64_t offset, uint64_t end, struct store *const *stores,
+		      size_t n_stores, struct origin *out, size_t max);
 /* The first byte of [start, end) of which nothing is known; else `end`. */
 uint64_t segmap_next_unknown(struct segmap *map, uint64_t start, uint64_t end);
 /* [offset, end) as lseek sees it: holes, and the rest.  0 or -errno; the arrays are the caller's to

@@ -76,6 +76,17 @@ static inline uint64_t smaller(uint64_t a, uint64_t b)
 	return a < b ? a : b;
 }
 
+static inline uint64_t block_down(uint64_t offset)
+{
+	return offset & ~(uint64_t)(SEG_BLOCK - 1);
+}
+
+/* The map's last block may be shorter. */
+static inline bool whole_blocks(const struct segmap *map, uint64_t start, uint64_t end)
+{
+	return start % SEG_BLOCK == 0 && (end % SEG_BLOCK == 0 || end == map->size);
+}
+
 static inline bool inside(const struct segmap *map, uint64_t offset, uint64_t length)
 {
 	uint64_t size = map->size;
@@ -95,6 +106,8 @@ int segs_append(struct segmap *map, struct seg seg);
 void segs_cut(struct segmap *map, uint64_t size);
 /* The two maps change places, but for size, stores and all else. */
 void segs_swap(struct segmap *a, struct segmap *b);
+/* segwrite.c: the range, not empty, is the target's from now on; `write_lock` is held.  0 or -ENOMEM. */
+int segs_mark_target(struct segmap *map, uint64_t start, uint64_t end);
 void seg_hold(struct seg *s);
 void seg_drop(struct seg *s);
 struct literal *literal_new(uint64_t base, const void *bytes, uint64_t length);

@@ -11,17 +11,6 @@
 #include <errno.h>
 #include <unistd.h>
 
-static uint64_t block_down(uint64_t offset)
-{
-	return offset & ~(uint64_t)(SEG_BLOCK - 1);
-}
-
-/* The map's last block may be shorter. */
-static bool whole_blocks(const struct segmap *map, uint64_t start, uint64_t end)
-{
-	return start % SEG_BLOCK == 0 && (end % SEG_BLOCK == 0 || end == map->size);
-}
-
 /* ---- the target ---- */
 
 int segmap_set_target(struct segmap *map, struct store *st, struct segmap *dirty)
@@ -116,6 +105,16 @@ static int mark_targets(struct segmap *map, uint64_t start, uint64_t end)
 {
 	return mark(map, start, end, (struct seg){ .kind = SEG_STORE, .seek = SEEK_IS_DATA,
 						   .store = map->target_index, .offset = start });
+}
+
+int segs_mark_target(struct segmap *map, uint64_t start, uint64_t end)
+{
+	bool already;
+
+	pthread_rwlock_rdlock(&map->lock);
+	already = all_targets(map, start, end);
+	pthread_rwlock_unlock(&map->lock);
+	return already ? 0 : mark_targets(map, start, end);
 }
 
 /* ---- changing ---- */

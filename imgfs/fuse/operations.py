@@ -16,6 +16,7 @@ from imgfs.config import Options, owner
 from imgfs.fuse.boundary import guard, guarded, native
 from imgfs.fuse.writing import WRITING, WritingOperations
 from imgfs.tree.nodes import ROOT, Node, Tree
+from imgfs.views.copying import Progress
 from imgfs.views.view import View
 from imgfs.views.writable import Writable
 
@@ -199,8 +200,7 @@ class Operations(WritingOperations):
             elif name == "fallocate":
                 nursery.start_soon(self._serve_fallocate, request, number, inode, args)
             else:
-                # The kernel, or who called, then copies by reading and writing.
-                native.reply_err(request, errno.EXDEV)
+                nursery.start_soon(self._serve_copy, request, number, inode, args)
 
         return handle
 
@@ -243,6 +243,22 @@ class Operations(WritingOperations):
             native.reply_err(request, exc.errno)
         else:
             native.reply_err(request, 0)
+
+    async def _serve_copy(
+        self, request: int, number: tuple[int, int], inode: int, args: tuple[int, ...]
+    ) -> None:
+        progress = Progress()
+
+        async def copy() -> None:
+            await self._copy_file_range(inode, progress, *args[:-1])
+
+        try:
+            await guard("copy_file_range", copy, number)
+        except pyfuse3.FUSEError as exc:
+            if not progress.done:
+                native.reply_err(request, exc.errno)
+                return
+        native.reply_write(request, progress.done)
 
 
 __all__ = ["ROOT", "Operations"]

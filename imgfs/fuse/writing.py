@@ -14,6 +14,7 @@ import pyfuse3
 from imgfs.errors import SourceChanged
 from imgfs.fuse.boundary import guarded, native
 from imgfs.tree.nodes import Folder, Node, Tree
+from imgfs.views.copying import Progress, copy_range
 from imgfs.views.view import View
 from imgfs.views.writable import Writable, Writer
 
@@ -195,6 +196,23 @@ class WritingOperations(pyfuse3.Operations):
         if mode & (PUNCH_HOLE | ZERO_RANGE) and zeroed > 0:
             await view.zero(offset, zeroed, punch=bool(mode & PUNCH_HOLE))
         native.publish(inode, view.map)
+
+    async def _copy_file_range(
+        self, inode: int, done: Progress, offset: int, _: int, to: int, to_offset: int, length: int
+    ) -> None:
+        """From a view's bytes to the file that is open as `to`."""
+        source, opened = self._node(inode).view, self._writer(to)
+        if source is None:
+            raise pyfuse3.FUSEError(errno.EXDEV)  # the kernel reads and writes then
+        target = opened.writer.view
+        if source is target and abs(offset - to_offset) < length:
+            raise pyfuse3.FUSEError(errno.EINVAL)
+        before = target.map
+        try:
+            await copy_range(source, offset, target, to_offset, length, done)
+        finally:
+            if target.map is not before:
+                native.publish(opened.inode, target.map)
 
     def _folder(self, inode: int) -> tuple[Node, Folder]:
         node = self._node(inode)

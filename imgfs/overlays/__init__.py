@@ -17,9 +17,10 @@ names is removed when the directory is used next, unless a line is damaged, whic
 Whoever opens a snapshot to read it holds all of its layers for reading (locks.py); to write it, the
 first one for writing and the others for reading.  What is held cannot be deleted.
 
-A log is a header and batches (log.py): ranges, of whole blocks of 4 KiB but at the end
-of the disk, each DATA (its bytes are in
-`data`), ZERO, or BELOW (the next layer's, or the base's); later batches stand over earlier ones.
+A log is a header and batches (log.py): ranges, of whole blocks of 4 KiB but at the end of the disk,
+each DATA (its bytes are in `data`), ZERO, or BELOW (the next layer's, or the base's: what is copied
+from there to its own place is not stored; never behind the end of any layer below).  Later batches
+stand over earlier ones.
 A batch is written only after its bytes in `data` are durable, and counts when its checksum is
 right.  Behind the last one there may be zeroes, which the next ones overwrite: forcing those out
 changes neither the file's length nor its blocks, so it takes no turn of the file system's journal.
@@ -34,6 +35,7 @@ What a crash leaves.  A block of `data` holds bytes of that same block of the di
 - punching a block before the batch that calls it ZERO is there shows zeroes early, which is what
   was written later; data in a block that a batch still calls ZERO shows the zeroes, which were
   synced;
+- what a batch calls BELOW is punched only once that batch is durable;
 - `data` is never shorter than the log says: growing makes `data` longer before the log hears of it,
   shrinking makes it shorter afterwards.
 

@@ -20,8 +20,9 @@ _TAIL = 64 << 10  # bytes of zeroes that are put behind a log's last batch at a 
 
 #: a record's kind -> a map's
 _IN_MAP = bytes((_map.ASK, _map.STORE, _map.ZERO)).ljust(256, b"\xff")
+_IN_LOG = {_map.BELOW: Kind.BELOW, _map.STORE: Kind.DATA, _map.ZERO: Kind.ZERO}
 
-#: starts, ends and kinds (_map.STORE or _map.ZERO, a byte each) of ranges in bytes
+#: starts, ends and kinds (_map.STORE, _map.ZERO or _map.BELOW, a byte each) of ranges in bytes
 Ranges = tuple["array[int]", "array[int]", bytes]
 
 
@@ -83,6 +84,8 @@ class Layer:
     def commit(self, ranges: Ranges, size: int) -> None:
         """Make the ranges durable, whose bytes have been written: the fsync of a snapshot.
 
+        Of those that are BELOW the bytes in `data` may be given back afterwards.
+
         Raises OSError; then nothing has changed that a later commit does not mend.
         """
         if self._is_lost:
@@ -97,7 +100,7 @@ class Layer:
             raise
         records = array("Q")
         for start, end, kind in zip(*ranges, strict=True):
-            records.extend((start, end, Kind.DATA if kind == _map.STORE else Kind.ZERO))
+            records.extend((start, end, _IN_LOG[kind]))
         if records or size != self.size:
             self._append(Batch(self._sequence + 1, size, records))
 

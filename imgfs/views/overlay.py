@@ -14,10 +14,13 @@ from imgfs._native import _map
 from imgfs.errors import ImgfsError, NoSpace, SourceChanged, TooLarge
 from imgfs.extents import ExtentList
 from imgfs.image import Buffer
-from imgfs.overlays.layer import Layer, is_blank
+from imgfs.overlays.layer import Layer, Ranges, is_blank
 from imgfs.overlays.log import BLOCK
-from imgfs.views.view import View
-from imgfs.views.writable import Writable
+from imgfs.views.sharing import MOST_LAYERS, shared
+from imgfs.views.view import Origin, View
+from imgfs.views.writable import PIECE, Writable
+
+MOVED = 32 << 20  # bytes that are copied from file to file at once
 
 _ERRORS: dict[int, type[ImgfsError]] = {
     errno.ENOSPC: NoSpace,
@@ -97,6 +100,25 @@ class OverlayView(View):
                 if kind == _map.ASK and shared < to:
                     self.map.set_zero(max(start, shared), to)
             at = end
+
+    async def trace(self, offset: int, length: int) -> list[Origin]:
+        await self.prepare()
+        self.refuse_stale()
+        return await trio.to_thread.run_sync(self._trace, offset, length)
+
+    def _trace(self, offset: int, length: int) -> list[Origin]:
+        if len(self.layers) > MOST_LAYERS:
+            return [Origin(offset, offset + length, self, offset)]
+        stores = [layer.store for layer in self.layers]
+        origins: list[View | str | None] = [self._origin(layer) for layer in self.layers]
+        origins += [None, self.below]  # ZEROES is -2, and OTHER -1
+        return [
+            Origin(start, end, origins[whose], start)
+            for start, end, whose in self.map.origins(offset, length, stores)
+        ]
+
+    def _origin(self, layer: Layer) -> View | str:
+        return layer.path.name
 
     async def _check(self) -> None:
         await self.below.check()
@@ -225,9 +247,92 @@ class SnapshotView(OverlayView, Writable):
                 return False
             async with self._commits:
                 pass  # the layers were being changed
-            self.refuse_stale()
-            if not self.map.writable:
-                raise ImgfsError(f"{self.name}: is not open for writing any more")
+            self._refuse_closed()
+
+    def _refuse_closed(self) -> None:
+        self.refuse_stale()
+        if not self.map.writable:
+            raise ImgfsError(f"{self.name}: is not open for writing any more")
+
+    @property
+    def stands_on(self) -> View | None:
+        return self.below
+
+    async def trace(self, offset: int, length: int) -> list[Origin]:
+        await self._begin()
+        async with self._commits:  # the layers and what the map says of them fit together
+            return await super().trace(offset, length)
+
+    def _origin(self, layer: Layer) -> View | str:
+        return self if layer is self.top else layer.path.name
+
+    async def share(
+        self, offset: int, length: int, of: View | str | None, of_offset: int
+    ) -> tuple[bool, int]:
+        await self._begin()
+        end = offset + length
+        if isinstance(of, View) and of is not self.below:
+            return False, length
+        if of is not None and of_offset != offset:
+            return False, length
+        if offset % BLOCK:
+            return False, min(length, BLOCK - offset % BLOCK)
+        while True:
+            async with self._commits:
+                self._refuse_closed()
+                with _translated(self.name):
+                    is_shared, upto = await trio.to_thread.run_sync(self._share, offset, end, of)
+                self.refuse_stale()
+            if not is_shared or upto <= self.size:
+                return is_shared, upto - offset
+            await self.resize(upto)
+
+    def _share(self, offset: int, end: int, of: View | str | None) -> tuple[bool, int]:
+        """As `shared`; if all of it lies inside of the disk it is seen from now on."""
+        size = max(end, self.size)
+        upto, below = shared(self.layers[1:], self.below, size, offset, end, of)
+        if below is not None and upto <= self.size and not self.map.below(offset, upto, below):
+            raise ImgfsError(f"{self.name}: is not open for writing any more")
+        return below is not None, upto
+
+    async def take(self, offset: int, source: View, source_offset: int, length: int) -> int:
+        await self._begin()
+        if offset % BLOCK:
+            length = min(length, BLOCK - offset % BLOCK)
+        elif length >= BLOCK:
+            length = min(length, MOVED)
+            local = await trio.to_thread.run_sync(source.map.stored, source_offset, length)
+            moved = await self._move(offset, source, source_offset, local - local % BLOCK)
+            if moved:
+                source.answered.reads += 1
+                source.answered.bytes_read += moved
+                return moved
+            length = min(length - length % BLOCK, PIECE)
+        return await super().take(offset, source, source_offset, length)
+
+    async def _move(self, offset: int, source: View, source_offset: int, length: int) -> int:
+        """Copy whole blocks from file to file; returns how many bytes."""
+        old, end = self.size, offset + length
+        moved = 0
+
+        def move() -> bool:
+            nonlocal moved
+            found = self.map.move(offset, source.map, source_offset, length)
+            moved = found or 0
+            return found is not None
+
+        if not length:
+            return 0
+        if end > old:
+            await self.resize(end)
+        try:
+            while not await self._apply(move):
+                pass
+        finally:
+            if end > old and moved < length and self.size == end:
+                with trio.CancelScope(shield=True):
+                    await self.resize(max(old, offset + moved))
+        return moved
 
     async def resize(self, size: int) -> None:
         await self._begin()
@@ -275,6 +380,15 @@ class SnapshotView(OverlayView, Writable):
             raise
         # From now on an fsync with nothing to log is answered natively.
         self._dirty.settle()
+        if _map.BELOW in taken[2]:
+            await trio.to_thread.run_sync(self._reclaim, taken)
+
+    def _reclaim(self, committed: Ranges) -> None:
+        """Give back the space of what is not the top's any more."""
+        for start, end, kind in zip(*committed, strict=True):
+            if kind == _map.BELOW:
+                with contextlib.suppress(OSError):  # it only takes space
+                    self.map.reclaim(start, end, self.top.store, self._dirty)
 
     async def frozen(self, freeze: Freeze) -> OverlayView:
         """The disk as it is now, which stays so; while nothing is written it is the same one.

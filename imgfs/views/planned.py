@@ -17,6 +17,7 @@ from abc import abstractmethod
 from array import array
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable
+from itertools import islice
 
 import trio
 
@@ -30,13 +31,14 @@ from imgfs.pieces import Coded, Derived, Kind, Piece, PieceList
 from imgfs.views.ahead import PlanAhead
 from imgfs.views.drive import all_of
 from imgfs.views.plans import Plans
-from imgfs.views.view import View
+from imgfs.views.view import Origin, View
 from imgfs.views.work import work
 
 log = logging.getLogger(__name__)
 
 MOST_LITERALS = 2 << 20  # bytes of generated tables that a map holds; others are made when read
 MOST_UNITS = 32 << 20  # bytes of decompressed units that are remembered
+MOST_TRACED = 256  # pieces
 _NOTHING: tuple[int, array[int], bytes] = (0, array("Q"), b"")
 
 
@@ -150,6 +152,21 @@ class PlannedView(View):
             part = await work(len(pieces), _pieces.extents, pieces.packed, found.end, upto, known)
             found.extend(*part)
         return found.finish(end)
+
+    async def trace(self, offset: int, length: int) -> list[Origin]:
+        self.refuse_stale()
+        found: list[Origin] = []
+        at, end = offset, offset + length
+        while at < end and len(found) < MOST_TRACED:
+            pieces = await self._planned(at, end)
+            for piece in islice(pieces.between(at, min(end, pieces.end)), MOST_TRACED):
+                at = piece.end
+                if piece.kind == Kind.DATA:
+                    found.append(Origin(piece.start, at, self.files[piece.file], piece.offset))
+                else:
+                    of = None if piece.kind == Kind.ZERO else self
+                    found.append(Origin(piece.start, at, of, piece.start))
+        return found
 
     async def _read(self, offset: int, length: int) -> Buffer:
         self.refuse_stale()

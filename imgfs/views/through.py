@@ -204,8 +204,13 @@ class ThroughView(Writable):
     async def zero(self, offset: int, length: int, *, punch: bool) -> None:
         if punch and not self.source.can_punch:
             raise UnsupportedFeature(f"{self.name}: nobody at its server can make a hole")
+        await self.write_zeroes(offset, length)
+
+    async def write_zeroes(self, offset: int, length: int) -> None:
         async with self._shape:
             self.refuse_stale()
+            if offset + length > self.size:
+                self._grow(offset + length)
             self._was_written = True
             self._tell_hooks()
             end = min(offset + length, max(self.source.size, self._dirty_end()))

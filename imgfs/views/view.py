@@ -6,6 +6,7 @@ import contextlib
 from abc import abstractmethod
 from collections.abc import Callable
 from types import MethodType
+from typing import NamedTuple
 from weakref import WeakMethod
 
 import trio
@@ -17,6 +18,16 @@ from imgfs.image import Counters, Image
 
 PATIENCE_S = 2.0  # how long opening waits for the source to say that it is the same
 SILENT_S = 5.0  # how long it is not asked again after it did not
+
+
+class Origin(NamedTuple):
+    """The bytes `[start, end)` of a view: zeroes (None), those of a view from `offset` on, or those
+    of the layer of this name, which does not change any more."""
+
+    start: int
+    end: int
+    of: View | str | None
+    offset: int
 
 
 class View(Image):
@@ -50,6 +61,18 @@ class View(Image):
     async def resolve(self, offset: int, length: int) -> None:
         """See to it that `map` says of the range whose bytes it is, without fetching them."""
         await self.prepare()
+
+    async def trace(self, offset: int, length: int) -> list[Origin]:
+        """Whose bytes those of a first part of the range are, as this view knows it.
+
+        Its own where it is made of no other.  Raises as `resolve`.
+        """
+        self.refuse_stale()
+        await self.resolve(offset, length)
+        return [
+            Origin(start, end, None if whose == _map.ZEROES else self, start)
+            for start, end, whose in self.map.origins(offset, length, [])
+        ]
 
     async def seek(self, offset: int, whence: int) -> int | None:
         """lseek's answer for SEEK_DATA or SEEK_HOLE; None where it cannot be found out.

@@ -12,6 +12,8 @@ from imgfs.views.view import View
 #: Raises ImgfsError (Busy, ReadOnlyView) where an open file for writing cannot be had now.
 MayWrite = Callable[[], Awaitable[None]]
 
+PIECE = 1 << 20  # bytes that are copied through memory at once
+
 
 class Writable(View):
     """A view whose bytes can be changed.  Offsets and lengths are bytes, of any alignment.
@@ -60,6 +62,37 @@ class Writable(View):
 
         `punch`: and is to take no space, where that can be had.  Raises as `write` does.
         """
+
+    async def write_zeroes(self, offset: int, length: int) -> None:
+        """As `write` of so many zeroes; where it can be had they take no space."""
+        end = min(offset + length, self.size)
+        if offset + length > self.size:
+            await self.resize(offset + length)
+        if offset < end:
+            await self.zero(offset, end - offset, punch=False)
+
+    @property
+    def stands_on(self) -> View | None:
+        """Whose bytes may be `share`d."""
+        return None
+
+    async def share(
+        self, offset: int, length: int, of: View | str | None, of_offset: int
+    ) -> tuple[bool, int]:
+        """Let a first part of the range be what is below it, if that is what `of` has there.
+
+        None: if it is zeroes.  Returns whether it is now, and for how many bytes that is so: at
+        least one.  Raises as `write` does.
+        """
+        return False, length
+
+    async def take(self, offset: int, source: View, source_offset: int, length: int) -> int:
+        """Copy a first part of a range of another view, or of another one of this; returns how many
+        bytes: at least one.  Raises as `write` does, and what reading raises.
+        """
+        data = await source.answer(source.answered, source_offset, min(length, PIECE))
+        await self.write(offset, data)
+        return len(data)
 
     @abstractmethod
     async def resize(self, size: int) -> None:

@@ -38,7 +38,7 @@ void run_writes(uint64_t seed, uint64_t steps, const char *directory);
 struct layer {
 	struct store *st;
 	struct segmap *dirty;
-	uint8_t log[BLOCKS];   /* SEG_STORE, SEG_ZERO or UNKNOWN */
+	uint8_t log[BLOCKS];   /* SEG_STORE, SEG_ZERO or UNKNOWN: what is below */
 };
 
 struct world {
@@ -49,7 +49,7 @@ struct world {
 	pthread_mutex_t log_lock;
 	unsigned char model[SIZE];   /* each block its writer's */
 	uint64_t seed, steps;
-	atomic_uint writing, changes, copies, filled, taken;
+	atomic_uint writing, changes, copies, filled, taken, lowered, moved;
 	atomic_bool stop;
 };
 
@@ -121,6 +121,69 @@ static void change_block(struct world *w, uint64_t block, uint64_t *rng)
 	atomic_fetch_add(&w->changes, 1);
 }
 
+/* What the layers from this one down have of a block; NULL: zeroes. */
+static struct store *block_store(struct world *w, int layer, uint64_t block)
+{
+	while (layer >= 0 && w->layers[layer].log[block] == UNKNOWN)
+		layer--;
+	if (layer < 0)
+		return w->base;
+	return w->layers[layer].log[block] == SEG_STORE ? w->layers[layer].st : NULL;
+}
+
+/* The block is what is below the top. */
+static void lower_block(struct world *w, uint64_t block)
+{
+	uint64_t start = block * SEG_BLOCK, end = block_end(block);
+	int done = 0;
+
+	while (!done) {
+		struct segmap *lower = segmap_new(SIZE);
+		struct store *from;
+
+		CHECK(lower);
+		pthread_mutex_lock(&w->log_lock);
+		from = block_store(w, (int)w->top - 1, block);
+		if (from)
+			CHECK(segmap_set_store(lower, start, end, from, start, SEEK_IS_DATA) == 0);
+		else
+			CHECK(segmap_set(lower, start, end, SEG_ZERO, SEEK_IS_HOLE) == 0);
+		done = segmap_below(w->map, start, end, lower);
+		CHECK(done == 0 || done == 1);
+		if (done && from)
+			CHECK(store_pread(from, w->model + start, end - start, start, false) == 0);
+		if (done && !from)
+			memset(w->model + start, 0, end - start);
+		pthread_mutex_unlock(&w->log_lock);
+		segmap_unref(lower);
+		if (!done)
+			sched_yield();
+	}
+	check_block(w, block, true, false);
+	atomic_fetch_add(&w->lowered, 1);
+}
+
+/* From another block of the same writer's; both are whole. */
+static void move_block(struct world *w, uint64_t block, uint64_t from)
+{
+	uint64_t start = block * SEG_BLOCK, moved = 0;
+	int done;
+
+	if (block == from || block == BLOCKS - 1 || from == BLOCKS - 1)
+		return;
+	do {
+		done = segmap_move(w->map, start, w->map, from * SEG_BLOCK, SEG_BLOCK, &moved);
+		CHECK(done == 0 || (done == 1 && (moved == 0 || moved == SEG_BLOCK)));
+		if (!done)
+			sched_yield();   /* there was no target */
+	} while (!done);
+	if (!moved)
+		return;
+	memcpy(w->model + start, w->model + from * SEG_BLOCK, SEG_BLOCK);
+	check_block(w, block, true, true);
+	atomic_fetch_add(&w->moved, 1);
+}
+
 static void *writer(void *arg)
 {
 	struct writer *me = arg;
@@ -128,9 +191,16 @@ static void *writer(void *arg)
 	uint64_t rng = w->seed * 31 + me->number, step;
 
 	for (step = 0; step < w->steps; step++) {
-		uint64_t block = below(&rng, (BLOCKS + WRITERS - 1 - me->number) / WRITERS);
+		uint64_t blocks = (BLOCKS + WRITERS - 1 - me->number) / WRITERS;
+		uint64_t block = below(&rng, blocks) * WRITERS + me->number;
+		uint64_t what = below(&rng, 8);
 
-		change_block(w, block * WRITERS + me->number, &rng);
+		if (what == 0)
+			lower_block(w, block);
+		else if (what == 1)
+			move_block(w, block, below(&rng, blocks) * WRITERS + me->number);
+		else
+			change_block(w, block, &rng);
 		if (step % 64 == 0)
 			sched_yield();
 	}
@@ -153,7 +223,8 @@ static void *filler(void *arg)
 	return NULL;
 }
 
-static void take_into_log(struct layer *layer, bool fail, atomic_uint *taken)
+/* In the log first, then in the file. */
+static void take_into_log(struct world *w, struct layer *layer, bool fail)
 {
 	struct ranges found;
 	size_t i;
@@ -169,8 +240,11 @@ static void take_into_log(struct layer *layer, bool fail, atomic_uint *taken)
 		CHECK(found.starts[i] % SEG_BLOCK == 0 && found.starts[i] < found.ends[i]);
 		CHECK(found.ends[i] % SEG_BLOCK == 0 || found.ends[i] == SIZE);
 		for (block = found.starts[i] / SEG_BLOCK; block * SEG_BLOCK < found.ends[i]; block++)
-			layer->log[block] = found.kinds[i];
-		atomic_fetch_add(taken, 1);
+			layer->log[block] = found.kinds[i] == SEG_BELOW ? UNKNOWN : found.kinds[i];
+		if (found.kinds[i] == SEG_BELOW)
+			CHECK(segmap_reclaim(w->map, found.starts[i], found.ends[i], layer->st,
+					     layer->dirty) == 0);
+		atomic_fetch_add(&w->taken, 1);
 	}
 	ranges_free(&found);
 }
@@ -182,7 +256,7 @@ static void *taker(void *arg)
 
 	while (!atomic_load(&w->stop)) {
 		pthread_mutex_lock(&w->log_lock);
-		take_into_log(&w->layers[w->top], below(&rng, 3) == 0, &w->taken);
+		take_into_log(w, &w->layers[w->top], below(&rng, 3) == 0);
 		pthread_mutex_unlock(&w->log_lock);
 		sched_yield();
 	}
@@ -221,7 +295,7 @@ static void freeze(struct world *w, const char *directory)
 
 	CHECK(segmap_set_target(w->map, NULL, NULL) == 0);
 	pthread_mutex_lock(&w->log_lock);
-	take_into_log(&w->layers[w->top], false, &w->taken);
+	take_into_log(w, &w->layers[w->top], false);
 	next = ++w->top;
 	add_layer(w, next, directory);
 	pthread_mutex_unlock(&w->log_lock);
@@ -236,14 +310,9 @@ static void check_layers(struct world *w)
 
 	for (block = 0; block < BLOCKS; block++) {
 		uint64_t start = block * SEG_BLOCK, length = block_end(block) - start;
-		struct store *from = w->base;
-		int i = (int)w->top;
+		struct store *from = block_store(w, (int)w->top, block);
 
-		while (i >= 0 && w->layers[i].log[block] == UNKNOWN)
-			i--;
 		memset(bytes, 0, sizeof(bytes));
-		if (i >= 0)
-			from = w->layers[i].log[block] == SEG_STORE ? w->layers[i].st : NULL;
 		if (from)
 			CHECK(store_pread(from, bytes, length, start, false) == 0);
 		CHECK(memcmp(bytes, w->model + start, length) == 0);
@@ -286,6 +355,10 @@ static void check_sizes(struct world *w)
 	CHECK(segmap_seek(map, SIZE, SEEK_HOLE, &at) == 1 && at == SIZE);
 	CHECK(segmap_write(map, SIZE + 3 * SEG_BLOCK, 1, "x") == -EINVAL);
 	CHECK(segmap_write(map, UINT64_MAX, 2, "xx") == -EINVAL);
+	CHECK(segmap_move(map, 0, map, UINT64_MAX, SEG_BLOCK, &at) == -EINVAL && at == 0);
+	CHECK(segmap_move(map, 0, map, SIZE, 100, &at) == -EINVAL && at == 0);
+	CHECK(segmap_below(map, 0, SEG_BLOCK, map) == -EINVAL);
+	CHECK(segmap_below(map, 0, 100, dirty) == -EINVAL);
 	CHECK(segmap_zero(map, 0, 100) == -EINVAL && segmap_zero(map, 8192, 4096) == -EINVAL);
 	CHECK(segmap_copy_up(map, 1, SEG_BLOCK, w->model) == -EINVAL);
 	CHECK(segmap_resize(map, 10) == 0 && segmap_count(map) == 1 && dirty->size == 10);
@@ -326,8 +399,8 @@ void run_writes(uint64_t seed, uint64_t steps, const char *directory)
 	}
 	CHECK(pthread_create(&others[0], NULL, filler, w) == 0);
 	CHECK(pthread_create(&others[1], NULL, taker, w) == 0);
-	while (w->top < LAYERS - 1 && atomic_load(&w->changes) < WRITERS * steps) {
-		if (atomic_load(&w->changes) >= (w->top + 1) * WRITERS * steps / LAYERS)
+	while (w->top < LAYERS - 1 && atomic_load(&w->changes) < WRITERS * steps / 2) {
+		if (atomic_load(&w->changes) >= (w->top + 1) * WRITERS * steps / LAYERS / 2)
 			freeze(w, directory);
 		sched_yield();
 	}
@@ -337,13 +410,13 @@ void run_writes(uint64_t seed, uint64_t steps, const char *directory)
 	for (i = 0; i < 2; i++)
 		pthread_join(others[i], NULL);
 	CHECK(atomic_load(&w->writing) == 0);
-	take_into_log(&w->layers[w->top], false, &w->taken);
+	take_into_log(w, &w->layers[w->top], false);
 	check_layers(w);
 	check_copy_up(w);
 	check_sizes(w);
-	printf("writes: %u changes, %u copies, %u layers, %u filled, %u taken\n", w->changes,
-	       w->copies, w->top + 1, w->filled, w->taken);
-	CHECK(w->changes && w->copies && w->filled && w->taken && w->top);
+	printf("writes: %u changes, %u copies, %u layers, %u filled, %u taken, %u lowered, %u moved\n",
+	       w->changes, w->copies, w->top + 1, w->filled, w->taken, w->lowered, w->moved);
+	CHECK(w->changes && w->copies && w->filled && w->taken && w->top && w->lowered && w->moved);
 	segmap_unref(w->map);
 	for (i = 0; i <= w->top; i++) {
 		segmap_unref(w->layers[i].dirty);

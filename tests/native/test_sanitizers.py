@@ -21,7 +21,7 @@ CORE = [
     "segfill",
     "segcopy",
 ]
-CORE += ["segstores", "scan"]
+CORE += ["segmove", "segstores", "scan"]
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 

@@ -18,6 +18,7 @@ BLOCKS = 6
 SIZE = BLOCKS * BLOCK + 700
 COUNT = 1000 if os.environ.get("IMGFS_TEST_LONG") else 100
 WHATS = ["write", "write", "partial", "zero", "fill", "resize", "sync", "failed sync", "freeze"]
+WHATS += ["below", "move"]
 
 steps = st.lists(
     st.tuples(
@@ -108,6 +109,48 @@ class Disk:
             return
         assert top.dirty.take() == (array("Q"), array("Q"), b"")
         top.log += zip(*taken, strict=True)
+        for start, end, kind in zip(*taken, strict=True):
+            if kind == _map.BELOW:
+                self.map.reclaim(start, end, top.store, top.dirty)
+                assert not any(os.pread(top.fd, end - start, start))
+
+    def lower(self) -> _map.SegmentMap:
+        """What is below the top; ASK is the base's."""
+        size = self.map.size
+        found = _map.SegmentMap(size)
+        if size > SIZE:
+            found.set_zero(SIZE, size)
+        for layer in self.layers[:-1]:
+            under = _map.SegmentMap(size)
+            if size:
+                under.copy(0, found, 0, size)
+            for start, end, kind in layer.log:
+                end = min(end, size)
+                if start >= end:
+                    continue
+                if kind == _map.STORE:
+                    found.set_store(start, end, layer.store, start)
+                elif kind == _map.ZERO:
+                    found.set_zero(start, end)
+                else:
+                    found.copy(start, under, start, end - start)
+        return found
+
+    def below(self, start: int, end: int) -> None:
+        content = self.logged(self.layers[:-1])[start:end]
+        assert self.map.below(start, end, self.lower())
+        self.model[start:end] = content
+
+    def move(self, start: int, end: int, source: int) -> None:
+        """Copy what there is of it in files, to the range from somewhere else."""
+        length = min(end - start, self.map.size - source)
+        length -= length % BLOCK
+        if abs(source - start) < length:
+            return
+        moved = self.map.move(start, self.map, source, length)
+        assert moved is not None and moved % BLOCK == 0 and moved <= length
+        assert moved <= self.map.stored(source, length)
+        self.model[start : start + moved] = self.model[source : source + moved]
 
     def do(self, what: str, start: int, length: int, byte: int) -> None:
         size = self.map.size
@@ -128,7 +171,11 @@ class Disk:
         else:
             start = start // BLOCK * BLOCK
             end = min(start + -(-length // BLOCK) * BLOCK, size)
-            if what == "write":
+            if what == "below":
+                self.below(start, end)
+            elif what == "move":
+                self.move(start, end, byte * 100 % max(1, size))
+            elif what == "write":
                 self.write(start, bytes([byte]) * (end - start))
             else:
                 assert self.map.zero(start, end)
@@ -145,17 +192,24 @@ class Disk:
                     assert not any(self.model[start:end])
             at = found + 1
 
+    def logged(self, layers: list[Layer]) -> bytearray:
+        """What these layers are by their files and logs."""
+        result = bytearray(self.base.ljust(self.map.size, b"\0")[: self.map.size])
+        for layer in layers:
+            under = bytes(result)
+            for start, end, kind in layer.log:
+                end = min(end, self.map.size)
+                if start < end and kind == _map.BELOW:
+                    result[start:end] = under[start:end]
+                elif start < end:
+                    data = os.pread(layer.fd, end - start, start)
+                    result[start:end] = data if kind == _map.STORE else bytes(end - start)
+        return result
+
     def check_logs(self) -> None:
         """What is left after a crash: the files as they are, and the logs."""
         self.sync(False)
-        result = bytearray(self.base.ljust(self.map.size, b"\0")[: self.map.size])
-        for layer in self.layers:
-            for start, end, kind in layer.log:
-                end = min(end, self.map.size)
-                if start < end:
-                    data = os.pread(layer.fd, end - start, start)
-                    result[start:end] = data if kind == _map.STORE else bytes(end - start)
-        assert result == self.model
+        assert self.logged(self.layers) == self.model
 
 
 @settings(max_examples=COUNT, deadline=None)

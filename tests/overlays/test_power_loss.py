@@ -22,14 +22,12 @@ from imgfs.overlays.records import SnapshotPath
 from imgfs.overlays.store import SnapshotStore
 
 from .powerloss import Call, Disk, record
-from .writer import BASE, SECTOR, SIZE, content
+from .writer import BASE, BASES, SECTOR, SIZE, content
 
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))
 SEEDS = range(12 if LONG else 3)
 STEPS = 150 if LONG else 60
 CRASHES = 600 if LONG else 120
-
-BASES = -1  # the version of a sector of the base
 
 
 @dataclass(slots=True)
@@ -59,6 +57,8 @@ def begin(model: Model, words: list[object]) -> tuple[Model, Model]:
     match words:
         case ["write", path, int(start), int(end), int(version)]:
             model[tuple(path)].later.append(dict.fromkeys(range(start, end), version))
+        case ["share", path, int(start), list(versions)]:
+            model[tuple(path)].later.append(dict(enumerate(versions, start)))
         case ["resize", path, int(size)]:
             known = model[tuple(path)]
             ends = known.sizes[-1] // SECTOR, size // SECTOR

@@ -21,6 +21,7 @@ from imgfs.overlays.store import Base, SnapshotStore
 SECTOR, BLOCK = 512, 4096
 SIZE = 24 * BLOCK
 MOST = 32 * BLOCK
+BASES = -1  # the version of a sector of the base
 BASE = Base("file:///d/disk.img", SIZE, "raw", "stat", "1")
 
 
@@ -51,7 +52,18 @@ class Disk:
         self.size = size
 
     def commit(self) -> None:
-        self.layers[0].commit(self.dirty.take(), self.size)
+        top, taken = self.layers[0], self.dirty.take()
+        top.commit(taken, self.size)
+        for start, end, kind in zip(*taken, strict=True):
+            if kind == _map.BELOW:
+                self.map.reclaim(start, end, top.store, self.dirty)
+
+    def below(self) -> _map.SegmentMap:
+        """What is below the top, up to where none of it has ended."""
+        found = _map.SegmentMap(min([self.size, *(layer.size for layer in self.layers[1:])]))
+        for layer in self.layers[1:]:
+            found.fill(*layer.ranges(), layer.store)
+        return found
 
     def put_over(self, fresh: Layer) -> None:
         self.layers.insert(0, fresh)
@@ -129,6 +141,23 @@ class Writer:
         assert disk.map.zero(first * BLOCK, (first + count) * BLOCK)
         self.mark("did")
 
+    def share(self, path: SnapshotPath) -> None:
+        """Let some blocks be again what is below the top."""
+        disk = self.disk(path)
+        below = disk.below()
+        first = self.random.randrange(disk.size // BLOCK)
+        last = min(first + self.random.randint(1, 6), below.size // BLOCK)
+        if first >= last:
+            return
+        versions = []
+        for at in range(first * BLOCK, last * BLOCK, SECTOR):
+            data = below.read(at, SECTOR)
+            base = BASES if at < SIZE else 0
+            versions.append(base if data is None else int.from_bytes(data[:4], "little"))
+        self.mark("will", "share", path, first * 8, versions)
+        assert disk.map.below(first * BLOCK, last * BLOCK, below)
+        self.mark("did")
+
     def resize(self, path: SnapshotPath) -> None:
         size = self.random.randrange(4, MOST // BLOCK) * BLOCK
         disk = self.disk(path)
@@ -192,7 +221,7 @@ class Writer:
         del self.sizes[path]
 
 
-STEPS = ["write"] * 8 + ["zero"] * 3 + ["commit"] * 4 + ["create"] * 2
+STEPS = ["write"] * 8 + ["zero"] * 3 + ["share"] * 3 + ["commit"] * 4 + ["create"] * 2
 STEPS += ["resize", "rename", "delete", "close"] + ["freeze"] * 3 + ["merge"] * 6
 
 
