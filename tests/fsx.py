@@ -1,14 +1,16 @@
 """Random operations on one file against a model in memory: after fsx of the BSDs and xfstests.
 
-    .venv/bin/python -m tests.fsx FILE [--count 10000] [--seed 1]
+    .venv/bin/python -m tests.fsx FILE [--count 10000] [--seed 1] [--other FILE]
 
-The file is changed; what it holds at the beginning is the model's beginning.
+The file is changed; what it holds at the beginning is the model's beginning.  From the other one,
+which nobody changes, ranges are copied to it.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import errno
 import mmap
 import os
 import random
@@ -32,8 +34,12 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 class Fsx:
     """`path` as one process sees it that does one thing after the other."""
 
-    def __init__(self, path: Path, seed: int, *, resizes: bool = True) -> None:
+    def __init__(
+        self, path: Path, seed: int, *, resizes: bool = True, other: Path | None = None
+    ) -> None:
         self.path = path
+        self.other = other
+        self.content = b"" if other is None else other.read_bytes()
         self.rng = random.Random(seed)
         self.model = bytearray(path.read_bytes())
         self.most = len(self.model) * 5 // 4
@@ -42,6 +48,8 @@ class Fsx:
             self.read, self.read, self.write, self.write, self.write, self.direct, self.copy,
             self.map_read, self.map_write, self.punch, self.zero,
         ]  # fmt: skip
+        self.ranged += [self.copy_from_other] * 2 if other is not None else []
+        self.resizes = resizes
         self.others = [self.sync, self.reopen, self.seek]
         self.others += [self.shrink_or_grow, self.append_some] if resizes else []
         self.log: deque[str] = deque(maxlen=20)
@@ -127,18 +135,53 @@ class Fsx:
         self.model[offset : offset + length] = data
 
     def copy(self, offset: int, length: int) -> None:
-        """To somewhere else in the file."""
-        target = self.rng.randrange(len(self.model))
-        length = min(length, abs(target - offset), len(self.model) - target)
+        """To somewhere else in the file; where that overlaps it is refused, and nothing happens."""
+        target = self.place(length)
+        if abs(target - offset) < length:
+            self.note(f"overlapping copy to {target}", offset, length)
+            try:
+                os.copy_file_range(self.fd, self.fd, length, offset, target)
+            except OSError as exc:
+                assert exc.errno == errno.EINVAL
+            else:
+                raise AssertionError("was not refused")
+            length = abs(target - offset)
         self.note(f"copy to {target}", offset, length)
+        self.copy_file_range(self.fd, bytes(self.model[offset : offset + length]), offset, target)
+
+    def copy_from_other(self, offset: int, length: int) -> None:
+        """Mostly to the same place: a snapshot's own base is there already."""
+        assert self.other is not None
+        if self.rng.random() < 0.05:
+            offset, length = 0, len(self.content)
+        offset %= len(self.content)
+        length = min(length, len(self.content) - offset)
+        target = self.place(length)
+        if self.rng.random() < 0.7 and (self.resizes or offset + length <= len(self.model)):
+            target = offset
+        self.note(f"copy from the other to {target}", offset, length)
+        fd = os.open(self.other, os.O_RDONLY)
+        try:
+            self.copy_file_range(fd, self.content[offset : offset + length], offset, target)
+        finally:
+            os.close(fd)
+
+    def place(self, length: int) -> int:
+        """Where such a range may be put."""
+        most = self.most if self.resizes else len(self.model)
+        place = self.rng.randrange(max(1, min(len(self.model) + PAGE, most - length + 1)))
+        return place - place % self.rng.choice([1, 1, 512, PAGE])
+
+    def copy_file_range(self, fd: int, data: bytes, offset: int, target: int) -> None:
         done = 0
-        while done < length:
-            count = os.copy_file_range(
-                self.fd, self.fd, length - done, offset + done, target + done
-            )
+        while done < len(data):
+            left = len(data) - done
+            count = os.copy_file_range(fd, self.fd, left, offset + done, target + done)
             assert count > 0
             done += count
-        self.model[target : target + length] = self.model[offset : offset + length]
+        if data:
+            self.model.extend(bytes(max(0, target - len(self.model))))
+            self.model[target : target + len(data)] = data
 
     def punch(self, offset: int, length: int) -> None:
         self.note("punch", offset, length)
@@ -191,8 +234,9 @@ def main() -> None:
     parser.add_argument("file", type=Path)
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--other", type=Path)
     options = parser.parse_args()
-    Fsx(options.file, options.seed).run(options.count)
+    Fsx(options.file, options.seed, other=options.other).run(options.count)
 
 
 if __name__ == "__main__":

@@ -53,6 +53,11 @@ class Writable:
     def path(self) -> Path:
         return self.mounted.point / self.inside
 
+    @property
+    def other(self) -> Path | None:
+        """A file of the mount that stays as it is."""
+        return self.mounted.point / "disk.raw" if self.source is None else None
+
     def renew(self) -> None:
         """The file has its original content again."""
         if self.source is not None:
@@ -113,7 +118,7 @@ def writable(
 def test_fsx(writable: Writable) -> None:
     writable.renew()
     for seed in range(20 if LONG else 1):
-        fsx = Fsx(writable.path, seed, resizes=writable.resizes)
+        fsx = Fsx(writable.path, seed, resizes=writable.resizes, other=writable.other)
         fsx.run(50_000 if LONG else 500)
         writable.remount()
         assert writable.path.read_bytes() == fsx.model, seed
@@ -160,7 +165,8 @@ class Machine(RuleBasedStateMachine):
     @initialize()
     def start(self) -> None:
         self.writable.renew()
-        self.fsx = Fsx(self.writable.path, 0, resizes=self.writable.resizes)
+        writable = self.writable
+        self.fsx = Fsx(writable.path, 0, resizes=writable.resizes, other=writable.other)
 
     @rule(
         what=st.sampled_from(
@@ -175,6 +181,14 @@ class Machine(RuleBasedStateMachine):
             return
         start %= size
         getattr(self.fsx, what)(start, min(length, size - start))
+
+    @precondition(lambda self: self.writable.source is None)
+    @rule(
+        start=st.integers(0, 2 * MIB) | st.integers(0, 512).map(lambda n: n * 4096),
+        length=st.integers(1, 9000) | st.sampled_from([4096, 65536, 2 * MIB]),
+    )
+    def copy_from_the_base(self, start: int, length: int) -> None:
+        self.fsx.copy_from_other(start, length)
 
     @precondition(lambda self: self.writable.resizes)
     @rule(size=st.integers(0, 2 * MIB) | st.integers(0, 512).map(lambda n: n * 4096))
@@ -209,7 +223,7 @@ class Machine(RuleBasedStateMachine):
     def remount(self) -> None:
         os.close(self.fsx.fd)
         self.writable.remount()
-        self.fsx.path = self.writable.path
+        self.fsx.path, self.fsx.other = self.writable.path, self.writable.other
         self.fsx.fd = os.open(self.fsx.path, os.O_RDWR)
         inside = [(self.writable.mounted.point / path, data) for path, data in self.kept]
         for path, data in inside:
