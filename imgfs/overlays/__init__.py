@@ -37,8 +37,9 @@ What a crash leaves.  A block of `data` holds bytes of that same block of the di
   synced;
 - what a batch calls BELOW is punched only once that batch is durable;
 - `data` is never shorter than the log says: growing makes `data` longer before the log hears of it,
-  shrinking makes it shorter afterwards.
-
+  shrinking makes it shorter afterwards;
+- what of a layer is hidden by the one above it, which is written, may be made BELOW (trim.py): the
+  log of the one above says so already;
 - what lies in `data` and is not the layer's is punched at the next opening for writing.
 
 So each sector is the base's, the last synced one, or one written later.

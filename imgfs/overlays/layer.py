@@ -66,6 +66,11 @@ class Layer:
         """Does it change nothing of what is below?"""
         return is_blank(self.state)
 
+    @property
+    def commits(self) -> int:
+        """Another number after each of them."""
+        return self._sequence
+
     def ranges(self) -> Ranges:
         """All that is the layer's."""
         return self.state.ranges()

@@ -134,7 +134,7 @@ def begin_merge(
         try:
             pairs = list(_pairs(store, store.records()))
             for _, pair in sorted(pairs, key=lambda each: each[0]):
-                if not pair.into_lower or _is_hidden(store, pair, views):
+                if not pair.into_lower or _has_nobody(store, pair.lower, pair.upper, views):
                     return Merge(store, pair, lock), True
         except BaseException:
             os.close(lock)
@@ -159,12 +159,26 @@ def _pairs(store: SnapshotStore, records: Records) -> Iterator[tuple[int, Pair]]
             yield min(size, of_lower), Pair(upper, lower, into_lower=size <= of_lower)
 
 
-def _is_hidden(store: SnapshotStore, pair: Pair, views: Iterable[Collection[str]]) -> bool:
-    """Has whoever has the lower one open the upper one over it?"""
-    if any(pair.lower in view and pair.upper not in view for view in views):
+def is_hidden_by(
+    store: SnapshotStore, upper: str, lower: str, views: Iterable[Collection[str]]
+) -> bool:
+    """Has whoever stands on the lower one, or has it open, the upper one over it?"""
+    records = store.records()
+    chains = [each.layers for each in records.snapshots if lower in each.layers]
+    pairs = [pair for chain in chains for pair in pairwise(("", *chain)) if pair[1] == lower]
+    if not records.are_whole or not pairs or set(pairs) != {(upper, lower)}:
+        return False
+    return _has_nobody(store, lower, upper, views)
+
+
+def _has_nobody(
+    store: SnapshotStore, lower: str, upper: str, views: Iterable[Collection[str]]
+) -> bool:
+    """Has nobody the lower one open without the upper one?"""
+    if any(lower in view and upper not in view for view in views):
         return False
     # What others have open nobody knows.  Who opens it from now on opens both.
-    lock = LayerLock(store.layer_path(pair.lower), writes=False)
+    lock = LayerLock(store.layer_path(lower), writes=False)
     try:
         return lock.is_ours_alone()
     finally:

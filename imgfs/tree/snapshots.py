@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from weakref import WeakKeyDictionary
 
 import trio
 
@@ -19,10 +20,11 @@ from imgfs.errors import (
     ReadOnlyView,
     SnapshotNotFound,
 )
-from imgfs.overlays.layer import Layer, open_layer
+from imgfs.overlays.layer import Layer, Ranges, open_layer
 from imgfs.overlays.merge import Pair, begin_merge
 from imgfs.overlays.records import SnapshotPath
 from imgfs.overlays.store import Base, SnapshotStore
+from imgfs.overlays.trim import WORTH, Trim, begin_trim
 from imgfs.tree.formats import FORMATS, FormatNodes, Shown
 from imgfs.tree.guest import GuestNodes
 from imgfs.tree.names import encode
@@ -63,6 +65,8 @@ class Snapshots:
         self._damage: str | None = None
         self._merged: tuple[int, int] | None = None
         self._merge_after = 0.0
+        #: the layers of a view when it was found out last what its top hides
+        self._trimmed: WeakKeyDictionary[SnapshotView, tuple[str, str, int]] = WeakKeyDictionary()
 
     @property
     def store(self) -> SnapshotStore:
@@ -163,6 +167,8 @@ class Snapshots:
         try:
             while await self._merge_two():
                 pass
+            for view in list(self._views.values()):
+                await self._trim(view)
         except (ImgfsError, OSError) as exc:
             log.warning("%s: layers of its snapshots were not merged: %s", self.disk.name, exc)
             self._merge_after = trio.current_time() + PATIENCE_S
@@ -185,6 +191,39 @@ class Snapshots:
         finally:
             merge.close()
         return True
+
+    async def _trim(self, view: SnapshotView) -> None:
+        """Take out of the layer below its top what that hides."""
+        names, used = view.written_layers, layers_in_use()
+        if names is None or self._trimmed.get(view) == names:
+            return
+        top, lower, _ = names
+        if any(lower in each and top not in each for each in used):
+            return
+        if _bytes_in(await view.hidden(lower)) >= WORTH:
+            trim = await trio.to_thread.run_sync(begin_trim, self.store, top, lower, used)
+            if trim is None:
+                return
+            try:
+                await self._trim_by(trim, view, lower)
+            finally:
+                trim.close()
+        self._trimmed[view] = names
+
+    async def _trim_by(self, trim: Trim, view: SnapshotView, lower: str) -> None:
+        try:
+            # Asked again: now nobody can let any of it be seen any more.
+            ranges = await view.hidden(lower)
+            if ranges is not None:
+                trim.start(ranges)
+                while not await trio.to_thread.run_sync(trim.step):
+                    pass
+        finally:
+            with trio.CancelScope(shield=True):
+                async with self._changing:
+                    if view in self._views.values():
+                        path = self.store.layer_path(lower)
+                        await view.join(lower, lower, partial(open_layer, path))
 
     async def _join_in_views(self, pair: Pair) -> None:
         path = self.store.layer_path(pair.kept)
@@ -335,6 +374,10 @@ def _translated(name: str) -> Iterator[None]:
         yield
     except OSError as exc:
         raise ImgfsError(f"{name}: its snapshots: {exc.filename}: {exc.strerror}") from exc
+
+
+def _bytes_in(ranges: Ranges | None) -> int:
+    return 0 if ranges is None else sum(ranges[1]) - sum(ranges[0])
 
 
 def _is_open(node: Node) -> bool:

@@ -16,6 +16,7 @@ from imgfs.extents import ExtentList
 from imgfs.image import Buffer
 from imgfs.overlays.layer import Layer, Ranges, is_blank
 from imgfs.overlays.log import BLOCK
+from imgfs.overlays.trim import hidden
 from imgfs.views.sharing import MOST_LAYERS, shared
 from imgfs.views.view import Origin, View
 from imgfs.views.writable import PIECE, Writable
@@ -430,6 +431,29 @@ class SnapshotView(OverlayView, Writable):
             finally:
                 if self.stale is None:
                     self.map.set_target(self.top.store, self._dirty)
+
+    @property
+    def written_layers(self) -> tuple[str, str, int] | None:
+        """The names of the top and of the layer below it, and how often the top was committed."""
+        if not self._is_prepared or self.stale is not None or len(self.layers) < 2:
+            return None
+        if self._frozen is not None and not self._is_clean():
+            self._frozen = None  # who looks at it still has it
+        return self.top.path.name, self.layers[1].path.name, self.top.commits
+
+    async def hidden(self, name: str) -> Ranges | None:
+        """What of this layer, the one below the top, the top hides also after a crash; see trim.py.
+
+        None: it is not below the top any more.  Nobody reads any of that when this returns.
+        """
+        async with self._commits:
+            top, lower = self.layers[:2]
+            if lower.path.name != name:
+                return None
+            taken, dirty = top.ranges(), self._dirty.ranges()
+            found = await trio.to_thread.run_sync(hidden, taken, dirty, lower, top.size)
+            await trio.to_thread.run_sync(lower.store.quiesce)
+        return found
 
     async def join(self, upper: str, lower: str, open_merged: Callable[[], Layer]) -> None:
         """In the place of these two of its layers it stands on the one that has all of both.

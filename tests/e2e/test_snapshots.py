@@ -178,6 +178,39 @@ def test_a_filesystem_made_and_mounted_there(mount: Mounter, sparse: Path, tmp_p
         run("umount", point)
 
 
+def test_what_is_written_over_a_frozen_state_takes_its_place(
+    mount: Mounter, disk: Path, tmp_path: Path
+) -> None:
+    """As soon as nobody can see that by itself."""
+    m = mount(disk)
+    (m.point / "snapshots/x").mkdir()
+    raw = m.point / "snapshots/x/x.raw"
+    content = os.urandom(6 * MIB)
+    with raw.open("r+b", buffering=0) as file:
+        file.write(os.urandom(7 * MIB))
+        (m.point / "snapshots/x/snapshots/y").mkdir()
+        file.seek(0)
+        file.write(content)
+        os.fsync(file.fileno())
+        time.sleep(3)
+        assert stored_in(tmp_path / "state") >= 13 * MIB  # y needs it
+        (m.point / "snapshots/x/snapshots/y").rmdir()
+        file.seek(MIB)
+        file.write(content[MIB : 2 * MIB])
+        file.seek(8 * MIB)
+        file.write(b"more")
+        os.fsync(file.fileno())
+        deadline = time.monotonic() + 30
+        while stored_in(tmp_path / "state") > 8 * MIB:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        seventh = os.pread(file.fileno(), MIB, 6 * MIB)
+        assert os.pread(file.fileno(), 6 * MIB, 0) == content
+    ended(m)
+    raw = mount(disk).point / "snapshots/x/x.raw"
+    assert raw.read_bytes() == content + seventh + bytes(MIB) + b"more"
+
+
 def test_discards_give_space_back(mount: Mounter, disk: Path, tmp_path: Path) -> None:
     m = mount(disk)
     (m.point / "snapshots/x").mkdir()

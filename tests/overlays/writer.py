@@ -17,6 +17,7 @@ from imgfs.overlays.layer import Layer, open_layer
 from imgfs.overlays.merge import begin_merge
 from imgfs.overlays.records import SnapshotPath
 from imgfs.overlays.store import Base, SnapshotStore
+from imgfs.overlays.trim import begin_trim, hidden
 
 SECTOR, BLOCK = 512, 4096
 SIZE = 24 * BLOCK
@@ -74,11 +75,11 @@ class Disk:
         names = [layer.path.name for layer in self.layers]
         if upper in names and lower in names:
             layer = open_layer(merged)
-            at = names.index(upper)
-            for gone in self.layers[at : at + 2]:
+            both = slice(names.index(upper), names.index(lower) + 1)
+            for gone in self.layers[both]:
                 self.map.replace_store(gone.store, layer.store)
                 gone.close()
-            self.layers[at : at + 2] = [layer]
+            self.layers[both] = [layer]
 
     def close(self) -> None:
         self.map.set_target(None)
@@ -125,9 +126,10 @@ class Writer:
             above.put_over(fresh)
         self.sizes[path] = size
 
-    def write(self, path: SnapshotPath) -> None:
+    def write(self, path: SnapshotPath, first: int | None = None) -> None:
         disk = self.disk(path)
-        first = self.random.randrange(disk.size // BLOCK)
+        if first is None:
+            first = self.random.randrange(disk.size // BLOCK)
         count = min(self.random.randint(1, 4), disk.size // BLOCK - first)
         self.mark("will", "write", path, first * 8, (first + count) * 8, self.version + 1)
         assert disk.map.write(first * BLOCK, content(self.version + 1) * (count * 8))
@@ -194,6 +196,32 @@ class Writer:
         finally:
             merge.close()
 
+    def trim(self, path: SnapshotPath) -> None:
+        """Write over what was frozen; nobody can see what becomes of that."""
+        self.freeze(path)
+        disk = self.disk(path)
+        if len(disk.layers) < 2:
+            return
+        for start in list(disk.layers[1].ranges()[0])[:2]:
+            if start < disk.size:
+                self.write(path, start // BLOCK)
+        for what in self.random.choices((self.write, self.zero, self.share), k=3):
+            what(path)
+        if self.random.random() < 0.8:
+            self.commit(path)
+        top, lower = disk.layers[:2]
+        views = [{layer.path.name for layer in each.layers} for each in self.open.values()]
+        trim = begin_trim(self.store, top.path.name, lower.path.name, views)
+        if trim is None:
+            return
+        try:
+            trim.start(hidden(top.ranges(), disk.dirty.ranges(), lower, top.size))
+            while not trim.step():
+                pass
+            disk.join(lower.path.name, lower.path.name, lower.path)
+        finally:
+            trim.close()
+
     def close(self, path: SnapshotPath) -> None:
         if path in self.open:
             self.commit(path)
@@ -222,7 +250,7 @@ class Writer:
 
 
 STEPS = ["write"] * 8 + ["zero"] * 3 + ["share"] * 3 + ["commit"] * 4 + ["create"] * 2
-STEPS += ["resize", "rename", "delete", "close"] + ["freeze"] * 3 + ["merge"] * 6
+STEPS += ["resize", "rename", "delete", "close"] + ["freeze"] * 3 + ["merge"] * 6 + ["trim"] * 5
 
 
 def main() -> None:

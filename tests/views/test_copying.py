@@ -16,6 +16,7 @@ from imgfs.overlays.log import BLOCK
 from imgfs.overlays.merge import begin_merge
 from imgfs.overlays.records import SnapshotPath
 from imgfs.overlays.store import Base, SnapshotStore
+from imgfs.overlays.trim import begin_trim
 from imgfs.sources.file import open_file
 from imgfs.views.copying import Progress, copy_range
 from imgfs.views.overlay import SnapshotView, layers_in_use
@@ -45,6 +46,7 @@ class World:
         self.store = SnapshotStore("/disk", directory / "state")
         self.open: dict[SnapshotPath, SnapshotView] = {}
         self.models: dict[SnapshotPath, bytearray] = {}
+        self.trimmed = 0  # bytes
 
     async def start(self) -> None:
         self.below = RawView(await open_file(str(self.path)))
@@ -81,6 +83,26 @@ class World:
             for view in self.open.values():
                 await view.join(merge.pair.upper, merge.pair.lower, lambda: open_layer(kept))
             merge.close()
+
+    async def trim(self, path: SnapshotPath) -> None:
+        """What the top hides of the layer below is given back, if nobody else needs that."""
+        view = self.view(path)
+        await view.prepare()
+        names = view.written_layers
+        if names is None:
+            return
+        top, lower, _ = names
+        trim = begin_trim(self.store, top, lower, layers_in_use())
+        if trim is None:
+            return
+        ranges = await view.hidden(lower)
+        assert ranges is not None
+        trim.start(ranges)
+        while not trim.step():
+            pass
+        await view.join(lower, lower, lambda: open_layer(self.store.layer_path(lower)))
+        trim.close()
+        self.trimmed += sum(ranges[1]) - sum(ranges[0])
 
     async def close(self) -> None:
         while self.open:
@@ -129,8 +151,16 @@ async def change(world: World, path: SnapshotPath, rng: random.Random) -> None:
         model[:] = model[:wanted].ljust(wanted, b"\0")
     elif what < 0.85:
         await view.sync()
-    elif what < 0.93:
+    elif what < 0.9:
         await world.freeze(path)
+    elif what < 0.97:
+        if rng.random() < 0.7:
+            await world.freeze(path)
+            data = rng.randbytes(length)
+            await view.write(at, data)
+            model[at : at + length] = data
+            await view.sync()
+        await world.trim(path)
     else:
         await world.merge()
 
