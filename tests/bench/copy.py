@@ -16,7 +16,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -24,7 +23,8 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench.ssh import MIB, Job, wait_until, warm, write_config
+from tests.bench.report import MIB, Report, add_options, in_turn, installed
+from tests.bench.ssh import Job, wait_until, warm, write_config
 from tests.images import scatter
 from tests.servers import Sshd
 
@@ -123,28 +123,23 @@ def run_one(peer: Peer, job: Job) -> tuple[float, float, int]:
     return end - begun, end - ready, used.ru_maxrss // 1024
 
 
-def single(job: Job, options: argparse.Namespace) -> None:
-    figures: dict[str, list[tuple[float, float, int]]] = {name: [] for name in PEERS}
+def single(job: Job, options: argparse.Namespace, report: Report) -> None:
+    peers = installed(PEERS)
+    if options.only:
+        peers = {name: peers[name] for name in ("imgfs copy", *options.only)}
     for number in range(options.rounds):
-        turn = number % len(PEERS)
-        for name, peer in [*PEERS.items()][turn:] + [*PEERS.items()][:turn]:
-            if options.only and name not in ("imgfs copy", *options.only):
-                continue
-            figures[name].append(run_one(peer, job))
+        for name, peer in in_turn(peers, number):
+            whole, copy, peak = run_one(peer, job)
+            report.note("a sparse image over ssh", "s", name, whole)
+            if copy < whole * 0.99:
+                report.note("without the tunnel", "s", name, copy)
+            report.note("peak memory", "MiB", name, peak)
             if number == 0:
                 subprocess.run(["cmp", job.source, job.target], check=True)
-            print(f"{name}: {figures[name][-1][0]:.2f} s", file=sys.stderr)
             job.target.unlink()
-    print(f"{options.data} MiB of data in {options.sparse} MiB, medians of {options.rounds}")
-    print(f"{'':36}all s  copy s      x  peak MiB")
-    base = statistics.median(whole for whole, _, _ in figures["imgfs copy"])
-    for name, samples in figures.items():
-        if samples:
-            whole, copy, peak = (statistics.median(s[i] for s in samples) for i in range(3))
-            print(f"  {name:32} {whole:6.2f}  {copy:6.2f}  {whole / base:5.2f}  {peak:8.0f}")
 
 
-def many(job: Job, options: argparse.Namespace) -> None:
+def many(job: Job, options: argparse.Namespace, report: Report) -> None:
     """All of a directory one by one, and at once; the last but one is damaged."""
     pool, out = job.work / "pool", job.work / "out"
     pool.mkdir()
@@ -154,36 +149,37 @@ def many(job: Job, options: argparse.Namespace) -> None:
     bad = pool / f"disk{options.many - 2:03}.img"
     bad.write_bytes(b"QFI\xfb" + bytes(3) + b"\x09" + bytes(100))
     sync = ["-o", job.sshd.options]
-    seconds = {"one by one": 0.0, "-j 8": 0.0}
-    for _ in range(options.rounds):
+    what = f"{options.many} images over ssh, one of them damaged"
+    for _ in range(options.many_rounds):
         begun = time.perf_counter()
         for path in sorted(pool.iterdir()):
             code = subprocess.run([*IMGFS, job.sshd.url(path), f"{out}/", *sync], check=False)
             assert code.returncode == (path == bad)
-        seconds["one by one"] += time.perf_counter() - begun
+        one_by_one = time.perf_counter() - begun
         for path in out.iterdir():
             path.unlink()
         begun = time.perf_counter()
         words = [*IMGFS, f"{job.sshd.url(pool)}/", f"{out}/", "-j", "8", *sync]
         assert subprocess.run(words, check=False).returncode == 1
-        seconds["-j 8"] += time.perf_counter() - begun
+        report.note(what, "s", "imgfs copy -j 8", time.perf_counter() - begun)
+        report.note(what, "s", "one by one", one_by_one)
         assert len(list(out.iterdir())) == options.many - 1
         for path in out.iterdir():
             subprocess.run(["cmp", path, pool / f"{path.stem}.img"], check=True)
             path.unlink()
-    for name, total in seconds.items():
-        print(f"{options.many} images, {name}: {total / options.rounds:.2f} s")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    add_options(parser, rounds=3)
     parser.add_argument("--data", type=int, default=1024, help="MiB of data")
     parser.add_argument("--sparse", type=int, default=8192, help="MiB that they are spread over")
     parser.add_argument("--many", type=int, default=50, help="images; 0: none")
+    parser.add_argument("--many-rounds", type=int, default=1)
     parser.add_argument("--work", default="/var/tmp", help="where; a tmpfs leaves the disk out")
     parser.add_argument("--only", action="append", help="this peer, and imgfs")
     options = parser.parse_args()
+    report = Report()
     with tempfile.TemporaryDirectory(dir=options.work) as name:
         work = Path(name)
         os.environ["XDG_STATE_HOME"] = f"{work}/state"
@@ -195,12 +191,13 @@ def main() -> None:
             job = Job(sshd, sshd.port, work / "config", "default", source, work / "copy", work)
             if options.data:
                 scatter(source, options.sparse * MIB, options.data * MIB)
-                single(job, options)
+                single(job, options, report)
                 source.unlink()
             if options.many:
-                many(job, options)
+                many(job, options, report)
         finally:
             sshd.stop()
+    report.finish(options.json)
 
 
 if __name__ == "__main__":

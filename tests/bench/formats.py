@@ -5,7 +5,8 @@
 Needs fio, qemu-img and qemu-storage-daemon (qemu-system-common).  Sources are local, and in the
 page cache; what a mount has in it of its own is dropped before each copy.
 
-shown      `cp` of NAME.qcow2 of a raw image, and `qemu-img convert -O qcow2` of that image
+shown      `cp` of NAME.qcow2 of a raw image, and `qemu-img convert -O qcow2` of that image; of
+           NAME.vdi, and of xmount's
 decoded    `cp` of NAME.raw of a qcow2, and of qemu-storage-daemon's FUSE export of it
 random     4 KiB reads past the page cache, of the same two
 opening    a qcow2 of 16 TiB with a thousand clusters here and there: a mount that has only begun is
@@ -13,16 +14,14 @@ opening    a qcow2 of 16 TiB with a thousand clusters here and there: a mount th
 tables     entries a second, of tables of a qcow2 in which no entry continues the one before,
            until all is in the view's map
 
-Prints medians and imgfs's ratio to its peer.  Nothing here is asserted.
+Prints medians and imgfs's ratio to its peers.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import statistics
 import subprocess
 import tempfile
 import time
@@ -36,6 +35,7 @@ from imgfs.views.opening import open_chain
 from imgfs.views.raw import RawView
 from imgfs.views.through import StoredView
 from tests.bench.read import SIZE, fio, served, through_imgfs
+from tests.bench.report import Report, add_options, installed
 from tests.big_qcow2 import CLUSTER, scattered, write_qcow2
 from tests.images import fill
 
@@ -53,6 +53,18 @@ def exported(image: Path, work: Path) -> contextlib.AbstractContextManager[Path]
     block = f"driver=qcow2,node-name=n,read-only=on,file.driver=file,file.filename={image}"
     export = f"type=fuse,id=e,node-name=n,mountpoint={path}"
     return served(path, [EXPORT, "--blockdev", block, "--export", export])
+
+
+@contextlib.contextmanager
+def through_xmount(source: Path, work: Path, out: str) -> Iterator[Path]:
+    point = work / f"xmount-{source.stem}-{out}"
+    point.mkdir()
+    words = ["xmount", "-o", "no_allow_other", "--in", "raw", source, "--out", out, point]
+    subprocess.run(words, check=True, timeout=30, capture_output=True)
+    try:
+        yield point / f"{source.stem}.{out}"
+    finally:
+        subprocess.run(["fusermount3", "-uzq", point], check=False, capture_output=True)
 
 
 def timed(action: Callable[[], object]) -> float:
@@ -110,15 +122,7 @@ def sources(work: Path) -> Iterator[tuple[Path, Path, Path, Path]]:
     yield raw, disk, huge, dense
 
 
-Figures = dict[str, dict[str, list[float]]]
-
-
-def measure(work: Path, options: argparse.Namespace) -> Figures:
-    figures: Figures = {}
-
-    def note(what: str, name: str, value: float) -> None:
-        figures.setdefault(what, {}).setdefault(name, []).append(value)
-
+def measure(work: Path, options: argparse.Namespace, report: Report) -> None:
     target = work / "target"
     with contextlib.ExitStack() as stack:
         raw, disk, huge, dense = stack.enter_context(sources(work))
@@ -126,37 +130,37 @@ def measure(work: Path, options: argparse.Namespace) -> Figures:
         of_disk = stack.enter_context(through_imgfs(disk, work))
         export = stack.enter_context(exported(disk, work))
         shown = of_raw.with_suffix(".qcow2")
+        vdis = {"imgfs": of_raw.with_suffix(".vdi")}
+        for name, peer in installed({"xmount": through_xmount}).items():
+            vdis[name] = stack.enter_context(peer(raw, work, "vdi"))
         for _ in range(options.rounds):
-            note("cp of a shown qcow2, MB/s", "imgfs", SIZE / copy(shown, target) / 1e6)
-            note("cp of a shown qcow2, MB/s", CONVERT, SIZE / convert(raw, target) / 1e6)
+            what = "cp of a shown qcow2"
+            report.note(what, "MB/s", "imgfs", SIZE / copy(shown, target) / 1e6)
+            report.note(what, "MB/s", CONVERT, SIZE / convert(raw, target) / 1e6)
+            for name, path in vdis.items():
+                report.note("cp of a shown vdi", "MB/s", name, SIZE / copy(path, target) / 1e6)
             for name, path in (("imgfs", of_disk), (EXPORT, export)):
-                note("cp of a decoded qcow2, MB/s", name, SIZE / copy(path, target) / 1e6)
+                report.note("cp of a decoded qcow2", "MB/s", name, SIZE / copy(path, target) / 1e6)
             for what, words in RANDOM.items():
                 for name, path in (("imgfs", of_disk), (EXPORT, export)):
-                    note(f"{what}, IOPS", name, fio(path, words, options.seconds))
+                    rate = fio(path, words, options.seconds)
+                    report.note(f"decoded qcow2: {what}", "IOPS", name, rate)
             with through_imgfs(huge, work) as path:
-                note("opening and stat of 16 TiB, ms", "imgfs", 1e3 * timed(path.stat))
+                report.note("opening and stat of 16 TiB", "ms", "imgfs", 1e3 * timed(path.stat))
             path.parent.rmdir()
-            note("table entries a second, mapped", "imgfs", ENTRIES / trio.run(mapped, dense))
-    return figures
+            rate = ENTRIES / trio.run(mapped, dense)
+            report.note("table entries mapped", "entries/s", "imgfs", rate)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    add_options(parser, rounds=5)
     parser.add_argument("--seconds", type=float, default=2)
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     options = parser.parse_args()
+    report = Report()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
-        figures = measure(Path(work), options)
-    for what, by_name in figures.items():
-        print(what)
-        ours = statistics.median(by_name["imgfs"])
-        for name, values in by_name.items():
-            middle = statistics.median(values)
-            print(f"  {name:20} {middle:14,.1f}   imgfs is {ours / middle:5.2f} times")
-    if options.json:
-        options.json.write_text(json.dumps(figures, indent=2))
+        measure(Path(work), options, report)
+    report.finish(options.json)
 
 
 if __name__ == "__main__":

@@ -4,10 +4,10 @@
 
 Needs curl; nbdkit, nbdcopy (libnbd-bin) and rclone take part where they are installed.  Every copy
 starts cold: new connections, a new mount with an empty cache, no target; only the source is in the
-server's page cache.  Prints medians of: seconds of the copy; seconds with what must be set up
-before (mount); both against imgfs's; MB/s; and seconds of CPU, user+system, of all that is not the
-server, over the whole.  `imgfs read` is reading without keeping a copy, `imgfs library` the source
-without mount and cache.  Copies are compared with their source in the first round.
+server's page cache.  Measured are: seconds of the copy; seconds with what must be set up before
+(mount); and seconds of CPU of all that is not the server, over the whole.  `imgfs read` is reading
+without keeping a copy, `imgfs library` the source without mount and cache.  Copies are compared
+with their source in the first round.
 """
 
 from __future__ import annotations
@@ -15,23 +15,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import json
 import os
 import resource
-import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench.report import MIB, Report, add_options, in_turn, installed
 from tests.images import fill
 from tests.webservers import Nginx
 
-MIB = 1 << 20
 PR_SET_CHILD_SUBREAPER = 36
 
 LIBRARY = """
@@ -119,13 +116,13 @@ def rclone(job: Job) -> Iterator[list[object]]:
         process.wait(20)
 
 
-PEERS: dict[str, tuple[str, Peer]] = {
-    "imgfs": ("cp", imgfs),
-    "curl": ("curl", curl),
-    "nbdkit curl, nbdcopy": ("nbdkit", nbdkit),
-    "rclone mount": ("rclone", rclone),
-    "imgfs read": ("dd", imgfs_read),
-    "imgfs library": ("dd", imgfs_library),
+PEERS: dict[str, Peer] = {
+    "imgfs": imgfs,
+    "curl": curl,
+    "nbdkit curl, nbdcopy": nbdkit,
+    "rclone mount": rclone,
+    "imgfs read": imgfs_read,
+    "imgfs library": imgfs_library,
 }
 
 
@@ -133,12 +130,13 @@ PEERS: dict[str, tuple[str, Peer]] = {
 class Sample:
     copy_s: float
     whole_s: float
-    cpu_s: tuple[float, float]  #: user and system
+    cpu_s: float
 
 
-def children() -> tuple[float, float]:
+def children() -> float:
+    """Seconds of CPU of those that have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return used.ru_utime, used.ru_stime
+    return used.ru_utime + used.ru_stime
 
 
 def reap() -> None:
@@ -155,35 +153,17 @@ def run_one(peer: Peer, job: Job) -> Sample:
         subprocess.run([str(word) for word in command], check=True, timeout=300)
         copied = time.perf_counter()
     reap()
-    user, system = (b - a for a, b in zip(before, children(), strict=True))
-    return Sample(copied - ready, copied - begun, (user, system))
-
-
-def report(figures: dict[str, list[Sample]], data: int) -> None:
-    def median(name: str, figure: Callable[[Sample], float]) -> float:
-        return statistics.median(figure(sample) for sample in figures[name])
-
-    base_copy, base_whole = (
-        median("imgfs", lambda s: s.copy_s),
-        median("imgfs", lambda s: s.whole_s),
-    )
-    print(f"\n{data / MIB:,.0f} MiB\n{'':22} copy s    x  all s    x   MB/s  CPU s, user+system")
-    for name in figures:
-        copy, whole = median(name, lambda s: s.copy_s), median(name, lambda s: s.whole_s)
-        user, system = median(name, lambda s: s.cpu_s[0]), median(name, lambda s: s.cpu_s[1])
-        print(f"  {name:20} {copy:6.2f} {copy / base_copy:4.2f} {whole:6.2f}", end=" ")
-        print(f"{whole / base_whole:4.2f} {data / copy / 1e6:6.0f} {user:6.2f}+{system:4.2f}")
+    return Sample(copied - ready, copied - begun, children() - before)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    add_options(parser, rounds=5)
     parser.add_argument("--data", type=int, default=1024, help="MiB")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     options = parser.parse_args()
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
-    figures: dict[str, list[Sample]] = {}
+    report = Report()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as text:
         work = Path(text)
         os.environ["XDG_CACHE_HOME"] = f"{work}/cache"
@@ -195,22 +175,18 @@ def main() -> None:
         server = Nginx(work / "nginx", work / "www", more="autoindex on;")
         try:
             for number in range(options.rounds):
-                for name, (program, peer) in PEERS.items():
-                    if shutil.which(program) is None:
-                        continue
+                for name, peer in in_turn(installed(PEERS), number):
                     subprocess.run(["cat", source], stdout=subprocess.DEVNULL, check=True)
                     sample = run_one(peer, Job(server.url("disk.img"), target, work))
                     if number == 0 and target.exists():
                         subprocess.run(["cmp", source, target], check=True)
                     target.unlink(missing_ok=True)
-                    figures.setdefault(name, []).append(sample)
-                    print(f"{name}: {sample.copy_s:.2f} s", file=sys.stderr)
+                    report.note("copy", "s", name, sample.copy_s)
+                    report.note("all, with the mount", "s", name, sample.whole_s)
+                    report.note("CPU", "s", name, sample.cpu_s)
         finally:
             server.stop()
-    report(figures, options.data * MIB)
-    if options.json:
-        samples = {name: [asdict(s) for s in values] for name, values in figures.items()}
-        options.json.write_text(json.dumps(samples, indent=2))
+    report.finish(options.json)
 
 
 if __name__ == "__main__":

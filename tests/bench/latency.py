@@ -2,21 +2,20 @@
 
     .venv/bin/python -m tests.bench.latency [--rounds 3] [--delays 0 20 200] [--json FILE]
 
-Needs sshfs, rclone, nbdkit, nbdfuse (libnbd-bin) and qemu-img with qemu-block-extra.  All reach one
-sshd through tests/delayproxy.py: so many milliseconds of round trip, 1 Gbit/s.  Everything
+Needs sshfs, rclone, nbdkit, nbdfuse (libnbd-bin) and qemu-img with qemu-block-extra.  All reach
+one sshd through tests/delayproxy.py: so many milliseconds of round trip, 1 Gbit/s.  Everything
 starts cold: a new connection, a new mount with an empty cache; only the source is in the server's
 page cache.  Sequential: the image is read from its start in steps of 1 MiB until --data MiB have
-come or --seconds are over, from the open on; MB/s, and what part that is of what the
-proxy carried with nothing at either end.  Random: the same mount then reads 4 KiB here and there,
-one after the other, in a part that was not read yet; the median of milliseconds, and how many
-round trips that is.  qemu-img convert shows no file: only its copying is timed, login included.
+come or --seconds are over, from the open on; MB/s, also of the proxy with nothing at either end.
+Random: the same mount then reads 4 KiB here and there, one after the other, in a part that was
+not read yet; the median of milliseconds.  qemu-img convert shows no file: only its copying is
+timed, login included.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
 import random
 import statistics
@@ -25,15 +24,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.ssh import MIB, wait_until, warm, write_config
+from tests.bench.report import MIB, Report, add_options, in_turn, installed
+from tests.bench.ssh import wait_until, warm, write_config
 from tests.delayproxy import DelayProxy, carried
 from tests.images import fill
 from tests.servers import Sshd
 
 RATE = 125e6
+CONVERT = "qemu-img convert"
 REST = 384 * MIB  # of the image's end: nobody's readahead has been there
 
 
@@ -164,16 +165,13 @@ def measure(peer: Peer, job: Job, options: argparse.Namespace) -> Sample:
         return Sample(rate, at_random(path, job.source.stat().st_size, options.count))
 
 
-Figures = dict[int, dict[str, list[Sample]]]
-
-
-def run(work: Path, options: argparse.Namespace) -> Figures:
-    """Samples by milliseconds and peer."""
+def run(work: Path, options: argparse.Namespace, report: Report) -> None:
     sources, keys = work / "sources", work / "sshd"
     for directory in (sources, keys):
         directory.mkdir()
-    source, figures = sources / "disk.img", Figures()
+    source = sources / "disk.img"
     fill(source, options.data * MIB + REST + 128 * MIB)
+    names = {name: name for name in [*installed(PEERS), CONVERT] if name.startswith(options.only)}
     sshd = Sshd(keys)
     try:
         for number in range(options.rounds):
@@ -184,64 +182,39 @@ def run(work: Path, options: argparse.Namespace) -> Figures:
                     config = work / "config"
                     write_config(config, sshd, proxy.port)
                     job = Job(sshd, proxy.port, config, source, work)
-                    names = [*PEERS, "qemu-img convert"]
-                    for name in names[number % len(names) :] + names[: number % len(names)]:
-                        if options.only and not name.startswith(options.only):
-                            continue
+                    for name, _ in in_turn(names, number):
                         warm(source)
                         if name in PEERS:
                             sample = measure(PEERS[name], job, options)
                         else:
                             sample = convert(job, proxy, options.seconds)
-                        figures.setdefault(delay, {}).setdefault(name, []).append(sample)
-                        print(f"{delay} ms, {name}: {sample}", file=sys.stderr)
+                        report.note(f"{delay} ms: sequential", "MB/s", name, sample.rate / 1e6)
+                        if sample.random_s is not None:
+                            taken = sample.random_s * 1e3
+                            report.note(f"{delay} ms: 4 KiB random", "ms", name, taken)
                 finally:
                     proxy.close()
+                if number == 0:
+                    alone = carried(delay / 1e3, RATE, 512 * MIB) / 1e6
+                    report.note(f"{delay} ms: sequential", "MB/s", "the proxy alone", alone)
     finally:
         sshd.stop()
-    return figures
-
-
-def report(delay: int, line: float, by_name: dict[str, list[Sample]]) -> None:
-    print(f"\n{delay} ms; the proxy alone carries {line / 1e6:.0f} MB/s")
-    print(f"{'':24} MB/s  of proxy  imgfs is   4 KiB ms  round trips  imgfs is")
-    base = by_name.get("imgfs")
-    for name, samples in by_name.items():
-        rate = statistics.median(s.rate for s in samples)
-        text = f"  {name:20} {rate / 1e6:6.1f} {rate / line:9.0%}"
-        text += f" {statistics.median(s.rate for s in base) / rate:8.2f}x" if base else " " * 10
-        taken = [s.random_s for s in samples if s.random_s is not None]
-        if taken:
-            middle = statistics.median(taken)
-            text += f" {middle * 1e3:10.1f} {middle * 1e3 / delay if delay else 0:12.2f}"
-            if base:
-                ours = statistics.median(s.random_s for s in base if s.random_s is not None)
-                text += f" {middle / ours:8.2f}x"
-        print(text)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    add_options(parser, rounds=3)
     parser.add_argument("--delays", type=int, nargs="+", default=[0, 20, 200], metavar="MS")
     parser.add_argument("--data", type=int, default=1536, help="MiB to be read in sequence")
     parser.add_argument("--seconds", type=float, default=15, help="at most, for that")
     parser.add_argument("--count", type=int, default=20, help="random reads")
-    parser.add_argument("--only", metavar="NAME", help="the peers named NAME...")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
+    parser.add_argument("--only", default="", metavar="NAME", help="the peers named NAME...")
     options = parser.parse_args()
+    report = Report()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
         os.environ["XDG_CACHE_HOME"] = f"{work}/cache"
-        lines = {delay: carried(delay / 1e3, RATE, 512 * MIB) for delay in options.delays}
-        figures = run(Path(work), options)
-    for delay, by_name in figures.items():
-        report(delay, lines[delay], by_name)
-    if options.json:
-        samples = {
-            delay: {name: [asdict(s) for s in values] for name, values in by_name.items()}
-            for delay, by_name in figures.items()
-        }
-        options.json.write_text(json.dumps(samples, indent=2))
+        run(Path(work), options, report)
+    report.finish(options.json)
 
 
 if __name__ == "__main__":

@@ -3,32 +3,28 @@
     .venv/bin/python -m tests.bench.nbd [--rounds 5] [--data 512] [--sparse 4096] [--tcp]
 
 Needs nbdkit, nbdfuse and nbdcopy (libnbd-bin).  Every copy starts cold: a new connection, a new
-mount with an empty cache, no target; only the source is in the server's page cache.  The mounts are
-copied by `cp`, and read by `dd` into /dev/null; nbdcopy copies to a file and to null:.  Prints
-medians of seconds of the copy, of MB/s of the image's data, of seconds with the mount, of allocated
-MiB of the copy, and imgfs's ratio to each peer.  Copies are compared with their source in the first
-round; nothing else is asserted.
+mount with an empty cache, no target; only the source is in the server's page cache.  The mounts
+are copied by `cp`, and read by `dd` into /dev/null; nbdcopy copies to a file and to null:.
+Measured are seconds of the copy, seconds with the mount, and allocated MiB of the copy.  Copies
+are compared with their source in the first round; nothing else is asserted.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench.report import MIB, Report, add_options, in_turn, installed
 from tests.images import fill, scatter
 from tests.nbd_servers import Nbdkit
-
-MIB = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -108,70 +104,46 @@ def warm(path: Path) -> None:
             pass
 
 
-Figures = dict[str, dict[str, list[Sample]]]
-
-
-def measure(work: Path, options: argparse.Namespace) -> Figures:
+def measure(work: Path, options: argparse.Namespace, report: Report) -> None:
     dense, sparse = work / "dense.img", work / "sparse.img"
     fill(dense, options.data * MIB)
     scatter(sparse, options.sparse * MIB, options.data * MIB)
-    figures: Figures = {}
     target = work / "copy"
     for source in (dense, sparse):
         server = Nbdkit(work / f"server-{source.stem}", "file", source, tcp=options.tcp)
         try:
             for number in range(options.rounds):
-                for name, peer in PEERS.items():
+                for name, peer in in_turn(installed(PEERS), number):
                     for what, to in (("read", None), ("copy", target)):
                         if to is None and source is sparse:
                             continue
                         warm(source)
                         sample = run_one(peer, Job(server.url(), to, work))
-                        figures.setdefault(f"{source.stem} {what}", {}).setdefault(name, []).append(
-                            sample
-                        )
-                        print(f"{source.stem} {what} {name}: {sample.copy_s:.2f}", file=sys.stderr)
+                        figure = f"{source.stem}: {what}"
+                        report.note(figure, "s", name, sample.copy_s)
+                        if to is not None:
+                            report.note(f"{figure}, with the mount", "s", name, sample.whole_s)
+                            allocated = sample.allocated / MIB
+                            report.note(f"{source.stem}: allocated", "MiB", name, allocated)
                     if number == 0:
                         subprocess.run(["cmp", source, target], check=True)
                     target.unlink()
         finally:
             server.stop()
-    return figures
-
-
-def report(what: str, data: int, by_name: dict[str, list[Sample]]) -> None:
-    def median(name: str, figure: Callable[[Sample], float]) -> float:
-        return statistics.median(figure(sample) for sample in by_name[name])
-
-    print(f"\n{what}: {data / MIB:,.0f} MiB of data")
-    print(f"{'':10} copy s    MB/s  all s  alloc MiB")
-    ours = median("imgfs", lambda s: s.copy_s)
-    for name in by_name:
-        seconds, whole = median(name, lambda s: s.copy_s), median(name, lambda s: s.whole_s)
-        allocated = median(name, lambda s: s.allocated) / MIB
-        print(f"{name:10} {seconds:6.2f} {data / seconds / 1e6:7.0f} {whole:6.2f}", end=" ")
-        print(f"{allocated:10.0f}   imgfs is {seconds / ours:.2f} times as fast")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    add_options(parser, rounds=5)
     parser.add_argument("--data", type=int, default=512, help="MiB of data in either image")
     parser.add_argument("--sparse", type=int, default=4096, help="MiB that the sparse one spans")
     parser.add_argument("--tcp", action="store_true", help="over loopback, not a unix socket")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     options = parser.parse_args()
+    report = Report()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
         os.environ["XDG_CACHE_HOME"] = f"{work}/cache"
-        figures = measure(Path(work), options)
-    for what, by_name in figures.items():
-        report(what, options.data * MIB, by_name)
-    if options.json:
-        samples = {
-            what: {name: [asdict(s) for s in values] for name, values in by_name.items()}
-            for what, by_name in figures.items()
-        }
-        options.json.write_text(json.dumps(samples, indent=2))
+        measure(Path(work), options, report)
+    report.finish(options.json)
 
 
 if __name__ == "__main__":

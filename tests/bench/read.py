@@ -1,9 +1,9 @@
 """One cached local file through imgfs and its peers, in turn, in one run.
 
-    .venv/bin/python tests/bench/read.py [--rounds 5] [--seconds 2] [--json]
+    .venv/bin/python -m tests.bench.read [--rounds 5] [--seconds 2] [--json FILE]
 
-Needs fio, qemu-storage-daemon (qemu-system-common), nbdfuse (libnbd-bin) and nbdkit.  Prints the
-median of each figure and imgfs's ratio to each peer.  Nothing here is asserted.
+Needs fio, and of the peers those that take part: qemu-storage-daemon (qemu-system-common), nbdfuse
+(libnbd-bin) and nbdkit.  Prints medians and imgfs's ratio to each.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import argparse
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+
+from tests.bench.report import Report, add_options, installed
 
 SIZE = 512 << 20
 EXTENTS = 100_000
@@ -139,52 +140,39 @@ def make_sources(work: Path) -> tuple[Path, Path]:
     return dense, holed
 
 
-def measure(work: Path, rounds: int, seconds: float) -> dict[str, dict[str, float]]:
-    """Medians.  All are mounted all the time, and take turns at every figure: what else goes on
-    on the machine then meets all of them alike."""
+def measure(work: Path, options: argparse.Namespace, report: Report) -> None:
+    """All are mounted all the time, and take turns at every figure: what else goes on on the
+    machine then meets all of them alike."""
     dense, holed = make_sources(work)
-    figures: dict[str, dict[str, list[float]]] = {}
-
-    def note(what: str, name: str, value: float) -> None:
-        figures.setdefault(what, {}).setdefault(name, []).append(value)
-
+    peers = installed(PEERS)
     with contextlib.ExitStack() as stack:
-        of_dense = {n: stack.enter_context(peer(dense, work)) for n, peer in PEERS.items()}
+        of_dense = {n: stack.enter_context(peer(dense, work)) for n, peer in peers.items()}
         of_holed = {
             n: stack.enter_context(peer(holed, work))
-            for n, peer in PEERS.items()
+            for n, peer in peers.items()
             if n != "nbdfuse"  # it reports no holes
         }
-        for _ in range(rounds):
+        for _ in range(options.rounds):
             for what, words in FIO.items():
+                unit = "MB/s" if "--bs=1m" in words else "IOPS"
                 for name, path in of_dense.items():
-                    note(what, name, fio(path, words, seconds))
+                    report.note(what, unit, name, fio(path, words, options.seconds))
             for name, path in of_dense.items():
                 if name != "the file":  # dropping the source's own cache would measure the disk
-                    note("cold buffered", name, cold(path))
+                    report.note("buffered, cold", "MB/s", name, cold(path))
             for name, path in of_holed.items():
-                note("SEEK walk", name, walk(path))
-    return {
-        what: {name: statistics.median(values) for name, values in by_name.items()}
-        for what, by_name in figures.items()
-    }
+                report.note("SEEK_DATA, SEEK_HOLE walk", "extents/s", name, walk(path))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    add_options(parser, rounds=5)
     parser.add_argument("--seconds", type=float, default=2)
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    report = Report()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
-        medians = measure(Path(work), options.rounds, options.seconds)
-    if options.json:
-        print(json.dumps(medians, indent=2))
-        return
-    for what, by_name in medians.items():
-        print(what)
-        for name, value in by_name.items():
-            print(f"  {name:20} {value:12,.0f}   imgfs is {by_name['imgfs'] / value:5.2f} times")
+        measure(Path(work), options, report)
+    report.finish(options.json)
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ environment says otherwise.  It boots the kernel in /boot, or what SUPERMIN_KERN
 SUPERMIN_MODULES name: .guest/boot/vmlinuz-VERSION and .guest/lib/modules/VERSION of tests/run.sh
 will do, after `depmod -b .guest VERSION`; /lib/modules must be there, if only empty.
 
-Prints of each: seconds, all in all (imgfs: mount, cp, umount; --in-place: the copy that it works
-on first, as it writes to what it is given); bytes that the result has allocated; the most that
+Measured are of each: seconds, all in all (imgfs: mount, cp, umount; --in-place: the copy that it
+works on first, as it writes to what it is given); MiB that the result has allocated; the most that
 stood in the directories for temporary and cached files meanwhile.  Each result must pass e2fsck
 and have the disk's files, and the disk must be what it was.  The last lines say what must hold.
 """
@@ -22,27 +22,26 @@ from __future__ import annotations
 import argparse
 import contextlib
 import hashlib
-import json
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench.report import MIB, Report, add_options
 from tests.servers import Sshd
 
-MIB = 1 << 20
 SIZE = 8192 * MIB
 START = MIB
 FILE = 4 * MIB
 KEPT = 96  # files
 CACHE = 64 * MIB
+SECONDS, ALLOCATED, TEMPORARY = "all", "allocated", "temporary files, at most"
 
 IMGFS = [sys.executable, "-m", "imgfs.cli.main"]
 
@@ -195,29 +194,34 @@ def measured(job: Job, peer: Callable[[Job], None], temporary: Path) -> Sample:
     return Sample(seconds, allocated(job.target), watching.most)
 
 
-def verdicts(found: dict[str, Sample]) -> list[tuple[str, bool]]:
-    ours, far = found["imgfs"], found["imgfs over ssh"]
-    theirs, copied = found["virt-sparsify"], found["cp, virt-sparsify --in-place"]
-    more = far.allocated / copied.allocated - 1
+def verdicts(report: Report) -> list[tuple[str, bool]]:
+    def found(what: str, name: str) -> float:
+        return report.rows[what].median(name)
+
+    def faster(other: str) -> float:
+        return found(SECONDS, "imgfs") / found(SECONDS, other)
+
+    copied, far, cache = "cp, virt-sparsify --in-place", "imgfs over ssh", CACHE // MIB
+    more = found(ALLOCATED, far) / found(ALLOCATED, copied) - 1
+    kept, files = found(TEMPORARY, far), found(TEMPORARY, "imgfs")
     return [
         (f"over ssh: {more:+.2%} allocated against --in-place (at most +2 %)", more <= 0.02),
-        (f"over ssh: {far.temporary / MIB:.1f} MiB kept, of which {CACHE // MIB} MiB are cache",
-         far.temporary <= CACHE * 1.1),
-        (f"local: {ours.temporary} bytes of temporary files (none)", ours.temporary < MIB),
-        (f"local: {ours.seconds / theirs.seconds:.1%} of virt-sparsify (less than a tenth)",
-         ours.seconds * 10 < theirs.seconds),
-        (f"local: {ours.seconds / copied.seconds:.1%} of a copy and --in-place (less than a third)",
-         ours.seconds * 3 < copied.seconds),
+        (f"over ssh: {kept:.1f} MiB kept, of which {cache} MiB are cache", kept <= cache * 1.1),
+        (f"local: {files:.2f} MiB of temporary files (none)", files < 1),
+        (f"local: {faster('virt-sparsify'):.1%} of virt-sparsify (less than a tenth)",
+         faster("virt-sparsify") < 0.1),
+        (f"local: {faster(copied):.1%} of a copy and --in-place (less than a third)",
+         faster(copied) < 1 / 3),
     ]  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--rounds", type=int, default=1)
+    add_options(parser, rounds=1)
     parser.add_argument("--deleted", type=int, default=1536, help="MiB")
     parser.add_argument("--work", type=Path, help="a directory on the disk to be measured")
-    parser.add_argument("--json", type=Path)
     words = parser.parse_args()
+    report = Report()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))  # gigabytes must not be left
     with tempfile.TemporaryDirectory(dir=words.work) as directory:
         work = Path(directory)
@@ -233,51 +237,33 @@ def main() -> None:
         (work / "sshd").mkdir()
         sshd = Sshd(work / "sshd")
         try:
-            rounds = bench(Job(work / "disk.raw", work / "copy.raw", work, sshd), words, temporary)
+            job = Job(work / "disk.raw", work / "copy.raw", work, sshd)
+            bench(job, words, temporary, report)
         finally:
             sshd.stop()
-    report(rounds)
-    if words.json:
-        told = {name: [asdict(sample) for sample in each] for name, each in rounds.items()}
-        words.json.write_text(json.dumps(told, indent=2))
+    report.finish(words.json)
+    for text, holds in verdicts(report):
+        print(f"{'yes' if holds else 'NO ':3} {text}")
 
 
-def bench(job: Job, words: argparse.Namespace, temporary: Path) -> dict[str, list[Sample]]:
+def bench(job: Job, words: argparse.Namespace, temporary: Path, report: Report) -> None:
     make_disk(job.disk, words.deleted * MIB)
     print(f"{job.disk}: {allocated(job.disk) / MIB:.0f} MiB allocated", flush=True)
     files = files_of(job.disk)
     before = job.disk.stat()
     run("libguestfs-test-tool")
-    rounds: dict[str, list[Sample]] = {name: [] for name in PEERS}
-    for number in range(words.rounds):
+    for _ in range(words.rounds):
         for name, peer in PEERS.items():
-            rounds[name].append(measured(job, peer, temporary))
-            print(f"round {number + 1}: {name}: {rounds[name][-1]}", flush=True)
+            sample = measured(job, peer, temporary)
+            report.note(SECONDS, "s", name, sample.seconds)
+            report.note(ALLOCATED, "MiB", name, sample.allocated / MIB)
+            report.note(TEMPORARY, "MiB", name, sample.temporary / MIB)
             if files_of(job.target) != files:
                 raise SystemExit(f"{name}: the files are not what they were")
             after = job.disk.stat()
             if (after.st_mtime_ns, after.st_ctime_ns) != (before.st_mtime_ns, before.st_ctime_ns):
                 raise SystemExit(f"{name}: wrote to the disk")
             job.target.unlink()
-    return rounds
-
-
-def report(rounds: dict[str, list[Sample]]) -> None:
-    def median(name: str, field: str) -> float:
-        return statistics.median(getattr(sample, field) for sample in rounds[name])
-
-    found = {
-        name: Sample(
-            median(name, "seconds"), int(median(name, "allocated")), int(median(name, "temporary"))
-        )
-        for name in rounds
-    }
-    print(f"{'':30} {'seconds':>8} {'MiB allocated':>14} {'MiB temporary':>14}")
-    for name, each in found.items():
-        mib = f"{each.allocated / MIB:14.1f} {each.temporary / MIB:14.1f}"
-        print(f"{name:30} {each.seconds:8.1f} {mib}")
-    for text, holds in verdicts(found):
-        print(f"{'yes' if holds else 'NO ':3} {text}")
 
 
 if __name__ == "__main__":

@@ -2,14 +2,13 @@
 
     .venv/bin/python -m tests.bench.ssh [--rounds 3] [--all] [--no-proxy] [--json FILE]
 
-Needs sshfs, nbdkit and nbdcopy (libnbd-bin).  Every copy starts cold: a new connection, a new mount
-with an empty cache, no target; only the source is in the server's page cache.  Prints medians of:
+Needs sshfs, nbdkit and nbdcopy (libnbd-bin).  Every copy starts cold: a new connection, a new
+mount with an empty cache, no target; only the source is in the server's page cache.  Measured are:
 seconds of the copy; seconds with what must be set up before (mount, tunnel; scp and nbdkit log in
-within their copy); both against imgfs's; MB/s of the image's data; bytes on the wire both ways;
-allocated bytes of the copy; and seconds of CPU during the copy, user+system, of its command, of all
-else on the client's side (imgfs's process) and of the server's.  Copies are compared with their
-source in the first round; nothing else is asserted.  All connections pass through a counting proxy;
---no-proxy times without it and counts bytes in one more round.
+within their copy); MiB on the wire both ways; allocated MiB of the copy; and seconds of CPU during
+the copy on the client's side (its command, and imgfs's process) and on the server's.  Copies are
+compared with their source in the first round; nothing else is asserted.  All connections pass
+through a counting proxy; --no-proxy times without it and counts bytes in one more round.
 """
 
 from __future__ import annotations
@@ -17,25 +16,21 @@ from __future__ import annotations
 import argparse
 import contextlib
 import ctypes
-import json
 import os
 import resource
-import socket
-import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from tests.bench.report import MIB, Report, add_options, in_turn, installed
 from tests.images import fill, scatter
 from tests.proxy import CountingProxy
 from tests.servers import Sshd
 
-MIB = 1 << 20
 PR_SET_CHILD_SUBREAPER = 36
 TICKS = os.sysconf("SC_CLK_TCK")
 #: Names of hosts in the ssh_config that all peers are given: OpenSSH's ciphers, and imgfs's first.
@@ -114,7 +109,7 @@ def ssh_tar(job: Job) -> Iterator[list[object]]:
 @contextlib.contextmanager
 def nbdkit_ssh(job: Job) -> Iterator[list[object]]:
     login = [f"host={job.host}", f"config={job.config}", f"port={job.port}", "user=root"]
-    login += [f"key={job.sshd.directory / 'user'}"]
+    login += [f"identity={job.sshd.directory / 'user'}"]
     login += [f"known-hosts={job.sshd.directory / 'known'}"]
     copy = ["--run", f"nbdcopy $uri {job.target}"]
     yield ["nbdkit", "-r", "-U", "-", "ssh", *login, job.source, *copy]
@@ -157,13 +152,8 @@ class Sample:
     whole_s: float
     wire: int | None
     allocated: int
-    cpu_copy: tuple[float, float]  #: user and system seconds
-    cpu_client: tuple[float, float]
-    cpu_server: tuple[float, float]
-
-
-def minus(a: tuple[float, float], b: tuple[float, float]) -> tuple[float, float]:
-    return max(0.0, a[0] - b[0]), max(0.0, a[1] - b[1])  # ticks are coarse
+    cpu_client: float  #: seconds
+    cpu_server: float
 
 
 def descendants(pid: int) -> Iterator[int]:
@@ -174,22 +164,21 @@ def descendants(pid: int) -> Iterator[int]:
                 yield from descendants(child)
 
 
-def cpu(pids: Iterable[int]) -> tuple[float, float]:
-    """Of these processes and of all their children that have ended."""
-    user = system = 0
+def cpu(pids: Iterable[int]) -> float:
+    """Seconds of these processes and of all their children that have ended."""
+    ticks = 0
     for pid in pids:
         with contextlib.suppress(OSError):
             stat = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            user += int(stat[11]) + int(stat[13])
-            system += int(stat[12]) + int(stat[14])
-    return user / TICKS, system / TICKS
+            ticks += sum(map(int, stat[11:15]))
+    return ticks / TICKS
 
 
-def cpu_client(sshd: Sshd) -> tuple[float, float]:
+def cpu_client(sshd: Sshd) -> float:
     """Of all that came from this process, living or ended, but the server."""
     ours = set(descendants(os.getpid())) - set(sshd.pids())
-    used, living = resource.getrusage(resource.RUSAGE_CHILDREN), cpu(ours)
-    return used.ru_utime + living[0], used.ru_stime + living[1]
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime + cpu(ours)
 
 
 def reap(sshd: Sshd) -> None:
@@ -222,15 +211,11 @@ def run_one(peer: Peer, job: Job, proxy: CountingProxy | None) -> Sample:
     with peer(job) as command:
         client, server = cpu_client(job.sshd), cpu(job.sshd.pids())
         ready = time.perf_counter()
-        process = subprocess.Popen([str(word) for word in command])
-        _, status, used = os.wait4(process.pid, 0)
+        # Without a timeout: with one, subprocess looks every 50 ms only.
+        subprocess.run([str(word) for word in command], check=True)
         end = time.perf_counter()
-        copy = (used.ru_utime, used.ru_stime)
-        client = minus(minus(cpu_client(job.sshd), client), copy)
-        server = minus(cpu(job.sshd.pids()), server)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, process.args)
+        client = max(0.0, cpu_client(job.sshd) - client)  # ticks are coarse
+        server = max(0.0, cpu(job.sshd.pids()) - server)
     reap(job.sshd)
     if proxy:
         proxy.wait_idle()
@@ -239,33 +224,9 @@ def run_one(peer: Peer, job: Job, proxy: CountingProxy | None) -> Sample:
         whole_s=end - begun,
         wire=proxy.up + proxy.down - wire if proxy else None,
         allocated=job.target.stat().st_blocks * 512,
-        cpu_copy=copy,
         cpu_client=client,
         cpu_server=server,
     )
-
-
-def proxy_rate() -> float:
-    """Bytes a second that the proxy carries, one connection, with nothing at either end."""
-    total, got, buffer = 2048 * MIB, 0, bytearray(MIB)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-
-        def serve() -> None:
-            connection, _ = listener.accept()
-            with connection:
-                for _ in range(total // MIB):
-                    connection.sendall(bytes(MIB))
-
-        threading.Thread(target=serve, daemon=True).start()
-        proxy = CountingProxy(listener.getsockname()[1])
-        with socket.create_connection(("127.0.0.1", proxy.port)) as client:
-            begun = time.perf_counter()
-            while count := client.recv_into(buffer):
-                got += count
-            seconds = time.perf_counter() - begun
-        proxy.close()
-    assert got == total
-    return got / seconds
 
 
 def write_config(path: Path, sshd: Sshd, port: int) -> None:
@@ -283,11 +244,7 @@ def write_config(path: Path, sshd: Sshd, port: int) -> None:
     path.write_text(f"Host default\n{common}\nHost gcm\n{common}{gcm}")
 
 
-Figures = dict[str, dict[str, list[Sample]]]
-
-
-def measure(work: Path, options: argparse.Namespace) -> tuple[Figures, dict[str, int]]:
-    """Samples by image and peer, and the bytes of data of each image."""
+def measure(work: Path, options: argparse.Namespace, report: Report) -> None:
     sources, keys = work / "sources", work / "sshd"
     for directory in (sources, keys):
         directory.mkdir()
@@ -295,7 +252,6 @@ def measure(work: Path, options: argparse.Namespace) -> tuple[Figures, dict[str,
     fill(dense, options.data * MIB)
     scatter(sparse, options.sparse * MIB, options.data * MIB)
     items = [(dense, DENSE), (sparse, SPARSE | WHOLE if options.all else SPARSE)]
-    figures: Figures = {}
     sshd = Sshd(keys)
     proxy = CountingProxy(sshd.port)
     try:
@@ -305,10 +261,7 @@ def measure(work: Path, options: argparse.Namespace) -> tuple[Figures, dict[str,
             port, config = way.port if way else sshd.port, work / f"config{number}"
             write_config(config, sshd, port)
             for source, peers in items:
-                # Who comes first meets memory that nobody used for a while: in turn.
-                turn = number % len(peers)
-                order = [*peers.items()][turn:] + [*peers.items()][:turn]
-                for name, (host, peer) in order:
+                for name, (host, peer) in in_turn(installed(peers), number):
                     if options.only and not name.startswith((options.only, "imgfs")):
                         continue
                     target = work / "copy"
@@ -317,65 +270,41 @@ def measure(work: Path, options: argparse.Namespace) -> tuple[Figures, dict[str,
                     if number == 0:
                         subprocess.run(["cmp", source, target], check=True)
                     target.unlink()
-                    figures.setdefault(source.stem, {}).setdefault(name, []).append(sample)
-                    print(f"{source.stem} {name}: {sample.copy_s:.2f} s", file=sys.stderr)
+                    note(report, source.stem, name, sample, (way is None) == options.no_proxy)
     finally:
         proxy.close()
         sshd.stop()
-    return figures, dict.fromkeys(figures, options.data * MIB)
 
 
-def report(image: str, data: int, by_name: dict[str, list[Sample]], timed: int) -> None:
-    """Times of the first `timed` rounds; the wire of those that passed through the proxy."""
-
-    def median(name: str, figure: Callable[[Sample], float]) -> float:
-        return statistics.median(figure(sample) for sample in by_name[name][:timed])
-
-    def split(name: str, figure: Callable[[Sample], tuple[float, float]]) -> str:
-        parts = (median(name, lambda s, i=i: figure(s)[i]) for i in (0, 1))  # type: ignore[misc]
-        return "{:5.2f}+{:4.2f}".format(*parts)
-
-    print(f"\n{image}: {data / MIB:,.0f} MiB of data{'':33}CPU s, user+system")
-    print(f"{'':31} copy s    x  all s    x   MB/s wire MiB  alloc", end="")
-    print(f" {'copy':>10} {'client':>10} {'server':>10}")
-    base_copy = median("imgfs", lambda s: s.copy_s)
-    base_whole = median("imgfs", lambda s: s.whole_s)
-    for name, samples in by_name.items():
-        copy, whole = median(name, lambda s: s.copy_s), median(name, lambda s: s.whole_s)
-        wire = statistics.median(s.wire for s in samples if s.wire is not None) / MIB
-        allocated = median(name, lambda s: s.allocated) / MIB
-        print(f"  {name:29} {copy:6.2f} {copy / base_copy:4.2f} {whole:6.2f}", end=" ")
-        print(f"{whole / base_whole:4.2f} {data / copy / 1e6:6.0f}", end=" ")
-        print(f"{wire:8.1f} {allocated:6.0f}", end=" ")
-        print(split(name, lambda s: s.cpu_copy), split(name, lambda s: s.cpu_client), end=" ")
-        print(split(name, lambda s: s.cpu_server))
+def note(report: Report, image: str, name: str, sample: Sample, is_timed: bool) -> None:
+    if sample.wire is not None:
+        report.note(f"{image}: on the wire", "MiB", name, sample.wire / MIB)
+    if not is_timed:
+        return
+    report.note(f"{image}: copy", "s", name, sample.copy_s)
+    report.note(f"{image}: all, with the mount", "s", name, sample.whole_s)
+    report.note(f"{image}: allocated", "MiB", name, sample.allocated / MIB)
+    report.note(f"{image}: CPU of the client", "s", name, sample.cpu_client)
+    report.note(f"{image}: CPU of the server", "s", name, sample.cpu_server)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=3)
+    add_options(parser, rounds=3)
     parser.add_argument("--data", type=int, default=512, help="MiB of data in either image")
     parser.add_argument("--sparse", type=int, default=4096, help="MiB that the sparse one spans")
     parser.add_argument("--all", action="store_true", help="scp and sshfs of the sparse image too")
     parser.add_argument("--only", metavar="NAME", help="imgfs and the peers named NAME...")
     parser.add_argument("--no-proxy", action="store_true")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     options = parser.parse_args()
     # Daemons come to us when their parents end, and their CPU is ours to count.
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
-    print(f"proxy alone: {proxy_rate() / 1e6:,.0f} MB/s")
+    report = Report()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
         os.environ["XDG_CACHE_HOME"] = f"{work}/cache"
-        figures, data = measure(Path(work), options)
-    for image, by_name in figures.items():
-        report(image, data[image], by_name, options.rounds)
-    if options.json:
-        samples = {
-            image: {name: [asdict(s) for s in values] for name, values in by_name.items()}
-            for image, by_name in figures.items()
-        }
-        options.json.write_text(json.dumps(samples, indent=2))
+        measure(Path(work), options, report)
+    report.finish(options.json)
 
 
 if __name__ == "__main__":

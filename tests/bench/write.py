@@ -1,13 +1,12 @@
 """Writes onto a snapshot by imgfs, and onto a qcow2 overlay by qemu-storage-daemon, in one run.
 
-    .venv/bin/python tests/bench/write.py [--rounds 5] [--size 512] [--only WORD] [--json]
+    .venv/bin/python -m tests.bench.write [--rounds 5] [--size 512] [--only WORD] [--json FILE]
 
 Needs fio, qemu-img (qemu-utils) and qemu-storage-daemon (qemu-system-common).  Both are over one
 local raw base on one disk, and shown by FUSE; "the file" is a plain sparse one beside them.  Each
 figure is of a fresh overlay, made for it, or of one in which every block has been written before.
 All are mounted all the time and take turns at every figure.  Each writes as many bytes, and what
-was written before is on the disk when it begins.  MB/s for sequential writes, else writes a second;
-medians, imgfs's ratio to each, and the machine's load.  Nothing here is asserted.
+was written before is on the disk when it begins.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ import argparse
 import contextlib
 import json
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -25,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-MIB = 1 << 20
+from tests.bench.report import MIB, Report, add_options, installed
 
 
 @dataclass(frozen=True)
@@ -176,53 +174,41 @@ def make_base(path: Path, size: int) -> None:
     path.read_bytes()
 
 
-def measure(work: Path, rounds: int, size: int, only: str) -> dict[str, dict[str, list[float]]]:
+def measure(work: Path, options: argparse.Namespace, report: Report) -> None:
+    size = options.size * MIB
     place = Place(work / "base.img", work)
     make_base(place.base, size)
-    peers: list[Peer] = [Imgfs(place), Qemu(place), PlainFile(place)]
-    figures = [figure for figure in FIGURES if only in figure.name]
-    found: dict[str, dict[str, list[float]]] = {figure.name: {} for figure in figures}
+    every: list[Peer] = [Imgfs(place), Qemu(place), PlainFile(place)]
+    peers = installed({peer.name: peer for peer in every})
+    figures = [figure for figure in FIGURES if options.only in figure.name]
     with contextlib.ExitStack() as stack:
         written: dict[str, Path] = {}
-        for peer in peers:
+        for name, peer in peers.items():
             stack.enter_context(peer.running())
-            written[peer.name] = stack.enter_context(peer.overlay("written"))
-            fio(written[peer.name], FIGURES[0], size, 0)
-        for number in range(rounds):
+            written[name] = stack.enter_context(peer.overlay("written"))
+            fio(written[name], FIGURES[0], size, 0)
+        for number in range(options.rounds):
             for figure in figures:
-                for peer in peers:
+                unit = "MB/s" if figure.is_sequential else "IOPS"
+                for name, peer in peers.items():
                     with contextlib.ExitStack() as one:
-                        path = written[peer.name]
+                        path = written[name]
                         if figure.is_fresh:
                             path = one.enter_context(peer.overlay("fresh"))
                         os.sync()
-                        rate = fio(path, figure, size, number)
-                        found[figure.name].setdefault(peer.name, []).append(rate)
-    return found
+                        report.note(figure.name, unit, name, fio(path, figure, size, number))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=5)
+    add_options(parser, rounds=5)
     parser.add_argument("--size", type=int, default=512, help="of the disk, MiB")
     parser.add_argument("--only", default="", help="figures with this in their names")
-    parser.add_argument("--json", action="store_true")
     options = parser.parse_args()
+    report = Report()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
-        found = measure(Path(work), options.rounds, options.size * MIB, options.only)
-    medians = {
-        what: {name: statistics.median(rates) for name, rates in by_name.items()}
-        for what, by_name in found.items()
-    }
-    load = os.getloadavg()[0]
-    if options.json:
-        print(json.dumps({"load": load, "medians": medians}, indent=2))
-        return
-    for what, by_name in medians.items():
-        print(what)
-        for name, rate in by_name.items():
-            print(f"  {name:20} {rate:12,.0f}   imgfs is {by_name['imgfs'] / rate:5.2f} times")
-    print(f"load {load:.1f}")
+        measure(Path(work), options, report)
+    report.finish(options.json)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Callable
 
 PATIENCE_S = 180.0
-SLOW_S = 10.0  # a step that is worth a line
+SLOW_S = 45.0  # a step that is worth a line
 
 
 class Gate:

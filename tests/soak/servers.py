@@ -1,8 +1,8 @@
 """The servers of a soak, in a process of their own.
 
 A process that starts another closes in that child, before it becomes the other, all files that it
-has open: in a mount that waits for a server this waits, too.  So who starts servers must have
-nothing open that is behind one.
+has open: in a mount that waits for a server this waits, too, and Python's other threads with it.
+So who is to bring servers back must have nothing open that is behind one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -26,37 +27,43 @@ class Servers:
         self._work = work
         for name in ("sshd", "nginx"):
             (work / name).mkdir()
-        self._all = {
-            "sshd": Sshd(work / "sshd"),
-            "nginx": Nginx(work / "nginx", work / "www"),
-            "nbd": Nbdkit(work / "nbd", "file", work / "far/nbd.img"),
-            "export": Nbdkit(work / "export", "file", work / "far/export.img", write=True),
+        self._sshd = Sshd(work / "sshd")
+        self._nginx = Nginx(work / "nginx", work / "www")
+        self._nbd = Nbdkit(work / "nbd", "file", work / "far/nbd.img")
+        self._export = Nbdkit(work / "export", "file", work / "far/export.img", write=True)
+        self._all: dict[str, Sshd | Nginx | Nbdkit] = {
+            "sshd": self._sshd,
+            "nginx": self._nginx,
+            "nbd": self._nbd,
+            "export": self._export,
         }
 
     def urls(self) -> dict[str, str]:
         """By the image's name."""
         work = self._work
-        sshd, nginx, nbd, export = self._all.values()
         return {
             "here": str(work / "here.qcow2"),
-            "far": sshd.url(work / "far/far.img"),
-            "web": nginx.url("web.img"),
-            "nbd": nbd.url(),
-            "through": sshd.url(work / "far/through.img"),
-            "export": export.url(),
+            "far": self._sshd.url(work / "far/far.img"),
+            "web": self._nginx.url("web.img"),
+            "nbd": self._nbd.url(),
+            "through": self._sshd.url(work / "far/through.img"),
+            "export": self._export.url(),
         }
 
-    def start(self, name: str) -> None:
+    def restart(self, name: str, away_s: float) -> None:
+        self._all[name].stop()
+        time.sleep(away_s)
         self._all[name].start()
 
-    def stop(self, name: str) -> None:
-        self._all[name].stop()
-
-    def send(self, name: str, number: int) -> None:
-        self._all[name].send(signal.Signals(number))
+    def stall(self, name: str, away_s: float) -> None:
+        server = self._all[name]
+        assert not isinstance(server, Nginx)
+        server.send(signal.SIGSTOP)
+        time.sleep(away_s)
+        server.send(signal.SIGCONT)
 
     def kill_sessions(self) -> None:
-        self._all["sshd"].kill_sessions()
+        self._sshd.kill_sessions()
 
     def stop_all(self) -> None:
         for server in self._all.values():
@@ -86,7 +93,7 @@ class ServersProcess:
         pipe = subprocess.PIPE
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
 
-    def call(self, *words: str | int) -> Any:
+    def call(self, *words: str | float) -> Any:
         """A method of `Servers` with its arguments.  Raises EOFError when that raised something."""
         assert self._process.stdin is not None and self._process.stdout is not None
         self._process.stdin.write(json.dumps(words) + "\n")

@@ -430,22 +430,16 @@ class Chaos(Worker):
             self.kill_reader, self.reload, self.check_cache, self.status,
         )  # fmt: skip
 
-    def away(self) -> None:
-        time.sleep(self.rng.choice([0, 0.2, 1, 4]))
-
     def restart(self) -> None:
-        name = self.rng.choice(["sshd", "nbd", "export", "nginx"])
-        self.note(f"{name}-restarted")
-        self.world.servers.call("stop", name)
-        self.away()
-        self.world.servers.call("start", name)
+        self.away("restart", ["sshd", "nbd", "export", "nginx"])
 
     def stall(self) -> None:
-        name = self.rng.choice(["sshd", "nbd", "export"])
-        self.note(f"{name}-stopped")
-        self.world.servers.call("send", name, signal.SIGSTOP)
-        self.away()
-        self.world.servers.call("send", name, signal.SIGCONT)
+        self.away("stall", ["sshd", "nbd", "export"])
+
+    def away(self, how: str, names: list[str]) -> None:
+        name = self.rng.choice(names)
+        self.note(f"{how}-{name}")
+        self.world.servers.call(how, name, self.rng.choice([0, 0.2, 1, 4]))
 
     def kill_sessions(self) -> None:
         self.note("sessions-killed")

@@ -149,7 +149,7 @@ class World:
     def mount(self) -> None:
         with (self.work / "log").open("ab") as log:
             words = [self.work / "images.toml", self.point, "-f", "-o", f"cache_size={CACHE}"]
-            command = [*IMGFS, "mount", *map(str, words)]
+            command = [*IMGFS, "mount", "-v", *map(str, words)]
             self.process = subprocess.Popen(command, stderr=log, stdout=log)
         deadline = time.monotonic() + 30
         while not self.point.is_mount():
@@ -177,6 +177,10 @@ class World:
 
     def close(self) -> None:
         if self.process is not None:
+            # If it is ending, it may say why.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(3 * TIMEOUT_S)
+            print(f"the mount's process: {self.process.returncode}", flush=True)
             subprocess.run(["fusermount3", "-uzq", self.point], check=False)
             self.process.kill()
             self.process.wait()
