@@ -71,8 +71,8 @@ class Highest:
 class Window:
     """`limit` is bytes, `out` those on their way; `trip_s` is None until it is known."""
 
-    def __init__(self) -> None:
-        self.limit = FIRST
+    def __init__(self, first: int = FIRST) -> None:
+        self.limit = first
         self.out = 0
         self.trip_s: float | None = None
         self._trip_at = 0.0

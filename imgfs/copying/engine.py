@@ -5,7 +5,8 @@
                         all before this is done: the mark, which is recorded once it is durable
 
 Pieces are under way as many at a time as the budget has room for, whichever images they are of, and
-are done in any order.
+are done in any order.  Of one image no more are asked for than its line holds (cache/window.py):
+what queues before a slow line keeps the other images waiting.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 
 import trio
 
+from imgfs.cache.window import Flight, Window
 from imgfs.copying.budget import LEAST, MIB, Budget
 from imgfs.copying.destination import Destination
 from imgfs.errors import CopyDiffers, NeverDurable, SourceUnreachable
@@ -25,6 +27,7 @@ from imgfs.views.view import View
 from imgfs.views.zeroes import BLOCK, is_zero
 
 PIECE = MIB
+FIRST = 4 * MIB  # on its way until it is known what the line holds
 ZEROES = 1 << 30  # of a hole, at once
 DURABLE_S = 5.0  # how often the destination is made durable
 CHECK_S = 5.0  # how often the source is asked whether it is the same
@@ -51,6 +54,8 @@ class Move:
         self._under_way: dict[int, None] = {}
         self._fed = 0
         self._failure: Exception | None = None
+        self._line = Window(FIRST)
+        self._came = trio.Event()
 
     async def run(self, start: int, recorded: Callable[[int], None]) -> None:
         """Copy all from `start` on, and make it durable.
@@ -77,9 +82,12 @@ class Move:
             if zero and self._destination.is_blank:
                 continue
             cost = LEAST if zero else max(LEAST, end - first)
+            while not (zero or self._line.has_room):
+                await self._came.wait()
             self._under_way[first] = None
             await self._budget.take(cost)
-            nursery.start_soon(self._guarded, scope, self._piece, piece, cost)
+            flight = None if zero else self._line.started(trio.current_time(), end - first)
+            nursery.start_soon(self._guarded, scope, self._piece, piece, cost, flight)
 
     async def _guarded(
         self, scope: trio.Nursery, work: Callable[..., Awaitable[None]], *args: object
@@ -91,13 +99,13 @@ class Move:
             self._failure = self._failure or exc
             scope.cancel_scope.cancel()
 
-    async def _piece(self, piece: Piece, cost: int) -> None:
-        start, end, zero = piece
+    async def _piece(self, piece: Piece, cost: int, flight: Flight | None) -> None:
+        start, end, _ = piece
         try:
-            if zero:
+            if flight is None:
                 await self._destination.zero(start, end - start)
             else:
-                data = await self._view.read(start, end - start)
+                data = await self._fetched(start, flight)
                 for first, part in parts(start, data):
                     if not isinstance(part, int):
                         await self._destination.write(first, part)
@@ -107,6 +115,17 @@ class Move:
             del self._under_way[start]
         finally:
             self._budget.give(cost)
+
+    async def _fetched(self, start: int, flight: Flight) -> Buffer:
+        got = 0
+        try:
+            data = await self._view.read(start, flight.length)
+            got = flight.length
+            return data
+        finally:
+            self._line.ended(flight, trio.current_time(), got)
+            self._came.set()
+            self._came = trio.Event()
 
     async def _watch(self) -> None:
         while True:
