@@ -144,10 +144,13 @@ class Writer:
         self.mark("did")
 
     def share(self, path: SnapshotPath) -> None:
-        """Let some blocks be again what is below the top."""
+        """Let some blocks be again what is below the top: rather such as the top has."""
         disk = self.disk(path)
         below = disk.below()
-        first = self.random.randrange(disk.size // BLOCK)
+        own = [start for start in disk.layers[0].ranges()[0] if start < below.size]
+        first = self.random.choice([start // BLOCK for start in own] or [0])
+        if self.random.random() < 0.3:
+            first = self.random.randrange(disk.size // BLOCK)
         last = min(first + self.random.randint(1, 6), below.size // BLOCK)
         if first >= last:
             return
@@ -159,6 +162,13 @@ class Writer:
         self.mark("will", "share", path, first * 8, versions)
         assert disk.map.below(first * BLOCK, last * BLOCK, below)
         self.mark("did")
+
+    def write_and_share(self, path: SnapshotPath) -> None:
+        """Let be seen again what is below durable bytes."""
+        self.write(path)
+        self.commit(path)
+        self.share(path)
+        self.commit(path)
 
     def resize(self, path: SnapshotPath) -> None:
         size = self.random.randrange(4, MOST // BLOCK) * BLOCK
@@ -249,7 +259,8 @@ class Writer:
         del self.sizes[path]
 
 
-STEPS = ["write"] * 8 + ["zero"] * 3 + ["share"] * 3 + ["commit"] * 4 + ["create"] * 2
+STEPS = ["write_and_share"] * 5
+STEPS += ["write"] * 8 + ["zero"] * 3 + ["share"] * 3 + ["commit"] * 4 + ["create"] * 2
 STEPS += ["resize", "rename", "delete", "close"] + ["freeze"] * 3 + ["merge"] * 6 + ["trim"] * 5
 
 
