@@ -94,6 +94,16 @@ class ExtentList:
             start = end
         return total
 
+    def data_bytes(self) -> int:
+        """How many bytes are not known to be zeroes."""
+        total, start = 0, self.start
+        zero = int(Flags.ZERO)
+        for end, flags in zip(self.ends, self.flags, strict=True):
+            if not flags & zero:
+                total += end - start
+            start = end
+        return total
+
     def data_ranges(self, start: int | None = None) -> Iterator[tuple[int, int]]:
         """The maximal `[start, end)` ranges that are not known to be zeroes.
 

@@ -203,21 +203,24 @@ static PyObject *py_reaches(PyObject *self, PyObject *packed)
 	PyObject *result = PyDict_New(), *key, *value;
 	struct reach *found = NULL;
 	struct pieces pieces;
-	size_t file;
+	size_t file, files = 1, i;
 
 	(void)self;
 	if (!result || pieces_take(packed, &pieces)) {
 		Py_XDECREF(result);
 		return NULL;
 	}
-	found = PyMem_RawCalloc(UINT16_MAX + 1, sizeof(*found));
+	for (i = 0; i < pieces.n; i++)
+		if (pieces.files[i] >= files)
+			files = (size_t)pieces.files[i] + 1;
+	found = PyMem_RawCalloc(files, sizeof(*found));
 	if (!found) {
 		PyErr_NoMemory();
 		Py_CLEAR(result);
 	} else {
 		find_reaches(&pieces, found);
 	}
-	for (file = 0; result && file <= UINT16_MAX; file++) {
+	for (file = 0; result && file < files; file++) {
 		if (!found[file].high)
 			continue;
 		key = PyLong_FromSize_t(file);

@@ -42,6 +42,8 @@ class BlockLayout(Layout):
         self._tail = tail
         self._tail_at = blocks_at + blocks.count * self._stride
         self.size = self._tail_at + len(tail)
+        self.own_bytes = sum(len(content) for _, content in self._structures)
+        self.own_bytes += self._table_end - self._table_at + blocks.count * len(lead) + len(tail)
 
     @abstractmethod
     def _table(self, start: int, end: int) -> bytes:

@@ -8,6 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from typing import NamedTuple
 
+from imgfs.extents import ExtentList
 from imgfs.formats.layout import Clusters
 from imgfs.pieces import PieceList, PieceListBuilder
 
@@ -88,6 +89,17 @@ def sparse_table(
             builder.zero(b)
 
     return Part(start, table.end, append)
+
+
+def sparse_table_bytes(extents: ExtentList, cluster_size: int) -> int:
+    """How many bytes of such a table are not zeroes; `extents` are of the whole disk."""
+    entries = _CHUNK // 4
+    chunks = Clusters(extents, entries * cluster_size)
+    held = chunks.count * _CHUNK
+    last = chunks.total - 1
+    if chunks.total and chunks.rank(chunks.total) > chunks.rank(last):
+        held -= (chunks.total * entries - -(-extents.end // cluster_size)) * 4
+    return held
 
 
 def counted(first: int, count: int, step: int = 1) -> bytes:

@@ -37,10 +37,22 @@ class Layout(ABC):
 
     size: int
 
+    #: Bytes of the file that are neither holes nor the disk's own; None: only its map tells.
+    own_bytes: int | None = None
+    holds_data = True  #: is what the disk stores stored in the file as it is?
+
     @abstractmethod
     def map(self, offset: int, length: int) -> PieceList:
         """Exactly `[offset, offset + length)` of the file: ZERO, LITERAL, or DATA, whose file 0 is
         the disk as raw bytes."""
+
+    def stored_bytes(self, extents: ExtentList) -> int | None:
+        """What of the file is not holes, from the disk's extents; None: only its map tells."""
+        if self.own_bytes is None:
+            return None
+        if not self.holds_data:
+            return self.own_bytes
+        return self.own_bytes + extents.data_bytes()
 
 
 class Clusters:

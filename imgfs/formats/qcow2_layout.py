@@ -43,8 +43,20 @@ def layout(extents: ExtentList, about: About) -> Layout:
         tables = Clusters(extents, _l1_coverage(bits))
         allocated = _Allocated(extents, data, None, tables)
         if (plan := _Plan.of(bits, allocated)) is not None:
-            return _Qcow2Layout(plan, allocated, _header(plan, extents.end, None))
+            made = _Qcow2Layout(plan, allocated, _header(plan, extents.end, None))
+            made.own_bytes = _own_bytes(plan, extents, bits)
+            return made
     raise _too_large(about, extents.end)
+
+
+def _own_bytes(plan: _Plan, extents: ExtentList, bits: int) -> int:
+    """Of the header and of the tables, without what of them is a hole."""
+    entries = BLOCK // t.ENTRY.size
+    refcount_table = -(-(plan.l1_table - plan.refcount_blocks) // entries) * BLOCK
+    l1_table = Clusters(extents, _l1_coverage(bits) * entries).count * BLOCK
+    l2_tables = Clusters(extents, (1 << bits) * entries).count * BLOCK
+    header = HEADER_LENGTH + t.EXTENSION.size
+    return header + refcount_table + plan.end * len(REFCOUNT_ONE) + l1_table + l2_tables
 
 
 def delta_layout(

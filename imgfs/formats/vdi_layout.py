@@ -56,6 +56,8 @@ class VdiLayout(Layout):
         )
         head = t.HEADER.pack(*header) + t.LCHS_GEOMETRY.pack(0, 0, 0, t.SECTOR)
 
+        self.own_bytes = len(head) + blocks.total * 4
+
         def entries(first: int, end: int) -> bytes:
             return by_rank(blocks, first, end, 0, 1, t.BLOCK_FREE)
 

@@ -17,6 +17,7 @@ from imgfs.formats.generated import (
     fixed,
     little_table,
     sparse_table,
+    sparse_table_bytes,
 )
 from imgfs.formats.layout import About, Clusters, Layout
 from imgfs.pieces import PieceList
@@ -58,7 +59,9 @@ class VmdkLayout(Layout):
         def entries(first: int, end: int) -> bytes:
             return by_rank(grains, first, end, over_head, GRAIN_SECTORS, 0)
 
-        parts = [fixed(0, header + descriptor(about, capacity, "monolithicSparse"))]
+        head = header + descriptor(about, capacity, "monolithicSparse")
+        self.own_bytes = len(head) + 2 * (tables * 4 + sparse_table_bytes(extents, GRAIN))
+        parts = [fixed(0, head)]
         for start in (rgd, gd):
             first_table = start + directory_sectors
 

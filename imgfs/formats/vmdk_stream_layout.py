@@ -102,6 +102,8 @@ def _unit(sector: int, grain: memoryview) -> list[bytes | memoryview]:
 
 
 class VmdkStreamLayout(Layout):
+    holds_data = False  # but derived from it, whole grains at a time
+
     def __init__(self, extents: ExtentList, about: About) -> None:
         """Raises UnsupportedFeature for a disk without a sector, and for one that is too large."""
         capacity = capacity_of(extents, about)
@@ -128,9 +130,12 @@ class VmdkStreamLayout(Layout):
 
         text = descriptor(about, capacity, "streamOptimized")
         footer = _marker(1, t.MARKER_FOOTER) + header(directory + 1) + _marker(0, t.MARKER_EOS)
+        head = header(t.GD_AT_END) + text
+        self.own_bytes = len(head) + (directory - self._first + 1) * SECTOR
+        self.own_bytes += self._tables.total * 4 + len(footer)
         self._parts = Parts(
             [
-                fixed(0, header(t.GD_AT_END) + text),
+                fixed(0, head),
                 Part(self._first * SECTOR, directory * SECTOR, self._append_spans),
                 fixed(directory * SECTOR, _marker(directory_sectors, t.MARKER_GD)),
                 little_table((directory + 1) * SECTOR, self._tables.total, self._directory),

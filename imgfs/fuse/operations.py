@@ -56,7 +56,7 @@ class Operations(WritingOperations):
             raise pyfuse3.FUSEError(errno.ESTALE) from None
 
     async def _attributes(self, node: Node) -> pyfuse3.EntryAttributes:
-        if node.prepare is not None:
+        if node.prepare is not None and node.shape is None:
             await node.prepare()
         entry = pyfuse3.EntryAttributes()
         entry.st_ino = node.inode
@@ -68,14 +68,15 @@ class Operations(WritingOperations):
             entry.st_mode = stat.S_IFDIR | self._mode(0o555 if node.folder is None else 0o755)
             entry.st_nlink = 2
             mtime_ns = self._start_ns if node.mtime_ns is None else node.mtime_ns
-        elif node.view is not None:
-            await node.view.measure()
-            mtime_ns = node.view.mtime_ns
+        elif (shape := node.view or node.shape) is not None:
+            if node.view is not None:
+                await node.view.measure()
+            mtime_ns = shape.mtime_ns
             # What the owner may not do at the source he may not do here.
-            able = 0o600 if isinstance(node.view, Writable) else 0o400
-            entry.st_mode = stat.S_IFREG | self._mode(node.view.mode & able)
-            entry.st_size = node.view.size
-            entry.st_blocks = -(-node.view.stored_bytes // _BLOCK)
+            able = 0o600 if isinstance(shape, Writable) else 0o400
+            entry.st_mode = stat.S_IFREG | self._mode(shape.mode & able)
+            entry.st_size = shape.size
+            entry.st_blocks = -(-shape.stored_bytes // _BLOCK)
             entry.st_blksize = 128 << 10
         else:
             entry.st_mode = stat.S_IFREG | self._mode(0o400)
@@ -100,7 +101,7 @@ class Operations(WritingOperations):
         node = directory.children.get(name)
         if node is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
-        if node.prepare is not None:
+        if node.prepare is not None and node.shape is None:
             await node.prepare()  # by which another node may have taken the name
             node = directory.children[name]
         if node.renew is not None:

@@ -9,33 +9,57 @@ from functools import partial
 import trio
 
 from imgfs.errors import SourceNotFound, UnsupportedFeature
+from imgfs.extents import ExtentList
 from imgfs.tree.names import encode
 from imgfs.tree.nodes import Node, Tree
-from imgfs.views.showing import SHOWN, encoded
+from imgfs.views.showing import SHOWN, Shape, encoded, shape
 from imgfs.views.view import View
+from imgfs.views.writable import Writable
+
+FEW_EXTENTS = 4096  # of so many the list is kept
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Shown:
     """A disk that does not change any more, and what tells it from all others."""
 
     disk: View
     identity: str
+    _extents: ExtentList | None = None
+
+    async def extents(self) -> ExtentList:
+        """All of the disk's.  Raises what reading its map raises."""
+        if self._extents is not None:
+            return self._extents
+        found = await self.disk.extents(0, self.disk.size)
+        if len(found) <= FEW_EXTENTS:
+            self._extents = found
+        return found
 
 
 #: Gives the file of a name.  Raises UnsupportedFeature where the format cannot hold the disk.
 Maker = Callable[[Shown, str], Awaitable[View]]
 
 
-def _maker(extension: str) -> Maker:
-    async def make(shown: Shown, name: str) -> View:
-        return await encoded(shown.disk, extension, name, shown.identity)
+class Format:
+    """A Maker of one of the formats that a disk is shown in."""
 
-    return make
+    def __init__(self, extension: str) -> None:
+        self._extension = extension
+
+    async def __call__(self, shown: Shown, name: str) -> View:
+        return await encoded(shown.disk, self._extension, name, shown.identity)
+
+    async def shape(self, shown: Shown, name: str) -> Shape | None:
+        """What can be told of the file before there is one."""
+        if isinstance(shown.disk, Writable):
+            return None
+        extents = await shown.extents()
+        return await shape(shown.disk, extents, self._extension, name, shown.identity)
 
 
 #: By what stands behind the disk's name.
-FORMATS: Mapping[str, Maker] = {extension: _maker(extension) for extension in SHOWN}
+FORMATS: Mapping[str, Maker] = {extension: Format(extension) for extension in SHOWN}
 
 
 class FormatNodes:
@@ -86,14 +110,28 @@ class FormatNodes:
             if made_of is not None:
                 del self._made_of[node.inode]
                 node = self._add(name, maker)
+            text = name.decode("utf-8", "surrogateescape")
+            make = partial(self._make, node, maker, shown, text)
             try:
-                node.view = await maker(shown, name.decode("utf-8", "surrogateescape"))
+                if isinstance(maker, Format):
+                    node.shape = await maker.shape(shown, text)
+                if node.shape is None:
+                    await make()
+                else:
+                    node.prepare = make
             except UnsupportedFeature as exc:
                 self._tree.remove(self._directory, name)
                 raise SourceNotFound(str(exc)) from exc
             self._made_of[node.inode] = shown.disk
-            self._follow(node.view)
             return node
+
+    async def _make(self, node: Node, maker: Maker, shown: Shown, text: str) -> None:
+        view = await maker(shown, text)
+        if node.view is None:
+            if shown.disk.stale is not None:
+                view.mark_stale(shown.disk.stale)
+            node.view, node.shape, node.prepare = view, None, None
+            self._follow(view)
 
     def _name_of(self, node: Node) -> bytes:
         """The name that it has by now.  Raises SourceNotFound when another has taken it."""

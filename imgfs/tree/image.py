@@ -30,6 +30,7 @@ from imgfs.tree.snapshots import BaseDisk, Snapshots
 from imgfs.views.opening import Chain
 from imgfs.views.through import StoredView, ThroughView
 from imgfs.views.view import View
+from imgfs.views.work import work
 from imgfs.views.writable import Writable
 
 OpenStored = Callable[[], Awaitable[StoredView]]
@@ -84,6 +85,7 @@ class ImageNodes:
         self._views: list[View] = []  # of this generation
         self._places: list[Place] = []
         self._extents_size: tuple[View, int] | None = None
+        self._shown_disk: Shown | None = None
         self._guest: GuestNodes | None = None
         self.snapshots = Snapshots(
             BaseDisk(name, url, self._base, self._may_snapshot, read_only, self._backing)
@@ -175,7 +177,9 @@ class ImageNodes:
     async def _shown(self) -> Shown:
         disk = await self.opened_disk()
         assert self._chain is not None
-        return Shown(disk, self._chain.token(self.url))
+        if self._shown_disk is None or self._shown_disk.disk is not disk:
+            self._shown_disk = Shown(disk, self._chain.token(self.url))
+        return self._shown_disk
 
     async def _base(self) -> tuple[View, Base]:
         """The disk that snapshots are of, and what tells it from others."""
@@ -255,10 +259,8 @@ class ImageNodes:
 
     async def _extents(self, view: View) -> bytes:
         extents = await view.extents(0, view.size)
-        # In a thread: a map of a million extents takes seconds.
-        text = await trio.to_thread.run_sync(
-            lambda: "".join(mapjson.lines(extents)).encode(), abandon_on_cancel=True
-        )
+        # A map of a million extents takes seconds.
+        text = await work(len(extents), lambda: "".join(mapjson.lines(extents)).encode())
         self._extents_size = view, len(text)
         return text
 

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 
 from imgfs.errors import ReadOnlyView
+from imgfs.views.showing import Shape
 from imgfs.views.view import View
 
 ROOT = 1
@@ -46,13 +47,15 @@ class Node:
     """A directory (`children`), an image's view, or a file made anew at each open (`make`).
 
     A view's file without the view is of a source that is not open yet: `prepare` opens it, and
-    puts the view here.  `refresh` brings a directory's children up to date; it is called before a
-    directory is listed, and before a name in it is said not to be there.
+    puts the view here; where the `shape` is known only who opens the file needs that.  `refresh`
+    brings a directory's children up to date; it is called before a directory is listed, and before
+    a name in it is said not to be there.
     """
 
     inode: int
     children: dict[bytes, Node] | None = None
     view: View | None = None
+    shape: Shape | None = None  #: of a view that is not made yet; `prepare` makes it
     make: Callable[[], Awaitable[bytes]] | None = None
     made_size: Callable[[], Awaitable[int]] | None = None  #: of what `make` would make now
     prepare: Callable[[], Awaitable[object]] | None = None

@@ -16,8 +16,14 @@ FEW_LITERALS = 1 << 20  # bytes
 class EncodedView(PlannedView):
     """The layout's file of the disk."""
 
-    def __init__(self, name: str, disk: View, layout: Layout) -> None:
+    def __init__(
+        self, name: str, disk: View, layout: Layout, stored_bytes: int | None = None
+    ) -> None:
+        """`stored_bytes`, where they are known, need not be measured."""
         super().__init__(name, layout.size, disk, [disk])
+        if stored_bytes is not None:
+            self.stored_bytes = stored_bytes
+            self._is_measured = True
         self._layout = layout
         self._step = LEAST_STEP
 

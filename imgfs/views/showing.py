@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib import import_module
 
 from imgfs.errors import UnsupportedFeature
@@ -23,15 +24,36 @@ SHOWN = {
 }
 
 
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What `stat` says of a file; sizes in bytes, `mode` permission bits."""
+
+    size: int
+    stored_bytes: int
+    mtime_ns: int
+    mode: int
+
+
 async def encoded(disk: View, extension: str, name: str, identity: str) -> EncodedView:
     """The disk in the format that the extension stands for; `identity` tells it from all others.
 
     Raises UnsupportedFeature where the format cannot hold it, and what reading its map raises.
     """
     extents = await disk.extents(0, disk.size)
-    about = About(name, identity, disk.mtime_ns // 1_000_000_000)
-    layout = await work(len(extents), _layout, extension, extents, about)
-    return EncodedView(name, disk, layout)
+    layout, stored = await work(
+        len(extents), _laid_out, extension, extents, _about(disk, name, identity)
+    )
+    return EncodedView(name, disk, layout, stored)
+
+
+async def shape(
+    disk: View, extents: ExtentList, extension: str, name: str, identity: str
+) -> Shape | None:
+    """As `encoded`, for who only looks at the file; None: its view is needed for that."""
+    layout, stored = await work(
+        len(extents), _laid_out, extension, extents, _about(disk, name, identity)
+    )
+    return None if stored is None else Shape(layout.size, stored, disk.mtime_ns, disk.mode)
 
 
 def refusals(extents: ExtentList, about: About) -> dict[str, str]:
@@ -39,12 +61,22 @@ def refusals(extents: ExtentList, about: About) -> dict[str, str]:
     found = {}
     for extension in SHOWN:
         try:
-            _layout(extension, extents, about)
+            layout_of(extension, extents, about)
         except UnsupportedFeature as exc:
             found[extension] = str(exc)
     return found
 
 
-def _layout(extension: str, extents: ExtentList, about: About) -> Layout:
+def layout_of(extension: str, extents: ExtentList, about: About) -> Layout:
+    """Raises UnsupportedFeature."""
     layout: Callable[[ExtentList, About], Layout] = import_module(SHOWN[extension]).layout
     return layout(extents, about)
+
+
+def _laid_out(extension: str, extents: ExtentList, about: About) -> tuple[Layout, int | None]:
+    layout = layout_of(extension, extents, about)
+    return layout, layout.stored_bytes(extents)
+
+
+def _about(disk: View, name: str, identity: str) -> About:
+    return About(name, identity, disk.mtime_ns // 1_000_000_000)

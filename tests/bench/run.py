@@ -75,6 +75,7 @@ SCRIPTS = {
         "--rounds 1",
         "--rounds 1 --tib 4 --extents 50000 --images 50 --deep 10",
     ),
+    "many": Script("Many images over ssh", "--rounds 1", "--rounds 1 --images 50"),
     "sparsify": Script("Free space", "--rounds 1", "--rounds 1 --deleted 256", is_slow=True),
 }  # fmt: skip
 
@@ -93,6 +94,7 @@ SHORT = [
     ("http", "copy"),
     ("latency", "*: sequential"),
     ("sparsify", "all"),
+    ("many", "*, time"),
     ("scale", "*, time"),
     ("scale", "*: peak memory"),
 ]
