@@ -451,8 +451,10 @@ class SnapshotView(OverlayView, Writable):
             if lower.path.name != name:
                 return None
             taken, dirty = top.ranges(), self._dirty.ranges()
-            found = await trio.to_thread.run_sync(hidden, taken, dirty, lower, top.size)
-            await trio.to_thread.run_sync(lower.store.quiesce)
+            size = top.size
+        # What is hidden stays so, and of many ranges this takes long.
+        found = await trio.to_thread.run_sync(hidden, taken, dirty, lower, size)
+        await trio.to_thread.run_sync(lower.store.quiesce)
         return found
 
     async def join(self, upper: str, lower: str, open_merged: Callable[[], Layer]) -> None:
