@@ -9,7 +9,7 @@ COMMON = ["-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden"]
 HEADERS = [
     f"imgfs/_native/{name}.h"
     for name in (
-        *("api", "entry", "fast", "objects", "pieces"),
+        *("api", "entry", "fast", "log", "objects", "pieces"),
         *("scan", "segmap", "segmap_walk", "store"),
     )
 ]
@@ -38,7 +38,8 @@ setup(
             "_map",
             [
                 *("holdobject", "mapmodule", "mapput", "mapset", "mapwrite"),
-                *("scan", "store", "storeheld", "storeobject", "storewatch"),
+                *("log", "logobject", "scan"),
+                *("store", "storeheld", "storeobject", "storewatch"),
                 *("segmap", "segchunks", "segcopy", "segfill", "segmove", "segread"),
                 *("segstores", "segwrite"),
             ],

@@ -99,6 +99,40 @@ class Store:
     def quiesce(self) -> None:
         """[blocks] Return when every reader that began before this call has finished."""
 
+class Log:
+    """A layer's log, behind its last batch.  imgfs/overlays says what is in it.
+
+    Whoever appends, cuts or replaces, does it alone: under `hold`, where native commits may come."""
+    def __init__(
+        self, fd: int, data: Store, state: SegmentMap, end: int, room: int, sequence: int, /
+    ) -> None:
+        """The fd is duplicated.  Its batches end at byte `end`, with the number `sequence`, and up to byte `room` it
+        has blocks on disk.  `state` is what it says, of the bytes that are in `data`."""
+    @property
+    def size(self) -> int:
+        """Of the disk, as the log says."""
+    @property
+    def end(self) -> int: ...
+    @property
+    def sequence(self) -> int:
+        """The number of its last batch."""
+    @property
+    def native_commits(self) -> int: ...
+    @property
+    def is_lost(self) -> bool:
+        """Something that was written may be gone, for good: so nothing may be called durable any more."""
+    def mark_lost(self) -> None: ...
+    def append(self, size: int, starts: array[int], ends: array[int], kinds: bytes) -> None:
+        """[blocks] A batch of these ranges (STORE, ZERO or ASK), durable and in `state`.  OSError: nothing has
+        changed, or `is_lost`."""
+    def cut(self) -> None:
+        """[blocks] Take away what is behind the last batch.  OSError."""
+    def replace(self, fd: int, end: int) -> None:
+        """The log is in this file now, as one batch."""
+    def hold(self) -> None:
+        """[blocks] Return when no native commit is under way; none begins until `release`."""
+    def release(self) -> None: ...
+
 class SegmentMap:
     """`size` bytes described by segments; at first all of it is (ASK, UNKNOWN)."""
     def __init__(self, size: int) -> None: ...
@@ -166,10 +200,13 @@ class SegmentMap:
         """How often `write` wrote so far, natively or called by Python."""
     @property
     def bytes_written(self) -> int: ...
-    def set_target(self, store: Store | None, dirty: SegmentMap | None = None) -> None:
+    def set_target(
+        self, store: Store | None, dirty: SegmentMap | None = None, log: Log = ...
+    ) -> None:
         """[blocks] From now on writes go to this whole store, at the map's own offsets, and mark `dirty`, a map
         of the same size and all ASK; None: nowhere.  No segment changes.  When it returns no write,
-        `zero` or `copy_up` to the target so far is under way.  ValueError: not whole, of another size."""
+        `zero` or `copy_up` to the target so far is under way.  `log`, which is of that store: a native sync may
+        commit to it what is in `dirty`.  ValueError: not whole, of another size."""
     def write(self, offset: int, data: Buffer) -> bool:
         """[blocks] The native writers' own code: write into the target's file, then mark the blocks as (STORE, DATA)
         in the map and in `dirty`.
@@ -206,8 +243,11 @@ class SegmentMap:
     def resize(self, size: int) -> None:
         """[blocks] Cut, or grow by (ZERO, HOLE), as is `dirty`."""
     def sync(self) -> bool:
-        """[blocks] fdatasync the target's file; False, and nothing done, without a target and a `dirty`, or
-        when that is not enough: `dirty` has something, or was taken from or resized and not settled since.  OSError."""
+        """[blocks] The native fsync's own code: fdatasync the target's file, and append what `dirty` has to the log.
+
+        False, and all is as it was: without a target and a `dirty`; when `dirty` has something and there is no
+        log; when it was taken from or resized and not settled since; while the log is held or too long; or when
+        something failed, of which the log tells whoever appends to it next.  OSError: only without a log."""
     def settle(self) -> None:
         """Called on `dirty`: what was taken, and the size, is safe now, or put back."""
     def take(self) -> tuple[array[int], array[int], bytes]:

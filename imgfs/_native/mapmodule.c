@@ -312,7 +312,8 @@ static int add_all(PyObject *m)
 {
 	PyObject *capsule;
 
-	if (PyModule_AddType(m, &StoreType) || PyModule_AddType(m, &MapType))
+	if (PyModule_AddType(m, &StoreType) || PyModule_AddType(m, &MapType) ||
+	    PyModule_AddType(m, &LogType))
 		return -1;
 	if (PyModule_AddIntConstant(m, "ASK", SEG_ASK) ||
 	    PyModule_AddIntConstant(m, "ZERO", SEG_ZERO) ||

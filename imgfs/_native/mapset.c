@@ -154,29 +154,43 @@ PyObject *map_fill_copy(MapObject *self, PyObject *args)
 	return copy_with(true, self, args);
 }
 
+int ranges_of(struct ranges_arg *given)
+{
+	const Py_ssize_t n = given->kinds.len;
+
+	if (given->starts.len != n * 8 || given->ends.len != n * 8)
+		return -EINVAL;
+	given->ranges = (struct ranges){ given->starts.buf, given->ends.buf, given->kinds.buf,
+					 (size_t)n };
+	return 0;
+}
+
+void ranges_done(struct ranges_arg *given)
+{
+	PyBuffer_Release(&given->starts);
+	PyBuffer_Release(&given->ends);
+	PyBuffer_Release(&given->kinds);
+}
+
 typedef int ranges_fn(struct segmap *, const struct ranges *, struct store *);
 
 static PyObject *ranges_with(ranges_fn *set, MapObject *self, PyObject *args)
 {
-	Py_buffer starts, ends, kinds;
+	struct ranges_arg given;
 	PyObject *store = Py_None;
 	struct store *st;
-	int err = -EINVAL;
+	int err = 0;
 
-	if (!PyArg_ParseTuple(args, "y*y*y*|O", &starts, &ends, &kinds, &store))
+	if (!PyArg_ParseTuple(args, "y*y*y*|O", &given.starts, &given.ends, &given.kinds, &store))
 		return NULL;
-	if (optional_store(store, &st)) {
-		err = 0;   /* the exception is there */
-	} else if (starts.len == kinds.len * 8 && ends.len == starts.len) {
-		const struct ranges ranges = { starts.buf, ends.buf, kinds.buf, (size_t)kinds.len };
-
+	if (optional_store(store, &st) == 0)   /* else the exception is there */
+		err = ranges_of(&given);
+	if (!err && !PyErr_Occurred()) {
 		Py_BEGIN_ALLOW_THREADS
-		err = set(self->map, &ranges, st);
+		err = set(self->map, &given.ranges, st);
 		Py_END_ALLOW_THREADS
 	}
-	PyBuffer_Release(&starts);
-	PyBuffer_Release(&ends);
-	PyBuffer_Release(&kinds);
+	ranges_done(&given);
 	return PyErr_Occurred() ? NULL : none_or(err);
 }
 

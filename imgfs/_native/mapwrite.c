@@ -14,17 +14,20 @@ static PyObject *bool_or(int result)
 PyObject *map_set_target(MapObject *self, PyObject *args)
 {
 	PyObject *store, *dirty = Py_None;
+	LogObject *log = NULL;
 	struct store *st;
 	int err;
 
-	if (!PyArg_ParseTuple(args, "O|O", &store, &dirty) || optional_store(store, &st))
+	if (!PyArg_ParseTuple(args, "O|OO!", &store, &dirty, &LogType, &log) ||
+	    optional_store(store, &st))
 		return NULL;
 	if (dirty != Py_None && !PyObject_TypeCheck(dirty, &MapType)) {
 		PyErr_SetString(PyExc_TypeError, "dirty must be a SegmentMap or None");
 		return NULL;
 	}
 	Py_BEGIN_ALLOW_THREADS
-	err = segmap_set_target(self->map, st, dirty == Py_None ? NULL : ((MapObject *)dirty)->map);
+	err = segmap_set_target(self->map, st, dirty == Py_None ? NULL : ((MapObject *)dirty)->map,
+				log ? log->log : NULL);
 	Py_END_ALLOW_THREADS
 	return none_or(err);
 }

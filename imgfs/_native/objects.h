@@ -4,7 +4,7 @@
 
 #include <Python.h>
 
-#include "segmap.h"
+#include "log.h"
 
 typedef struct {
 	PyObject_HEAD
@@ -16,7 +16,21 @@ typedef struct {
 	struct segmap *map;
 } MapObject;
 
-extern PyTypeObject StoreType, MapType;
+typedef struct {
+	PyObject_HEAD
+	struct log *log;
+} LogObject;
+
+extern PyTypeObject StoreType, MapType, LogType;
+
+/* Ranges as Python gives them: parsed as "y*y*y*". */
+struct ranges_arg {
+	Py_buffer starts, ends, kinds;
+	struct ranges ranges;
+};
+
+int ranges_of(struct ranges_arg *given);   /* 0, or -EINVAL: they differ in length */
+void ranges_done(struct ranges_arg *given);
 
 /* holdobject.c: the methods of Store that hold buffers. */
 PyObject *store_py_hold(StoreObject *self, PyObject *args);

@@ -208,7 +208,18 @@ static void pack(struct segmap *map, struct ranges *out)
 	} while (step(map, &p));
 }
 
-int segmap_take(struct segmap *map, struct ranges *taken)
+static bool has_below(struct segmap *map)
+{
+	struct pos p = { 0, 0 };
+
+	do
+		if (at(map, p)->kind == SEG_BELOW)
+			return true;
+	while (step(map, &p));
+	return false;
+}
+
+static int take(struct segmap *map, struct ranges *taken, bool own)
 {
 	struct segmap *fresh = segmap_new(1);   /* all of it is SEG_ASK, whatever the size */
 	int err = 0;
@@ -217,7 +228,9 @@ int segmap_take(struct segmap *map, struct ranges *taken)
 	if (!fresh)
 		return -ENOMEM;
 	pthread_rwlock_wrlock(&map->lock);
-	if (map->count) {
+	if (own && map->count && has_below(map)) {
+		err = -EAGAIN;
+	} else if (map->count) {
 		/* First the place for it: nothing can be given back.  Writers wait for no more. */
 		err = ranges_new(taken, map->count);
 		if (!err) {
@@ -231,6 +244,16 @@ int segmap_take(struct segmap *map, struct ranges *taken)
 		pack(fresh, taken);
 	segmap_unref(fresh);
 	return err;
+}
+
+int segmap_take(struct segmap *map, struct ranges *taken)
+{
+	return take(map, taken, false);
+}
+
+int segmap_take_own(struct segmap *map, struct ranges *taken)
+{
+	return take(map, taken, true);
 }
 
 int segmap_ranges(struct segmap *map, struct ranges *found)

@@ -1,4 +1,5 @@
 #define _GNU_SOURCE
+#include "log.h"
 #include "segmap_walk.h"
 
 #include <errno.h>
@@ -221,6 +222,8 @@ void segmap_unref(struct segmap *map)
 	free(map->firsts);
 	if (map->dirty)
 		segmap_unref(map->dirty);
+	if (map->log)
+		log_unref(map->log);
 	pthread_rwlock_destroy(&map->lock);
 	pthread_rwlock_destroy(&map->write_lock);
 	free(map);

@@ -37,6 +37,8 @@ struct seg {
 
 #define CHUNK_SEGS 256
 
+struct log;
+
 struct chunk {
 	unsigned n, cap;       /* cap grows to CHUNK_SEGS: most maps are of files nobody opens */
 	struct seg segs[];
@@ -61,6 +63,7 @@ struct segmap {
 	_Atomic(struct store *) target;     /* where native writes go; NULL: nowhere; one of stores */
 	uint16_t target_index, dirty_index; /* the target's in stores, and in dirty->stores */
 	struct segmap *dirty;               /* what was written since it was taken; may be NULL */
+	struct log *log;                    /* which is told of that; may be NULL */
 	atomic_bool unsettled; /* of a `dirty`: what was taken, or a new size, is not safe yet */
 };
 
@@ -127,8 +130,8 @@ int segmap_replace_store(struct segmap *map, struct store *from, struct store *t
 
 /* ---- writing ---- */
 
-/* Returns when no write to the target so far is under way. */
-int segmap_set_target(struct segmap *map, struct store *st, struct segmap *dirty);
+/* Returns when no write to the target so far is under way; a commit to its log may be. */
+int segmap_set_target(struct segmap *map, struct store *st, struct segmap *dirty, struct log *log);
 /* The range becomes the target's.  1: done.  0: no target, or it begins or ends inside a block
  * that is not the target's.  -EINVAL: outside of the map.  Other -errno: the file's, and neither
  * the map nor the account of what is dirty has changed. */
@@ -154,14 +157,16 @@ int segmap_move(struct segmap *map, uint64_t offset, struct segmap *from, uint64
 		uint64_t length, uint64_t *moved);
 /* Grows by zeroes, or cuts.  0 or -errno. */
 int segmap_resize(struct segmap *map, uint64_t size);
-/* The target's file is on its disk, and there is nothing else to be made safe.  1: done.  0: there
- * is more, or no target.  -errno: the file's. */
+/* The target's file is on its disk, and its log says what is in `dirty`.  1: done.  0: there is
+ * more, or no target or log, or something is wrong, of which the log tells Python. */
 int segmap_sync(struct segmap *map);
 /* Of a `dirty`: what was taken from it is safe, or put back. */
 void segmap_settle(struct segmap *dirty);
 /* Makes all SEG_ASK, and gives what was not; *taken's arrays are malloc'ed.  0 or -ENOMEM with
  * nothing changed. */
 int segmap_take(struct segmap *map, struct ranges *taken);
+/* The same, or -EAGAIN with nothing changed: some of it is SEG_BELOW. */
+int segmap_take_own(struct segmap *map, struct ranges *taken);
 void ranges_free(struct ranges *ranges);
 
 /* How segmap_read may wait for disks. */

@@ -6,6 +6,7 @@
  * the bytes only.  Map and dirty change in one step, under both locks (the map's first).
  */
 #define _GNU_SOURCE
+#include "log.h"
 #include "segmap_walk.h"
 
 #include <errno.h>
@@ -13,12 +14,13 @@
 
 /* ---- the target ---- */
 
-int segmap_set_target(struct segmap *map, struct store *st, struct segmap *dirty)
+int segmap_set_target(struct segmap *map, struct store *st, struct segmap *dirty, struct log *log)
 {
 	struct segmap *old;
+	struct log *old_log;
 	int index = 0, in_dirty = 0;
 
-	if ((st && !st->whole) || dirty == map || (dirty && !st))
+	if ((st && !st->whole) || dirty == map || (dirty && !st) || (log && !dirty))
 		return -EINVAL;
 	pthread_rwlock_wrlock(&map->write_lock);
 	if (dirty && dirty->size != map->size) {
@@ -35,12 +37,16 @@ int segmap_set_target(struct segmap *map, struct store *st, struct segmap *dirty
 	}
 	old = map->dirty;
 	map->dirty = dirty ? segmap_ref(dirty) : NULL;
+	old_log = map->log;
+	map->log = log ? log_ref(log) : NULL;
 	map->target_index = (uint16_t)index;
 	map->dirty_index = (uint16_t)in_dirty;
 	atomic_store(&map->target, st);
 	pthread_rwlock_unlock(&map->write_lock);
 	if (old)
 		segmap_unref(old);
+	if (old_log)
+		log_unref(old_log);
 	return 0;
 }
 
@@ -311,19 +317,41 @@ static bool is_clean(struct segmap *dirty)
 	return clean;
 }
 
+/* A disk that failed once is never asked again: it would say that all is well. */
+static int sync_data(struct store *st, struct log *log)
+{
+	if (log && atomic_load(&log->lost))
+		return 0;
+	if (fdatasync(st->fd) == 0)
+		return 1;
+	if (log)
+		atomic_store(&log->lost, true);
+	return log ? 0 : -errno;
+}
+
 int segmap_sync(struct segmap *map)
 {
+	struct segmap *dirty = NULL;
 	struct store *st = NULL;
-	int result = 1;
+	struct log *log = NULL;
+	int result = 0;
 
 	pthread_rwlock_rdlock(&map->write_lock);
-	if (map->dirty && is_clean(map->dirty))
+	if (map->dirty) {
 		st = store_ref(map->target);
+		dirty = segmap_ref(map->dirty);
+		log = map->log ? log_ref(map->log) : NULL;
+	}
 	pthread_rwlock_unlock(&map->write_lock);
 	if (!st)
 		return 0;
-	if (fdatasync(st->fd))
-		result = -errno;
+	if (is_clean(dirty))
+		result = sync_data(st, log);
+	else if (log)
+		result = log_commit(log, dirty);
+	if (log)
+		log_unref(log);
+	segmap_unref(dirty);
 	store_unref(st);
 	return result;
 }

@@ -24,6 +24,7 @@ stand over earlier ones.
 A batch is written only after its bytes in `data` are durable, and counts when its checksum is
 right.  Behind the last one there may be zeroes, which the next ones overwrite: forcing those out
 changes neither the file's length nor its blocks, so it takes no turn of the file system's journal.
+Who appends is native code (imgfs/_native/log.c): most fsyncs never reach Python.
 At the end of the batches one may be torn by a crash: it is cut off, with the zeroes.  Anywhere else
 a wrong checksum means that the file is damaged, and the snapshot is refused.
 

@@ -16,11 +16,11 @@ from imgfs.overlays.log import Batch, Kind, decode, encode, header, write_all
 
 _COMPACT = 1 << 20  # bytes of a log that are not worth it
 _SLACK = 4  # times as long as it need be
-_TAIL = 64 << 10  # bytes of zeroes that are put behind a log's last batch at a time
 
 #: a record's kind -> a map's
 _IN_MAP = bytes((_map.ASK, _map.STORE, _map.ZERO)).ljust(256, b"\xff")
-_IN_LOG = {_map.BELOW: Kind.BELOW, _map.STORE: Kind.DATA, _map.ZERO: Kind.ZERO}
+#: what is not the layer's any more its state says nothing of
+_IN_STATE = bytes.maketrans(bytes((_map.BELOW,)), bytes((_map.ASK,)))
 
 #: starts, ends and kinds (_map.STORE, _map.ZERO or _map.BELOW, a byte each) of ranges in bytes
 Ranges = tuple["array[int]", "array[int]", bytes]
@@ -43,23 +43,28 @@ class Layer:
         self.path = path
         self.data = data
         self.lock = lock
-        self._log = log
+        self._file = log
         content = path.joinpath("log").read_bytes()
-        batches, self._end, self.size = decode(content, str(path / "log"))
-        self._room = len(content)  # up to there the log has blocks on disk already
+        batches, end, size = decode(content, str(path / "log"))
+        room, last = len(content), len(batches)
         longest = max((batch.size for batch in batches), default=0)
-        self.store = _map.Store(data, max(self.size, longest), whole=True)
-        self.state = _map.SegmentMap(self.size)
-        self._sequence = len(batches)
-        self._is_lost = False
+        self.store = _map.Store(data, max(size, longest), whole=True)
+        self.state = _map.SegmentMap(size)
         self.is_writable = False
         del content  # it is as large as all the rest
         batches.reverse()
         while batches:
             self._apply(batches.pop())
+        #: native commits append to it; whoever changes the layer where these may come holds it
+        self.log = _map.Log(log, self.store, self.state, end, room, last)
         if os.fstat(data).st_size < self.size:
             raise CorruptSnapshot(f"{path / 'data'}: is shorter than the disk of {self.size} bytes")
         self.store.resize(self.size)
+
+    @property
+    def size(self) -> int:
+        """Bytes of the disk, as the log says."""
+        return self.log.size
 
     @property
     def is_empty(self) -> bool:
@@ -69,7 +74,7 @@ class Layer:
     @property
     def commits(self) -> int:
         """Another number after each of them."""
-        return self._sequence
+        return self.log.sequence
 
     def ranges(self) -> Ranges:
         """All that is the layer's."""
@@ -82,7 +87,7 @@ class Layer:
         shorter than it says.
         """
         if size < self.size:
-            self._append(Batch(self._sequence + 1, size, array("Q")))
+            self._append(size, (array("Q"), array("Q"), b""))
         self.store.resize(size)
         os.ftruncate(self.data, size)
 
@@ -93,7 +98,7 @@ class Layer:
 
         Raises OSError; then nothing has changed that a later commit does not mend.
         """
-        if self._is_lost:
+        if self.log.is_lost:
             raise OSError(
                 errno.EIO, "what was written may be lost since the disk failed; open it anew"
             )
@@ -101,62 +106,31 @@ class Layer:
             os.fdatasync(self.data)
         except OSError:
             # Linux tells of it once, and takes the pages for clean from then on.
-            self._is_lost = True
+            self.log.mark_lost()
             raise
-        records = array("Q")
-        for start, end, kind in zip(*ranges, strict=True):
-            records.extend((start, end, _IN_LOG[kind]))
-        if records or size != self.size:
-            self._append(Batch(self._sequence + 1, size, records))
+        if ranges[0] or size != self.size:
+            self._append(size, ranges)
 
     def drop(self, start: int, end: int) -> None:
         """The range is what is below from now on."""
-        self._append(Batch(self._sequence + 1, self.size, array("Q", (start, end, Kind.BELOW))))
+        self._append(self.size, (array("Q", (start,)), array("Q", (end,)), bytes((_map.ASK,))))
 
-    def _append(self, batch: Batch) -> None:
-        packed = encode(batch)
-        end = self._end + len(packed)
-        try:
-            write_all(self._log, packed, self._end)
-            if end > self._room:
-                self._extend(end)
-            os.fdatasync(self._log)
-        except OSError:
-            # What is there of it must not be taken for a batch that was damaged.
-            self._cut()
-            raise
-        self._end += len(packed)
-        self._sequence = batch.sequence
-        self._apply(batch)
-        if self._end > _COMPACT and self._end > _SLACK * 24 * len(self.state):
+    def _append(self, size: int, ranges: Ranges) -> None:
+        starts, ends, kinds = ranges
+        self.log.append(size, starts, ends, kinds.translate(_IN_STATE))
+        # A native commit leaves a log that is this long to us.
+        if self.log.end > _COMPACT and self.log.end > _SLACK * 24 * len(self.state):
             try:
                 self._compact()
             except OSError:
                 # A full disk: it stays as long as it is.  If it was replaced, and only its name
                 # could not be forced out, nobody knows which of the two a crash leaves.
-                there = self.path.joinpath("log").stat().st_ino
-                self._is_lost = there != os.fstat(self._log).st_ino
-
-    def _extend(self, end: int) -> None:
-        """Let the next batches overwrite zeroes.
-
-        What neither makes a file longer nor gets blocks for it is forced out without the file
-        system's journal, which would cost as much again.
-        """
-        with contextlib.suppress(OSError):  # on a full disk the log grows batch by batch
-            write_all(self._log, bytes(_TAIL), end)
-        self._room = os.fstat(self._log).st_size
-
-    def _cut(self) -> None:
-        """Take away what is behind the last batch."""
-        with contextlib.suppress(OSError):
-            os.ftruncate(self._log, self._end)
-            self._room = self._end
+                if self.path.joinpath("log").stat().st_ino != os.fstat(self._file).st_ino:
+                    self.log.mark_lost()
 
     def _apply(self, batch: Batch) -> None:
         if self.state.size != batch.size:
             self.state.resize(batch.size)
-        self.size = batch.size
         starts, ends, kinds = batch.columns()
         self.state.set_ranges(starts, ends, kinds.translate(_IN_MAP), self.store)
 
@@ -167,14 +141,15 @@ class Layer:
             records.extend((start, end, Kind.DATA if kind == _map.STORE else Kind.ZERO))
         content = header(self.size) + encode(Batch(1, self.size, records))
         fd = _write_new(self.path / "log", content)
-        os.close(self._log)
-        self._log, self._sequence = fd, 1
-        self._end = self._room = len(content)
+        os.close(self._file)
+        self._file = fd
+        self.log.replace(fd, len(content))
 
     def mark_closed(self) -> None:
         """Nothing is written to it any more: whether something was cut off later can be seen."""
-        self._cut()
-        mark_closed(self.path, self._end)
+        with contextlib.suppress(OSError):
+            self.log.cut()
+        mark_closed(self.path, self.log.end)
         self.is_writable = False
 
     def unlock(self) -> None:
@@ -184,10 +159,10 @@ class Layer:
     def close(self, *, is_whole: bool = True) -> None:
         """Not whole: there are bytes that the log does not tell of, and the next opening is to give
         back their space."""
-        if self.is_writable and is_whole and not self._is_lost:
+        if self.is_writable and is_whole and not self.log.is_lost:
             self.mark_closed()
         os.close(self.data)
-        os.close(self._log)
+        os.close(self._file)
         self.lock.close()
 
 
@@ -222,10 +197,9 @@ def open_layer(path: Path, *, writable: bool = False, alone: bool = True) -> Lay
         except FileNotFoundError as exc:
             raise CorruptSnapshot(f"{exc.filename}: is missing") from None
         layer = Layer(path, data, log, lock)
-        was_left_well = was_closed(path, layer._end)
+        was_left_well = was_closed(path, layer.log.end)
         if writable:
-            os.ftruncate(log, layer._end)  # a torn batch is not to be read with a next one behind
-            layer._room = layer._end
+            layer.log.cut()  # a torn batch is not to be read with a next one behind
             if was_left_well:
                 (path / "closed").unlink()
                 sync_directory(path)  # the log may be compacted, and is shorter then

@@ -5,6 +5,8 @@
       record   start, end, kind
     zeroes   which the next batches overwrite; or nothing
 
+Batches are written by imgfs/_native/log.c, but for the one that a compacted log has.
+
 All numbers are little-endian; a checksum is the CRC-32 of all that stands before and behind it in
 its header or batch.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from weakref import WeakSet
 
 import trio
@@ -200,7 +200,21 @@ class SnapshotView(OverlayView, Writable):
             await super().prepare()
             async with self._commits:
                 if not self.map.writable and self.stale is None:
-                    self.map.set_target(self.top.store, self._dirty)
+                    self._set_target()
+
+    def _set_target(self) -> None:
+        self.map.set_target(self.top.store, self._dirty, self.top.log)
+
+    @contextlib.asynccontextmanager
+    async def _committing(self) -> AsyncIterator[None]:
+        """Nobody else commits, natively neither, nor changes the layers."""
+        async with self._commits:
+            log = self.top.log
+            await trio.to_thread.run_sync(log.hold)
+            try:
+                yield
+            finally:
+                log.release()
 
     def mark_stale(self, why: SourceChanged) -> None:
         if self.stale is None:
@@ -337,7 +351,7 @@ class SnapshotView(OverlayView, Writable):
 
     async def resize(self, size: int) -> None:
         await self._begin()
-        async with self._commits:
+        async with self._committing():
             self.refuse_stale()
             old = self.size
             try:
@@ -368,7 +382,7 @@ class SnapshotView(OverlayView, Writable):
 
     async def sync(self) -> None:
         await self._begin()
-        async with self._commits:
+        async with self._committing():
             await self._commit()
 
     async def _commit(self) -> None:
@@ -379,7 +393,7 @@ class SnapshotView(OverlayView, Writable):
         except BaseException:
             self._dirty.fill(*taken, self.top.store)
             raise
-        # From now on an fsync with nothing to log is answered natively.
+        # From now on an fsync is answered natively.
         self._dirty.settle()
         if _map.BELOW in taken[2]:
             await trio.to_thread.run_sync(self._reclaim, taken)
@@ -416,7 +430,7 @@ class SnapshotView(OverlayView, Writable):
         changed.
         """
         await self._begin()
-        async with self._commits:
+        async with self._committing():
             self.refuse_stale()
             await trio.to_thread.run_sync(self.map.set_target, None)
             try:
@@ -430,7 +444,7 @@ class SnapshotView(OverlayView, Writable):
                 return self.size, self.layers[1:]
             finally:
                 if self.stale is None:
-                    self.map.set_target(self.top.store, self._dirty)
+                    self._set_target()
 
     @property
     def written_layers(self) -> tuple[str, str, int] | None:
@@ -487,7 +501,7 @@ class SnapshotView(OverlayView, Writable):
         """Raises what the last commit raises."""
         try:
             if self._is_prepared:
-                async with self._commits:
+                async with self._committing():
                     if self.stale is None:
                         await trio.to_thread.run_sync(self.map.set_target, None)
                     await self._commit()

@@ -15,6 +15,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "log.h"
 #include "segmap.h"
 #include "store.h"
 
@@ -37,19 +38,20 @@ void run_writes(uint64_t seed, uint64_t steps, const char *directory);
 
 struct layer {
 	struct store *st;
-	struct segmap *dirty;
-	uint8_t log[BLOCKS];   /* SEG_STORE, SEG_ZERO or UNKNOWN: what is below */
+	struct segmap *dirty, *state;
+	struct log *log;
+	uint8_t own[BLOCKS];   /* SEG_STORE, SEG_ZERO or UNKNOWN: what is below; by the log's file */
 };
 
 struct world {
 	struct segmap *map;
 	struct store *base;
 	struct layer layers[LAYERS];
-	unsigned top;                /* of the layers; under log_lock */
-	pthread_mutex_t log_lock;
+	unsigned top;                /* of the layers; under top_lock */
+	pthread_mutex_t top_lock;
 	unsigned char model[SIZE];   /* each block its writer's */
 	uint64_t seed, steps;
-	atomic_uint writing, changes, copies, filled, taken, lowered, moved;
+	atomic_uint writing, changes, copies, filled, taken, lowered, moved, synced;
 	atomic_bool stop;
 };
 
@@ -124,11 +126,11 @@ static void change_block(struct world *w, uint64_t block, uint64_t *rng)
 /* What the layers from this one down have of a block; NULL: zeroes. */
 static struct store *block_store(struct world *w, int layer, uint64_t block)
 {
-	while (layer >= 0 && w->layers[layer].log[block] == UNKNOWN)
+	while (layer >= 0 && w->layers[layer].own[block] == UNKNOWN)
 		layer--;
 	if (layer < 0)
 		return w->base;
-	return w->layers[layer].log[block] == SEG_STORE ? w->layers[layer].st : NULL;
+	return w->layers[layer].own[block] == SEG_STORE ? w->layers[layer].st : NULL;
 }
 
 /* The block is what is below the top. */
@@ -142,7 +144,7 @@ static void lower_block(struct world *w, uint64_t block)
 		struct store *from;
 
 		CHECK(lower);
-		pthread_mutex_lock(&w->log_lock);
+		pthread_mutex_lock(&w->top_lock);
 		from = block_store(w, (int)w->top - 1, block);
 		if (from)
 			CHECK(segmap_set_store(lower, start, end, from, start, SEEK_IS_DATA) == 0);
@@ -154,7 +156,7 @@ static void lower_block(struct world *w, uint64_t block)
 			CHECK(store_pread(from, w->model + start, end - start, start, false) == 0);
 		if (done && !from)
 			memset(w->model + start, 0, end - start);
-		pthread_mutex_unlock(&w->log_lock);
+		pthread_mutex_unlock(&w->top_lock);
 		segmap_unref(lower);
 		if (!done)
 			sched_yield();
@@ -223,30 +225,75 @@ static void *filler(void *arg)
 	return NULL;
 }
 
-/* In the log first, then in the file. */
+/* What Python does: in the log first, then in the file. */
 static void take_into_log(struct world *w, struct layer *layer, bool fail)
 {
 	struct ranges found;
+	uint8_t *kinds;
 	size_t i;
 
+	log_hold(layer->log);
 	CHECK(segmap_take(layer->dirty, &found) == 0);
-	if (fail) {
-		CHECK(segmap_fill_ranges(layer->dirty, &found, layer->st) == 0);
-		found.n = 0;
-	}
+	kinds = malloc(found.n + 1);
+	CHECK(kinds);
 	for (i = 0; i < found.n; i++) {
-		uint64_t block;
-
 		CHECK(found.starts[i] % SEG_BLOCK == 0 && found.starts[i] < found.ends[i]);
 		CHECK(found.ends[i] % SEG_BLOCK == 0 || found.ends[i] == SIZE);
-		for (block = found.starts[i] / SEG_BLOCK; block * SEG_BLOCK < found.ends[i]; block++)
-			layer->log[block] = found.kinds[i] == SEG_BELOW ? UNKNOWN : found.kinds[i];
-		if (found.kinds[i] == SEG_BELOW)
+		kinds[i] = found.kinds[i];
+		if (!fail && kinds[i] == SEG_BELOW)
+			found.kinds[i] = SEG_ASK;
+	}
+	if (fail)
+		CHECK(segmap_fill_ranges(layer->dirty, &found, layer->st) == 0);
+	else
+		CHECK(log_append(layer->log, SIZE, &found) == 0);
+	segmap_settle(layer->dirty);
+	for (i = 0; i < found.n && !fail; i++)
+		if (kinds[i] == SEG_BELOW)
 			CHECK(segmap_reclaim(w->map, found.starts[i], found.ends[i], layer->st,
 					     layer->dirty) == 0);
-		atomic_fetch_add(&w->taken, 1);
-	}
+	log_release(layer->log);
+	atomic_fetch_add(&w->taken, (unsigned)found.n);
+	free(kinds);
 	ranges_free(&found);
+}
+
+/* Natively: they come at any moment, also while layers change. */
+static void *syncer(void *arg)
+{
+	struct world *w = arg;
+
+	while (!atomic_load(&w->stop)) {
+		int done = segmap_sync(w->map);
+
+		CHECK(done == 0 || done == 1);
+		atomic_fetch_add(&w->synced, (unsigned)done);
+		sched_yield();
+	}
+	return NULL;
+}
+
+/* What the log says, read from its file: batches one behind the other, of which the last one stands
+ * over the others. */
+static void read_log(struct layer *layer)
+{
+	uint64_t head[4], record[3], at, sequence, i, block;   /* little-endian, as we are */
+
+	memset(layer->own, UNKNOWN, sizeof(layer->own));
+	for (at = 0, sequence = 1; at < layer->log->end; sequence++) {
+		CHECK(pread(layer->log->fd, head, sizeof(head), (off_t)at) == sizeof(head));
+		CHECK(memcmp(head, "imgfsbat", 8) == 0);
+		CHECK(head[2] == sequence && head[3] == SIZE);
+		for (i = 0, at += 36; i < head[1]; i++, at += sizeof(record)) {
+			CHECK(pread(layer->log->fd, record, sizeof(record), (off_t)at) ==
+			      sizeof(record));
+			CHECK(record[1] <= SIZE && record[2] <= 2);
+			for (block = record[0] / SEG_BLOCK; block * SEG_BLOCK < record[1]; block++)
+				layer->own[block] = record[2] == 0 ? UNKNOWN :
+						    record[2] == 1 ? SEG_STORE : SEG_ZERO;
+		}
+	}
+	CHECK(at == layer->log->end && sequence == layer->log->sequence + 1);
 }
 
 static void *taker(void *arg)
@@ -255,9 +302,9 @@ static void *taker(void *arg)
 	uint64_t rng = w->seed + 99;
 
 	while (!atomic_load(&w->stop)) {
-		pthread_mutex_lock(&w->log_lock);
+		pthread_mutex_lock(&w->top_lock);
 		take_into_log(w, &w->layers[w->top], below(&rng, 3) == 0);
-		pthread_mutex_unlock(&w->log_lock);
+		pthread_mutex_unlock(&w->top_lock);
 		sched_yield();
 	}
 	return NULL;
@@ -281,11 +328,16 @@ static struct store *file_store(const char *directory, const char *name, unsigne
 static void add_layer(struct world *w, unsigned number, const char *directory)
 {
 	struct layer *layer = &w->layers[number];
+	struct store *file;
 
 	layer->st = file_store(directory, "layer", number);
 	layer->dirty = segmap_new(SIZE);
-	CHECK(layer->dirty);
-	memset(layer->log, UNKNOWN, sizeof(layer->log));
+	layer->state = segmap_new(SIZE);
+	CHECK(layer->dirty && layer->state);
+	file = file_store(directory, "log", number);
+	layer->log = log_new(file->fd, layer->st, layer->state, 0, SIZE, 0);
+	store_unref(file);
+	CHECK(layer->log);
 }
 
 /* Freezes the top while they write. */
@@ -293,13 +345,15 @@ static void freeze(struct world *w, const char *directory)
 {
 	unsigned next;
 
-	CHECK(segmap_set_target(w->map, NULL, NULL) == 0);
-	pthread_mutex_lock(&w->log_lock);
+	CHECK(segmap_set_target(w->map, NULL, NULL, NULL) == 0);
+	pthread_mutex_lock(&w->top_lock);
 	take_into_log(w, &w->layers[w->top], false);
+	read_log(&w->layers[w->top]);
 	next = ++w->top;
 	add_layer(w, next, directory);
-	pthread_mutex_unlock(&w->log_lock);
-	CHECK(segmap_set_target(w->map, w->layers[next].st, w->layers[next].dirty) == 0);
+	pthread_mutex_unlock(&w->top_lock);
+	CHECK(segmap_set_target(w->map, w->layers[next].st, w->layers[next].dirty,
+				w->layers[next].log) == 0);
 }
 
 /* By the files and the logs alone. */
@@ -308,6 +362,7 @@ static void check_layers(struct world *w)
 	unsigned char bytes[SEG_BLOCK];
 	uint64_t block;
 
+	read_log(&w->layers[w->top]);
 	for (block = 0; block < BLOCKS; block++) {
 		uint64_t start = block * SEG_BLOCK, length = block_end(block) - start;
 		struct store *from = block_store(w, (int)w->top, block);
@@ -369,22 +424,22 @@ static void check_sizes(struct world *w)
 	CHECK(segmap_take(dirty, &found) == 0 && found.n == 0);
 	ranges_free(&found);
 	CHECK(segmap_resize(map, 5000) == 0 && segmap_read(map, 4999, 1, &byte, SEG_WAIT) == 1);
-	CHECK(segmap_set_target(map, w->base, map) == -EINVAL);
-	CHECK(segmap_set_target(map, NULL, NULL) == 0 && segmap_write(map, 0, 5000, w->model) == 0);
+	CHECK(segmap_set_target(map, w->base, map, NULL) == -EINVAL);
+	CHECK(segmap_set_target(map, NULL, NULL, NULL) == 0 && segmap_write(map, 0, 5000, w->model) == 0);
 }
 
 void run_writes(uint64_t seed, uint64_t steps, const char *directory)
 {
 	struct world *w = calloc(1, sizeof(*w));
 	struct writer writers[WRITERS];
-	pthread_t threads[WRITERS], others[2];
+	pthread_t threads[WRITERS], others[4];
 	uint64_t rng = seed;
-	unsigned i;
+	unsigned i, commits = 0;
 
 	CHECK(w);
 	w->seed = seed;
 	w->steps = steps;
-	pthread_mutex_init(&w->log_lock, NULL);
+	pthread_mutex_init(&w->top_lock, NULL);
 	w->base = file_store(directory, "base", 0);
 	for (i = 0; i < SIZE; i++)
 		w->model[i] = (unsigned char)below(&rng, 256);
@@ -392,13 +447,16 @@ void run_writes(uint64_t seed, uint64_t steps, const char *directory)
 	add_layer(w, 0, directory);
 	CHECK(store_pwrite(w->base, w->model, SIZE, 0) == 0);
 	w->map = segmap_new(SIZE);
-	CHECK(w->map && segmap_set_target(w->map, w->layers[0].st, w->layers[0].dirty) == 0);
+	CHECK(w->map && segmap_set_target(w->map, w->layers[0].st, w->layers[0].dirty,
+					  w->layers[0].log) == 0);
 	for (i = 0; i < WRITERS; i++) {
 		writers[i] = (struct writer){ w, i };
 		CHECK(pthread_create(&threads[i], NULL, writer, &writers[i]) == 0);
 	}
 	CHECK(pthread_create(&others[0], NULL, filler, w) == 0);
 	CHECK(pthread_create(&others[1], NULL, taker, w) == 0);
+	CHECK(pthread_create(&others[2], NULL, syncer, w) == 0);
+	CHECK(pthread_create(&others[3], NULL, syncer, w) == 0);
 	while (w->top < LAYERS - 1 && atomic_load(&w->changes) < WRITERS * steps / 2) {
 		if (atomic_load(&w->changes) >= (w->top + 1) * WRITERS * steps / LAYERS / 2)
 			freeze(w, directory);
@@ -407,19 +465,25 @@ void run_writes(uint64_t seed, uint64_t steps, const char *directory)
 	for (i = 0; i < WRITERS; i++)
 		pthread_join(threads[i], NULL);
 	atomic_store(&w->stop, true);
-	for (i = 0; i < 2; i++)
+	for (i = 0; i < 4; i++)
 		pthread_join(others[i], NULL);
 	CHECK(atomic_load(&w->writing) == 0);
 	take_into_log(w, &w->layers[w->top], false);
 	check_layers(w);
 	check_copy_up(w);
 	check_sizes(w);
-	printf("writes: %u changes, %u copies, %u layers, %u filled, %u taken, %u lowered, %u moved\n",
-	       w->changes, w->copies, w->top + 1, w->filled, w->taken, w->lowered, w->moved);
+	for (i = 0; i <= w->top; i++)
+		commits += w->layers[i].log->commits;
+	printf("writes: %u changes, %u copies, %u layers, %u filled, %u taken, %u lowered, %u moved, "
+	       "%u synced, %u committed\n", w->changes, w->copies, w->top + 1, w->filled, w->taken,
+	       w->lowered, w->moved, w->synced, commits);
+	CHECK(commits);
 	CHECK(w->changes && w->copies && w->filled && w->taken && w->top && w->lowered && w->moved);
 	segmap_unref(w->map);
 	for (i = 0; i <= w->top; i++) {
 		segmap_unref(w->layers[i].dirty);
+		segmap_unref(w->layers[i].state);
+		log_unref(w->layers[i].log);
 		store_unref(w->layers[i].st);
 	}
 	store_unref(w->base);

@@ -21,7 +21,7 @@ CORE = [
     "segfill",
     "segcopy",
 ]
-CORE += ["segmove", "segstores", "scan"]
+CORE += ["segmove", "segstores", "scan", "log"]
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 

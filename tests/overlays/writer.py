@@ -41,7 +41,7 @@ class Disk:
         for layer in layers:
             self.map.fill(*layer.ranges(), layer.store)
         self.dirty = _map.SegmentMap(self.size)
-        self.map.set_target(layers[0].store, self.dirty)
+        self.map.set_target(layers[0].store, self.dirty, layers[0].log)
 
     def resize(self, size: int) -> None:
         if size > self.size:
@@ -53,8 +53,12 @@ class Disk:
         self.size = size
 
     def commit(self) -> None:
+        """Natively where that can be, as an fsync is."""
+        if self.map.sync():
+            return
         top, taken = self.layers[0], self.dirty.take()
         top.commit(taken, self.size)
+        self.dirty.settle()
         for start, end, kind in zip(*taken, strict=True):
             if kind == _map.BELOW:
                 self.map.reclaim(start, end, top.store, self.dirty)
@@ -69,7 +73,7 @@ class Disk:
     def put_over(self, fresh: Layer) -> None:
         self.layers.insert(0, fresh)
         self.dirty = _map.SegmentMap(self.size)
-        self.map.set_target(fresh.store, self.dirty)
+        self.map.set_target(fresh.store, self.dirty, fresh.log)
 
     def join(self, upper: str, lower: str, merged: Path) -> None:
         names = [layer.path.name for layer in self.layers]
