@@ -50,7 +50,7 @@ setup(
         native("_pieces", ["pieces", "scan"], [], []),
         native(
             "_fuse",
-            ["fusemodule", "inodes", "interpose", "queue", "requests", "writes"],
+            ["fusemodule", "inodes", "interpose", "queue", "requests", "splices", "writes"],
             pkg_config("--cflags"),
             [*pkg_config("--libs"), "-lpthread", "-ldl"],
         ),

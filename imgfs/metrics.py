@@ -152,6 +152,7 @@ FAMILIES = (
     _gauge("cache_used_bytes", "What the cache holds on disk.", _cache("used")),
     _counter("fast_path_reads", "Reads answered natively.", _fast_path("reads")),
     _counter("fast_path_read_bytes", "Bytes of those.", _fast_path("bytes")),
+    _counter("fast_path_spliced", "Of the reads, large ones not copied.", _fast_path("spliced")),
     _counter("fast_path_seeks", "SEEK_DATA and SEEK_HOLE answered natively.", _fast_path("seeks")),
     _counter("fast_path_handed_over", "Requests handed to Python.", _fast_path("queued")),
     _counter(

@@ -65,6 +65,7 @@ class FastPathStatus(TypedDict, total=False):
     max_write: int  #: bytes
     reads: int  #: counter
     bytes: int  #: counter
+    spliced: int  #: counter; of the reads, those whose bytes went by reference
     seeks: int  #: counter
     queued: int  #: counter; requests handed to Python
     parked: int  #: counter; reads that waited for blocks on their way

@@ -15,11 +15,12 @@ class Status(TypedDict):
     max_write: int  # bytes, from INIT
     reads: int  # answered natively
     bytes: int
+    spliced: int  # of the reads: those whose bytes were not copied here
     seeks: int
     queued: int  # handed to Python so far
     parked: int  # waited natively for blocks that were on their way
     interrupts: int
-    waited_for_disk: int
+    waited_for_disk: int  # of the reads that were not spliced
     writes: int  # answered natively, as are the zeroes: punched holes, zeroed ranges
     bytes_written: int
     zeroes: int

@@ -19,7 +19,9 @@
 #include "api.h"
 
 #define MAX_THREADS 32
-#define MAX_PAYLOAD (1u << 20)   /* of one READ or WRITE, bytes */
+/* Of one READ or WRITE, bytes.  Who is not root may have pipes of 256 pages at most, in which the answer to a
+ * READ of a MiB has no place for its header. */
+#define MAX_PAYLOAD (512u << 10)
 
 /* ---- interpose.c ---- */
 
@@ -96,7 +98,7 @@ size_t queue_take_interrupts(struct interrupt *out, size_t max);
 /* ---- requests.c ---- */
 
 struct fast_stats {
-	atomic_uint_fast64_t reads, bytes, seeks, queued, parked, interrupts, slow;
+	atomic_uint_fast64_t reads, bytes, spliced, seeks, queued, parked, interrupts, slow;
 	atomic_uint_fast64_t writes, bytes_written, zeroes, syncs, handed_over;
 };
 
@@ -109,7 +111,28 @@ void threads_stop(void);                                      /* joins them */
 int reply(uint64_t unique, int error, const void *data, size_t size);   /* error: 0 or -errno */
 int reply_error(uint64_t unique, int error);                            /* error: an errno */
 
+extern int device;           /* ours of /dev/fuse; -1: no threads */
+
+void count_read(struct segmap *map, uint64_t size, bool waited);        /* waited: was parked */
+
 enum outcome { ASK_PYTHON, ANSWERED, COMING };
+
+/* ---- splices.c ---- */
+
+#define MIN_SPLICE (64u << 10)   /* bytes; less is copied sooner than it is referred to */
+
+/* A request thread's pipe. */
+struct channel {
+	int ends[2];
+	size_t bytes;                /* at most, of one READ; 0: none */
+};
+
+void channel_open(struct channel *channel);
+void channel_close(struct channel *channel);
+/* True when the READ is answered, and counted; false when it must be otherwise.  May wait for
+ * disks.  `buf` has room for all of it. */
+bool channel_answer(struct channel *channel, uint64_t unique, struct segmap *map, uint64_t offset,
+		    size_t size, char *buf, bool waited);
 
 /* ---- inodes.c ---- */
 

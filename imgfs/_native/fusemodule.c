@@ -145,7 +145,7 @@ static PyObject *start(PyObject *self, PyObject *args)
 	(void)self;
 	if (!PyArg_ParseTuple(args, "I", &count))
 		return NULL;
-	/* Buffers of about a MiB come and go all the time: mapping each anew costs more in page
+	/* Buffers of half a MiB come and go all the time: mapping each anew costs more in page
 	 * faults than all the copying. */
 	mallopt(M_MMAP_THRESHOLD, 32 << 20);
 	mallopt(M_TRIM_THRESHOLD, 64 << 20);
@@ -177,13 +177,14 @@ static PyObject *status(PyObject *self, PyObject *unused)
 {
 	(void)self;
 	(void)unused;
-	return Py_BuildValue("{s:O,s:i,s:n,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}",
+	return Py_BuildValue("{s:O,s:i,s:n,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}",
 			     "ended", queue_ended() ? Py_True : Py_False,
 			     "error", queue_error(),
 			     "queue_length", (Py_ssize_t)queue_length(),
 			     "max_write", atomic_load(&max_write),
 			     "reads", (unsigned long long)atomic_load(&stats.reads),
 			     "bytes", (unsigned long long)atomic_load(&stats.bytes),
+			     "spliced", (unsigned long long)atomic_load(&stats.spliced),
 			     "seeks", (unsigned long long)atomic_load(&stats.seeks),
 			     "queued", (unsigned long long)atomic_load(&stats.queued),
 			     "parked", (unsigned long long)atomic_load(&stats.parked),

@@ -29,13 +29,19 @@
 #define HEADER_ROOM 8192
 #define MAX_REQUEST (MAX_PAYLOAD + HEADER_ROOM)
 
+/* What a request thread answers from. */
+struct worker {
+	char *out;                   /* of MAX_READ */
+	struct channel channel;
+};
+
 struct fast_stats stats;
 const struct map_api *maps;
 
 static pthread_t threads[MAX_THREADS], parker;
 static unsigned n_threads;
 static bool has_parker;
-static int device = -1;
+int device = -1;
 static atomic_bool stopping;
 static atomic_uint exited, waiting;
 
@@ -71,7 +77,7 @@ static void done_waiting(void)
 	atomic_fetch_sub(&waiting, 1);
 }
 
-static void count_read(struct segmap *map, uint64_t size, bool waited)
+void count_read(struct segmap *map, uint64_t size, bool waited)
 {
 	atomic_fetch_add_explicit(&map->reads, 1, memory_order_relaxed);
 	if (waited)
@@ -82,10 +88,11 @@ static void count_read(struct segmap *map, uint64_t size, bool waited)
 }
 
 static enum outcome try_read(const struct fuse_in_header *in, const struct fuse_read_in *arg,
-		     struct segmap *map, char *out, bool waited)
+		     struct segmap *map, struct worker *worker, bool waited)
 {
 	uint64_t size = arg->size;
 	uint64_t end = map->size;
+	char *out = worker->out;
 	int result;
 
 	if (arg->offset >= end)
@@ -94,6 +101,14 @@ static enum outcome try_read(const struct fuse_in_header *in, const struct fuse_
 		size = end - arg->offset;
 	if (size > MAX_READ)
 		return ASK_PYTHON;
+	if (size >= MIN_SPLICE && may_wait()) {
+		bool done = channel_answer(&worker->channel, in->unique, map, arg->offset, size,
+					   out, waited);
+
+		done_waiting();
+		if (done)
+			return ANSWERED;
+	}
 	result = size ? maps->read(map, arg->offset, size, out, SEG_NOWAIT) : 1;
 	if (result == -EAGAIN) {
 		if (may_wait()) {
@@ -129,7 +144,7 @@ static enum outcome try_seek(const struct fuse_in_header *in, const struct fuse_
 	return ANSWERED;
 }
 
-static enum outcome try_fast(const char *buf, size_t size, char *out, bool waited)
+static enum outcome try_fast(const char *buf, size_t size, struct worker *worker, bool waited)
 {
 	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
 	const void *arg = in + 1;
@@ -139,7 +154,7 @@ static enum outcome try_fast(const char *buf, size_t size, char *out, bool waite
 	if (in->opcode == FUSE_READ && size >= sizeof(*in) + sizeof(struct fuse_read_in)) {
 		map = map_of(in->nodeid);
 		if (map) {
-			done = try_read(in, arg, map, out, waited);
+			done = try_read(in, arg, map, worker, waited);
 			maps->unref(map);
 		}
 	} else if (in->opcode == FUSE_LSEEK && size >= sizeof(*in) + sizeof(struct fuse_lseek_in)) {
@@ -184,7 +199,7 @@ static void change(const char *buf, size_t size)
 }
 
 /* Answer a request, or see that somebody will.  `waited`: it was parked before. */
-static void settle(const char *buf, size_t size, char *out, bool waited)
+static void settle(const char *buf, size_t size, struct worker *worker, bool waited)
 {
 	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
 	enum outcome outcome;
@@ -193,7 +208,7 @@ static void settle(const char *buf, size_t size, char *out, bool waited)
 	do {
 		unsigned settled = queue_settled();
 
-		outcome = try_fast(buf, size, out, waited);
+		outcome = try_fast(buf, size, worker, waited);
 		if (outcome == ANSWERED)
 			return;
 		err = outcome == COMING ? queue_park(buf, size, settled) :
@@ -205,7 +220,7 @@ static void settle(const char *buf, size_t size, char *out, bool waited)
 		atomic_fetch_add_explicit(&stats.parked, 1, memory_order_relaxed);
 }
 
-static void handle(const char *buf, size_t size, char *out)
+static void handle(const char *buf, size_t size, struct worker *worker)
 {
 	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
 
@@ -215,25 +230,27 @@ static void handle(const char *buf, size_t size, char *out)
 		 in->opcode == FUSE_FSYNC)
 		change(buf, size);
 	else
-		settle(buf, size, out, false);
+		settle(buf, size, worker, false);
 }
 
 static void *serve_parked(void *arg)
 {
 	struct request *rq, *next;
-	char *out = malloc(MAX_READ);
+	struct worker worker = { .out = malloc(MAX_READ) };
 
 	(void)arg;
-	if (!out)
+	channel_open(&worker.channel);
+	if (!worker.out)
 		queue_end(ENOMEM);
-	while (out && (rq = queue_unpark())) {
+	while (worker.out && (rq = queue_unpark())) {
 		for (; rq; rq = next) {
 			next = rq->next;
-			settle(rq->mem, rq->size, out, true);
+			settle(rq->mem, rq->size, &worker, true);
 			request_free(rq);
 		}
 	}
-	free(out);
+	channel_close(&worker.channel);
+	free(worker.out);
 	return NULL;
 }
 
@@ -241,16 +258,17 @@ static void *serve(void *unused)
 {
 	char *buf = mmap(NULL, 2 * MAX_REQUEST, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-	char *out = buf + MAX_REQUEST;
+	struct worker worker = { .out = buf + MAX_REQUEST };
 
 	(void)unused;
+	channel_open(&worker.channel);
 	if (buf == MAP_FAILED)
 		queue_end(ENOMEM);
 	while (buf != MAP_FAILED && !atomic_load(&stopping)) {
 		ssize_t n = read(device, buf, MAX_REQUEST);
 
 		if (n >= (ssize_t)sizeof(struct fuse_in_header)) {
-			handle(buf, (size_t)n, out);
+			handle(buf, (size_t)n, &worker);
 			continue;
 		}
 		if (n < 0 && (errno == EINTR || errno == EAGAIN || errno == ENOENT))
@@ -258,6 +276,7 @@ static void *serve(void *unused)
 		queue_end(n < 0 && errno == ENODEV ? 0 : n < 0 ? errno : EIO);
 		break;
 	}
+	channel_close(&worker.channel);
 	if (buf != MAP_FAILED)
 		munmap(buf, 2 * MAX_REQUEST);
 	atomic_fetch_add(&exited, 1);

@@ -11,6 +11,7 @@ struct piece {
 	unsigned token;
 	uint64_t offset, length;
 	char *to;
+	bool locked;           /* while what is held in memory is in a pipe */
 };
 
 #define MAX_PIECES 32
@@ -43,7 +44,7 @@ static int64_t gather(struct segmap *map, uint64_t offset, uint64_t length, char
 				return (int64_t)done;
 			st = store_ref(map->stores[s->store]);
 			pieces[*n] = (struct piece){ st, store_enter(st), s->offset + where - s->start,
-						     take, buf + done };
+						     take, buf + done, false };
 			(*n)++;
 			if (!store_covers(st, pieces[*n - 1].offset, take))
 				return store_is_coming(st, pieces[*n - 1].offset, take) ?
@@ -96,6 +97,49 @@ int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 		buf += done;
 	}
 	return 1;
+}
+
+static int splice_pieces(struct piece *pieces, unsigned n, const char *buf, uint64_t length, int pipe)
+{
+	const char *at = buf;
+	unsigned i;
+	int err = 0;
+
+	for (i = 0; i < n && !err; i++) {
+		struct piece *p = &pieces[i];
+
+		err = splice_memory(at, (uint64_t)(p->to - at), pipe);
+		if (!err)
+			err = store_splice_here(p->st, pipe, p->length, p->offset, &p->locked);
+		if (!err)
+			store_tell(p->st, p->offset, p->length);
+		at = p->to + p->length;
+	}
+	return err ? err : splice_memory(at, (uint64_t)(buf + length - at), pipe);
+}
+
+bool segmap_splice(struct segmap *map, uint64_t offset, uint64_t length, char *buf, int pipe,
+		   bool (*take)(void *arg), void *arg)
+{
+	struct piece pieces[MAX_PIECES];
+	unsigned n = 0, i;
+	int64_t done;
+	bool taken = false;
+
+	if (!length || !inside(map, offset, length))
+		return false;
+	pthread_rwlock_rdlock(&map->lock);
+	done = inside(map, offset, length) ? gather(map, offset, length, buf, pieces, &n) : -1;
+	pthread_rwlock_unlock(&map->lock);
+	if (done == (int64_t)length && splice_pieces(pieces, n, buf, length, pipe) == 0)
+		taken = take(arg);
+	for (i = 0; i < n; i++) {
+		if (pieces[i].locked)
+			store_spliced(pieces[i].st);
+		store_leave(pieces[i].st, pieces[i].token);
+		store_unref(pieces[i].st);
+	}
+	return taken;
 }
 
 int segmap_seek(struct segmap *map, int64_t offset, int whence, uint64_t *found)

@@ -377,6 +377,26 @@ int store_pread(struct store *st, void *buf, uint64_t length, uint64_t offset, b
 	return 0;
 }
 
+int store_splice(struct store *st, int pipe, uint64_t length, uint64_t offset)
+{
+	while (length) {
+		loff_t at = (loff_t)offset;
+		ssize_t n = splice(st->fd, &at, pipe, NULL, length, SPLICE_F_NONBLOCK);
+
+		if (n < 0) {
+			if (errno == EINTR)
+				continue;
+			return -errno;
+		}
+		if (n == 0)
+			return -EIO;   /* shorter than it was: never zeroes */
+		atomic_fetch_add_explicit(&st->bytes_served, (uint64_t)n, memory_order_relaxed);
+		offset += (uint64_t)n;
+		length -= (uint64_t)n;
+	}
+	return 0;
+}
+
 bool all_zero(const void *buf, size_t length)
 {
 	const char *bytes = buf;

@@ -120,9 +120,18 @@ uint64_t store_held_left(struct store *st, uint64_t start);
  * -ENODATA when a range is not held any more: ask again. */
 int store_read_here(struct store *st, void *buf, uint64_t length, uint64_t offset, bool nowait);
 
+/* The same in a pipe, by reference; the pipe does not block.  -ENODATA: it would be from both.
+ * When the bytes are out of the pipe, call store_spliced if *locked. */
+int store_splice_here(struct store *st, int pipe, uint64_t length, uint64_t offset, bool *locked);
+void store_spliced(struct store *st);
+/* 0 or -errno. */
+int splice_memory(const char *from, uint64_t length, int pipe);
+
 /* 0, or -errno; -EIO when the file is shorter than that.  nowait: -EAGAIN instead of
  * waiting for a disk (and the bytes so far are lost, the caller reads again). */
 int store_pread(struct store *st, void *buf, uint64_t length, uint64_t offset, bool nowait);
+/* The file's bytes in a pipe, by reference; the pipe does not block.  0 or -errno. */
+int store_splice(struct store *st, int pipe, uint64_t length, uint64_t offset);
 /* Are these bytes all zero? */
 bool all_zero(const void *buf, size_t length);
 int store_pwrite(struct store *st, const void *buf, uint64_t length, uint64_t offset);

@@ -1,14 +1,16 @@
 /* Ranges of a store whose bytes are in memory, and in no file.
  *
  * A reader may find a range here when it asks what there is, and not find it any more when it
- * comes for the bytes: then it has to ask again (store_read_here says -ENODATA).  The bytes are copied
- * under the lock, so nobody has them any more once store_unhold has returned.
+ * comes for the bytes: then it has to ask again (store_read_here says -ENODATA).  The bytes are copied,
+ * or are in a pipe, under the lock, so nobody has them any more once store_unhold has returned.
  */
 #define _GNU_SOURCE
 #include "store.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <string.h>
+#include <sys/uio.h>
 
 static struct held *find(struct store *st, uint64_t offset)
 {
@@ -130,4 +132,62 @@ int store_read_here(struct store *st, void *buf, uint64_t length, uint64_t offse
 		length -= n;
 	}
 	return 0;
+}
+
+int splice_memory(const char *from, uint64_t length, int pipe)
+{
+	while (length) {
+		struct iovec iov = { (void *)from, length };
+		ssize_t n = vmsplice(pipe, &iov, 1, SPLICE_F_NONBLOCK);
+
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		from += n;
+		length -= (uint64_t)n;
+	}
+	return 0;
+}
+
+/* Under the lock. */
+static int splice_held(struct store *st, int pipe, uint64_t length, uint64_t offset)
+{
+	while (length) {
+		struct held *held = find(st, offset);
+		uint64_t n = length;
+		int err;
+
+		if (!held)
+			return -ENODATA;
+		if (n > held->end - offset)
+			n = held->end - offset;
+		err = splice_memory(held->bytes + (offset - held->start), n, pipe);
+		if (err)
+			return err;
+		atomic_fetch_add_explicit(&held->served, n, memory_order_relaxed);
+		atomic_fetch_add_explicit(&st->bytes_served, n, memory_order_relaxed);
+		offset += n;
+		length -= n;
+	}
+	return 0;
+}
+
+int store_splice_here(struct store *st, int pipe, uint64_t length, uint64_t offset, bool *locked)
+{
+	int err;
+
+	*locked = false;
+	if (st->whole || present_length(st, offset, length) == length)
+		return store_splice(st, pipe, length, offset);
+	/* No disk is waited for under this lock: some from here and some from there is -ENODATA. */
+	pthread_rwlock_rdlock(&st->held_lock);
+	err = splice_held(st, pipe, length, offset);
+	*locked = !err;
+	if (err)
+		pthread_rwlock_unlock(&st->held_lock);
+	return err;
+}
+
+void store_spliced(struct store *st)
+{
+	pthread_rwlock_unlock(&st->held_lock);
 }

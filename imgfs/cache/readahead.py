@@ -1,6 +1,6 @@
 """Sequential readers, and how far ahead of each is fetched.
 
-    candidate   one miss ended here
+    candidate   one miss ended here, or one read that the kernel had to split
         |  the next miss begins where it ended (holes between do not count)
         v
     stream      blocks are fetched up to `next`; the last window, from `mark` on, is watched
@@ -41,6 +41,8 @@ MOST_WINDOW = 16 << 20  # or, if that is more,
 LINES = 2  # times what may be on its way at once
 SLACK = 64 << 10  # what a sequential reader may leave out
 CANDIDATES = 64
+REQUEST = 512 << 10  # the most that the kernel asks for at once (MAX_PAYLOAD in _native/fast.h)
+ONE_READ = 1 << 20  # what a program may well ask for at once, without reading on
 
 
 _followed: ContextVar[bool] = ContextVar("followed", default=False)
@@ -117,7 +119,7 @@ class Readahead:
         self._first = max(FIRST_WINDOW, min(MOST_FIRST_WINDOW, int(trip_s * FIRST_RATE)))
         self._growth = 4 if trip_s > LONG_TRIP_S else 2
         self._streams: list[Stream] = []
-        self._candidates: deque[tuple[int, int]] = deque(maxlen=CANDIDATES)
+        self._candidates: deque[tuple[int, int, int]] = deque(maxlen=CANDIDATES)
         self._clock = count()
 
     def missed(self, start: int, end: int) -> bool:
@@ -127,12 +129,16 @@ class Readahead:
                 if end > stream.mark:
                     self._advance(stream, end)
                 return True
-        for at, (ended, goes_on) in enumerate(self._candidates):
+        begun = start
+        for at, (first, ended, goes_on) in enumerate(self._candidates):
             if ended <= start <= goes_on + SLACK:
                 del self._candidates[at]
+                if ended - first == REQUEST and start == ended and end - first <= ONE_READ:
+                    begun = first  # perhaps one read, in two requests
+                    break
                 self._advance(self._new_stream(start), end)
                 return True
-        self._candidates.append((end, self._next_data(end)))
+        self._candidates.append((begun, end, self._next_data(end)))
         return False
 
     def _seen(self, stream: Stream, mark: int) -> None:

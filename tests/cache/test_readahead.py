@@ -135,6 +135,25 @@ def test_random_reads_fetch_only_their_blocks(tmp_path: Path) -> None:
     with_cache(source, body, tmp_path, limit=1 << 30)
 
 
+def test_large_random_reads_are_no_streams(tmp_path: Path) -> None:
+    """The kernel asks for half a megabyte at once; who reads on after a megabyte is a stream."""
+    source = MemorySource(os.urandom(64 * MIB))
+
+    async def body(image: CachedImage, space: CacheSpace) -> None:
+        for offset in range(0, 60 * MIB, 4 * MIB):
+            for half in (0, MIB // 2):
+                await image.read(offset + half, MIB // 2)
+                await settled()
+        assert source.bytes_fetched == 15 * MIB
+        assert image.window == 0
+        for offset in (2 * MIB, 2 * MIB + MIB // 2, 3 * MIB):
+            await image.read(offset, MIB // 2)
+            await settled()
+        assert image.window == MIB
+
+    with_cache(source, body, tmp_path, limit=1 << 30)
+
+
 def test_random_reads_do_not_push_a_stream_out(tmp_path: Path) -> None:
     source = MemorySource(os.urandom(96 * MIB))
     rng = random.Random(4)

@@ -256,6 +256,59 @@ static void check_read(struct model *m)
 	free(buf);
 }
 
+struct taker {
+	int pipe;
+	char *buf;
+	size_t length;
+	bool called;
+};
+
+static bool take(void *arg)
+{
+	struct taker *t = arg;
+	size_t done = 0;
+
+	t->called = true;
+	while (done < t->length) {
+		ssize_t n = read(t->pipe, t->buf + done, t->length - done);
+
+		CHECK(n > 0);
+		done += (size_t)n;
+	}
+	return true;
+}
+
+static void check_splice(struct model *m)
+{
+	static struct seg_view views[SIZE + 1];
+	uint64_t start, end, i;
+	char *buf, *got, rest[4096];
+	int pipes[2];
+	bool done;
+	struct taker t = { 0 };
+
+	some_range(m, &start, &end);
+	buf = malloc(end - start + 1);
+	got = malloc(end - start + 1);
+	CHECK(buf && got && pipe2(pipes, O_NONBLOCK) == 0);
+	t = (struct taker){ pipes[0], got, end - start, false };
+	done = segmap_splice(m->map, start, end - start, buf, pipes[1], take, &t);
+	CHECK(done == t.called);
+	if (start == end || expected(m, start, end) != 1)
+		CHECK(!done);
+	else if (segmap_segments(m->map, start, end, views, SIZE + 1) < 8)
+		CHECK(done);   /* with more of them the pipe may be full */
+	for (i = start; i < end && done; i++)
+		CHECK((uint8_t)got[i - start] == value(m, i));
+	CHECK(!done || (read(pipes[0], rest, 1) == -1 && errno == EAGAIN));
+	CHECK(!segmap_splice(m->map, start, SIZE + 1 - start, buf, pipes[1], take, &t));
+	CHECK(!segmap_splice(m->map, 1, UINT64_MAX, buf, pipes[1], take, &t));
+	close(pipes[0]);
+	close(pipes[1]);
+	free(got);
+	free(buf);
+}
+
 static void check_seek(struct model *m, int whence, enum seg_seek wanted)
 {
 	uint64_t at = below(&m->rng, SIZE), found = 0;
@@ -349,6 +402,7 @@ static void run_model(uint64_t seed, uint64_t steps, const char *directory)
 			do_store(m, start, end);
 		}
 		check_read(m);
+		check_splice(m);
 		check_seek(m, SEEK_DATA, SEEK_IS_DATA);
 		check_seek(m, SEEK_HOLE, SEEK_IS_HOLE);
 		if (step % 8 == 0)

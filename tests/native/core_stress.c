@@ -68,13 +68,49 @@ static void check_block(const uint64_t *words, uint64_t block)
 	}
 }
 
+struct taker {
+	int pipe;
+	char *words;
+	size_t length;
+};
+
+static bool take(void *arg)
+{
+	struct taker *t = arg;
+	size_t done = 0;
+
+	while (done < t->length) {
+		ssize_t n = read(t->pipe, t->words + done, t->length - done);
+
+		CHECK(n > 0);
+		done += (size_t)n;
+	}
+	return true;
+}
+
+/* As segmap_read. */
+static int through_pipe(struct segmap *map, uint64_t offset, uint64_t length, char *words,
+			const int *pipes)
+{
+	struct taker t = { pipes[0], words, length };
+	char rest[4096];
+	bool done = segmap_splice(map, offset, length, words, pipes[1], take, &t);
+
+	while (read(pipes[0], rest, sizeof(rest)) > 0)
+		CHECK(!done);
+	return done;
+}
+
 static void *reader(void *arg)
 {
 	struct shared *s = arg;
 	struct segmap *map = segmap_ref(s->map);
 	uint64_t rng = s->seed ^ (uint64_t)(uintptr_t)&rng, found, *words;
 	struct seg_view views[8];
+	int pipes[2];
 
+	CHECK(pipe2(pipes, O_NONBLOCK) == 0);
+	CHECK(fcntl(pipes[1], F_SETPIPE_SZ, 16 * BLOCK) > 0);
 	words = malloc(8 * BLOCK);
 	CHECK(words);
 	while (!atomic_load(&s->stop)) {
@@ -83,8 +119,11 @@ static void *reader(void *arg)
 
 		if (count > BLOCKS - first)
 			count = BLOCKS - first;
-		got = segmap_read(map, first * BLOCK, count * BLOCK, (char *)words,
-				  below(&rng, 2) ? SEG_WAIT : SEG_NOWAIT);
+		if (below(&rng, 2))
+			got = through_pipe(map, first * BLOCK, count * BLOCK, (char *)words, pipes);
+		else
+			got = segmap_read(map, first * BLOCK, count * BLOCK, (char *)words,
+					  below(&rng, 2) ? SEG_WAIT : SEG_NOWAIT);
 		CHECK(got == 1 || got == 0 || got == SEG_COMING || got == -EAGAIN);
 		for (i = 0; i < count && got == 1; i++)
 			check_block(words + i * WORDS, first + i);
@@ -93,6 +132,8 @@ static void *reader(void *arg)
 		CHECK(got == 0 || (got == 1 && found >= first * BLOCK && found % BLOCK == 0));
 		CHECK(segmap_segments(map, 0, BLOCKS * BLOCK, views, 8) > 0 && views[0].start == 0);
 	}
+	close(pipes[0]);
+	close(pipes[1]);
 	free(words);
 	segmap_unref(map);   /* one of the readers may be the last who holds it */
 	return NULL;
