@@ -54,6 +54,7 @@ class Options:
     snapshot: str | None = None  #: id or name of one inside of the image: its disk is shown
     luks_key: str | None = None  #: a file that holds a passphrase and nothing else
     write: bool = False  #: write=through: what is written goes to the source
+    among_others: bool = False  #: other processes write what is written, too, until it is pinned
     #: of http and S3, where a file says more than the environment
     object_settings: ObjectSettings | None = field(default=None, repr=False)
     #: how to ask the person, while the mount is not ready

@@ -57,7 +57,12 @@ class Sources:
         options = options or self._options
         where = parse(text)
         if isinstance(where, str):
-            return await open_file(where, extents=options.extents, write=options.write_through)
+            return await open_file(
+                where,
+                extents=options.extents,
+                write=options.write_through,
+                among_others=options.among_others,
+            )
         if isinstance(where, ObjectUrl):
             if options.write_through:
                 raise UsageError(f"{where.text}: {_ONLY_READ}")
@@ -71,7 +76,9 @@ class Sources:
             if isinstance(where, NbdUrl):
                 return await open_nbd(where, settings, self._nursery)
             return await open_command(where, directory or self._directory, settings, self._nursery)
-        return await self._ssh().open(where, options.ssh(), write=options.write_through)
+        write, among_others = options.write_through, options.among_others
+        hosts = self._ssh()
+        return await hosts.open(where, options.ssh(), write=write, among_others=among_others)
 
     async def open_by_qemu(self, node: Node, options: Options) -> Source:
         """The disk of a format that only qemu knows.  Raises as that says."""

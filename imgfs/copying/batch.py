@@ -4,23 +4,23 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import trio
 
 from imgfs.copying.budget import Budget
-from imgfs.copying.destination import Destination, Place
+from imgfs.copying.destination import Destination
 from imgfs.copying.engine import Move, compare
 from imgfs.copying.jobs import Job
+from imgfs.copying.place import Place
 from imgfs.copying.progress import Copy, Reporter
-from imgfs.copying.record import Facts, Record
+from imgfs.copying.record import Facts, Notes, Record
+from imgfs.copying.shown import Shown, showing
 from imgfs.errors import ImgfsError, NeverDurable, SourceChanged, UsageError
 from imgfs.extents import ExtentList
-from imgfs.library import shown_as
 from imgfs.opener import Opened, shown_source
 from imgfs.sources.file import FileSource
 from imgfs.views.opening import Chain
-from imgfs.views.sparse import SparseView, look
 from imgfs.views.view import View
 
 
@@ -65,48 +65,32 @@ class Batch:
         copy = Copy(job.name, source, shown)
         error = ""
         try:
-            options = replace(job.wish.options, write=False)
-            disk = self._opened.disk(job.wish.source, options, job.wish.directory)
-            async with disk as (url, chain):
-                await self._copy(job, url, chain, copy)
+            options = job.wish.all_options()
+            place = Place(job.destination, self._opened.sources, options)
+            async with showing(self._opened, job, options, self._how.sparse) as shown_:
+                record = await trio.to_thread.run_sync(Record, place.shown)
+                try:
+                    await self.copy(shown_, place, record, copy)
+                finally:
+                    record.close()
         except (ImgfsError, OSError) as exc:
             error = str(exc) or repr(exc)
         self._reporter.end(copy, error)
         return error
 
-    async def _copy(self, job: Job, url: str, chain: Chain, copy: Copy) -> None:
-        place = Place(job.destination, self._opened.sources, job.wish.options)
-        disk, token = chain.disk, chain.token(url)
-        if self._how.sparse:
-            disk = SparseView(disk.name, disk, (await look(disk)).free)
-            token = "sparse " + token
-        file_name = place.shown.rpartition("/")[2]
-        view = await shown_as(disk, job.format, file_name, token)
-        extents = await view.extents(0, view.size)
-        record = await trio.to_thread.run_sync(Record, place.shown)
+    async def copy(self, shown: Shown, place: Place, record: Notes, copy: Copy) -> None:
+        """One of them.  Raises what reading and writing raise."""
+        resumed = self.resumed(record, shown.facts) if self._how.resume else None
+        destination, start = await self._open(place, record, shown.facts, resumed)
         try:
-            facts = Facts(
-                source=url,
-                identity=chain.token(url) if chain.identity is not None else "",
-                shown=" ".join((job.format, file_name, *chain.formats)),
-                sparse=self._how.sparse,
-                size=view.size,
-                destination=place.shown,
-                token="",
-            )
-            resumed = self._resumed(record, facts) if self._how.resume else None
-            destination, start = await self._open(place, record, facts, resumed)
-            try:
-                _refuse_itself(chain, destination)
-                await self._move(view, extents, destination, record, start, copy)
-            finally:
-                with trio.CancelScope(shield=True):
-                    await destination.aclose()
-            record.remove()
+            refuse_itself(shown.chain, destination)
+            await self._move(shown.view, shown.extents, destination, record, start, copy)
         finally:
-            record.close()
+            with trio.CancelScope(shield=True):
+                await destination.aclose()
+        record.remove()
 
-    def _resumed(self, record: Record, facts: Facts) -> tuple[str, int] | None:
+    def resumed(self, record: Notes, facts: Facts) -> tuple[str, int] | None:
         """The token and the mark of what an earlier copy left, if it can go on."""
         known, mark = record.known()
         why = facts.differs(known) if known else "nothing is left of an earlier copy"
@@ -118,7 +102,7 @@ class Batch:
         return str(known["token"]), mark
 
     async def _open(
-        self, place: Place, record: Record, facts: Facts, resumed: tuple[str, int] | None
+        self, place: Place, record: Notes, facts: Facts, resumed: tuple[str, int] | None
     ) -> tuple[Destination, int]:
         token, mark = resumed or (None, 0)
         destination, is_known = await place.open(facts.size, token)
@@ -137,13 +121,13 @@ class Batch:
         view: View,
         extents: ExtentList,
         destination: Destination,
-        record: Record,
+        record: Notes,
         start: int,
         copy: Copy,
     ) -> None:
         copy.size = view.size
-        copy.data = _data_bytes(extents)
-        copy.done = copy.resumed = copy.data - _data_bytes(extents.clip(start, extents.end))
+        copy.data = data_bytes(extents)
+        copy.done = copy.resumed = copy.data - data_bytes(extents.clip(start, extents.end))
         self._reporter.begin(copy)
 
         def advanced(count: int) -> None:
@@ -169,7 +153,7 @@ class Batch:
 
 
 @contextlib.contextmanager
-def _spoilt_by_change(record: Record) -> Iterator[None]:
+def _spoilt_by_change(record: Notes) -> Iterator[None]:
     """What was copied of a source that has changed is of no use to anybody."""
     try:
         yield
@@ -178,11 +162,11 @@ def _spoilt_by_change(record: Record) -> Iterator[None]:
         raise
 
 
-def _data_bytes(extents: ExtentList) -> int:
+def data_bytes(extents: ExtentList) -> int:
     return sum(end - start for start, end in extents.data_ranges())
 
 
-def _refuse_itself(chain: Chain, destination: Destination) -> None:
+def refuse_itself(chain: Chain, destination: Destination) -> None:
     """Raises UsageError where the copy would go into what it is made of."""
     written = getattr(destination, "source", None)
     for file in chain.files:

@@ -9,25 +9,19 @@ from __future__ import annotations
 
 import contextlib
 import os
-import posixpath
-import stat
 from abc import ABC, abstractmethod
-from dataclasses import replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Awaitable, Callable
 
 import trio
 
-from imgfs.config import Options
-from imgfs.errors import NotAnImage, SourceNotFound, TooLarge, UsageError
+from imgfs.errors import NeverDurable
 from imgfs.extents import ExtentList, all_data
 from imgfs.image import Buffer, Image
-from imgfs.opener import Sources, absolute, shown_source
 from imgfs.sources.base import Source, WritableSource
 from imgfs.sources.file import FileSource
 from imgfs.sources.listing import Listing
-from imgfs.url import ObjectUrl, SshUrl, parse
-from imgfs.url_nbd import NbdCommand, NbdUrl
+
+Guard = Callable[[], Awaitable[None]]
 
 
 class Destination(ABC):
@@ -45,22 +39,30 @@ class Destination(ABC):
 
     def __init__(self, name: str) -> None:
         self.name = name
+        #: returns once it may be changed
+        self.guard: Guard | None = None
 
-    @abstractmethod
     async def write(self, offset: int, data: Buffer) -> None:
         """Raises NoSpace, AccessDenied, SourceUnreachable and other ImgfsErrors."""
+        if self.guard is not None:
+            await self.guard()
+        await self._write(offset, data)
 
-    @abstractmethod
     async def zero(self, offset: int, length: int) -> None:
         """The range is to read as zeroes, and to take no space where that can be.  As `write`."""
+        if self.guard is not None:
+            await self.guard()
+        await self._zero(offset, length)
+
+    async def finish(self) -> None:
+        """All has been written and flushed: it gets its name, durably.  Raises as `write`."""
+        if self.guard is not None:
+            await self.guard()
+        await self._finish()
 
     @abstractmethod
     async def flush(self) -> None:
         """What was written is durable.  Raises NotDurable, and as `write`."""
-
-    @abstractmethod
-    async def finish(self) -> None:
-        """All has been written and flushed: it gets its name, durably.  Raises as `write`."""
 
     @abstractmethod
     async def written(self) -> Image:
@@ -69,6 +71,15 @@ class Destination(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Let go of it; what was not finished has no name, and stays to be resumed."""
+
+    @abstractmethod
+    async def _write(self, offset: int, data: Buffer) -> None: ...
+
+    @abstractmethod
+    async def _zero(self, offset: int, length: int) -> None: ...
+
+    @abstractmethod
+    async def _finish(self) -> None: ...
 
 
 class InPlace(Destination):
@@ -84,10 +95,10 @@ class InPlace(Destination):
         self._known = await self.source.extents(0, self.source.size)
         await self.source.begin_writing()
 
-    async def write(self, offset: int, data: Buffer) -> None:
+    async def _write(self, offset: int, data: Buffer) -> None:
         await self.source.write(offset, data)
 
-    async def zero(self, offset: int, length: int) -> None:
+    async def _zero(self, offset: int, length: int) -> None:
         # What is zero already need not become so.
         for start, end in self._known.clip(offset, offset + length).data_ranges():
             await self.source.zero(start, end - start)
@@ -95,7 +106,7 @@ class InPlace(Destination):
     async def flush(self) -> None:
         await self.source.flush()
 
-    async def finish(self) -> None:
+    async def _finish(self) -> None:
         await self.source.pin()
 
     async def written(self) -> Image:
@@ -119,16 +130,16 @@ class NewFile(Destination):
         self._source = source
         self.token = source.file_token
 
-    async def write(self, offset: int, data: Buffer) -> None:
+    async def _write(self, offset: int, data: Buffer) -> None:
         await self._source.write(offset, data)
 
-    async def zero(self, offset: int, length: int) -> None:
+    async def _zero(self, offset: int, length: int) -> None:
         await self._source.zero(offset, length)
 
     async def flush(self) -> None:
         await self._source.flush()
 
-    async def finish(self) -> None:
+    async def _finish(self) -> None:
         await self._source.pin()
         await self._listing.rename(part_name(self._file_name), self._file_name, replace=True)
 
@@ -141,6 +152,47 @@ class NewFile(Destination):
         await self._source.aclose()
 
 
+class SharedFile(NewFile):
+    """NAME.part as several processes write it, perhaps on several machines.
+
+    What tells it from any other file of that name, wherever one looks, is its token, which stands
+    behind its last byte until it is whole.
+    """
+
+    def __init__(
+        self, listing: Listing, file_name: str, source: WritableSource, size: int, token: str
+    ) -> None:
+        super().__init__(listing, file_name, source)
+        self._size = size
+        self.file_token = self.token
+        self.token = token
+
+    async def mark(self) -> None:
+        """The first of them: make it so long, and put the token there."""
+        await self._source.resize(self._size)
+        await self._source.write(self._size, self.token.encode())
+        await self._flush_if_it_can()
+
+    async def is_marked(self) -> bool:
+        token = self.token.encode()
+        if self._source.size != self._size + len(token):
+            return False
+        return bytes(await self._source.read(self._size, len(token))) == token
+
+    def is_cut(self, file_token: str) -> bool:
+        """Is it this file, and whole, but for its name?"""
+        return self._source.size == self._size and self.file_token == file_token != ""
+
+    async def _finish(self) -> None:
+        await self._source.resize(self._size)
+        await self._flush_if_it_can()
+        await super()._finish()
+
+    async def _flush_if_it_can(self) -> None:
+        with contextlib.suppress(NeverDurable):  # who wrote the data has said so
+            await self._source.flush()
+
+
 async def _forget_pages(source: Source) -> None:
     """What is compared is to come from the disk."""
     if isinstance(source, FileSource):
@@ -151,120 +203,3 @@ async def _forget_pages(source: Source) -> None:
 
 def part_name(file_name: str) -> str:
     return f"{file_name}.part"
-
-
-class Place:
-    """What a person named as a destination, before anything is done to it."""
-
-    def __init__(self, text: str, sources: Sources, options: Options) -> None:
-        """Raises UsageError for what can only be read."""
-        where = parse(text)
-        if isinstance(where, ObjectUrl) and where.scheme != "s3":
-            raise UsageError(f"{where.text}: a web server can only be read")
-        self._text = absolute(where) if isinstance(where, str) else text
-        self.shown = shown_source(text)
-        self._where = where
-        self._sources = sources
-        # What was said of the source's content is not said of this.
-        self._options = replace(
-            options, write=True, read_only=False, format=None, backing=None, identity=None
-        )
-
-    async def open(self, size: int, resumed: str | None) -> tuple[Destination, bool]:
-        """To be written with so many bytes; and whether it is what had the token `resumed`.
-
-        Raises TooLarge when they do not fit, and what opening and writing raise.
-        """
-        if isinstance(self._where, ObjectUrl):
-            from imgfs.copying.upload import Upload
-
-            read = partial(self._sources.open, self._text, replace(self._options, write=False))
-            upload = await self._sources.upload(self._where, self._options, size)
-            return Upload(self.shown, upload, read), False
-        device = await self._device()
-        if device is None:
-            return await self._open_part(size, resumed)
-        try:
-            if device.size < size:
-                raise TooLarge(f"{self.shown}: has {device.size} bytes, and the copy needs {size}")
-            found = InPlace(device)
-            await found.begin()
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await device.aclose()
-            raise
-        return found, resumed == found.token
-
-    async def _device(self) -> WritableSource | None:
-        """What is there and is to be written in place; None: a file is to be made."""
-        try:
-            if isinstance(self._where, str):
-                found = await trio.to_thread.run_sync(os.stat, self._text)
-                if stat.S_ISREG(found.st_mode):
-                    return None
-            elif isinstance(self._where, SshUrl):
-                source = await self._sources.open(self._text, replace(self._options, write=False))
-                await source.aclose()
-                if isinstance(source, WritableSource) and source.is_resizable:
-                    return None
-            return await self._open_writable(self._text)
-        except (SourceNotFound, FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as exc:
-            raise UsageError(f"{self.shown}: {exc.strerror}") from exc
-
-    async def _open_part(self, size: int, resumed: str | None) -> tuple[Destination, bool]:
-        directory, name = self._split()
-        listing = await self._sources.listing(directory)
-        assert listing is not None
-        part = self._part_text(name)
-        if resumed is not None:
-            source = await self._open_known(part, size, resumed)
-            if source is not None:
-                await source.begin_writing()
-                return NewFile(listing, name, source), True
-        with contextlib.suppress(SourceNotFound):
-            await listing.unlink(part_name(name))
-        await listing.create(part_name(name))
-        source = await self._open_writable(part)
-        try:
-            await source.begin_writing()
-            await source.resize(size)
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await source.aclose()
-            raise
-        return NewFile(listing, name, source), False
-
-    async def _open_writable(self, text: str) -> WritableSource:
-        source = await self._sources.open(text, self._options)
-        assert isinstance(source, WritableSource)
-        return source
-
-    async def _open_known(self, text: str, size: int, token: str) -> WritableSource | None:
-        """What was written before, if it is that."""
-        try:
-            source = await self._open_writable(text)
-        except (SourceNotFound, NotAnImage):
-            return None
-        if source.size == size and source.file_token == token:
-            return source
-        await source.aclose()
-        return None
-
-    def _split(self) -> tuple[str, str]:
-        """The directory as a source, with a slash at its end, and the file's name."""
-        if isinstance(self._where, SshUrl):
-            path = self._where.path
-            directory = posixpath.dirname(path) or b"."
-            url = replace(self._where, path=directory.rstrip(b"/") + b"/")
-            return url.text, self._where.basename
-        assert not isinstance(self._where, ObjectUrl | NbdUrl | NbdCommand)
-        path_ = Path(self._text)
-        return f"{str(path_.parent).rstrip('/')}/", path_.name
-
-    def _part_text(self, name: str) -> str:
-        if isinstance(self._where, SshUrl):
-            path = posixpath.join(posixpath.dirname(self._where.path), os.fsencode(part_name(name)))
-            return replace(self._where, path=path).text
-        return str(Path(self._text).with_name(part_name(name)))

@@ -184,12 +184,12 @@ def parts(start: int, data: Buffer) -> Iterator[tuple[int, memoryview | int]]:
 async def compare(
     view: View, extents: ExtentList, copy: Image, budget: Budget, advanced: Callable[[int], None]
 ) -> None:
-    """Are the view's bytes those of the copy, which may be longer?
+    """Are the view's bytes, where `extents` reach, those of the copy, which may be longer?
 
     `advanced` hears of the view's data that has been compared.  Raises CopyDiffers.
     """
     failures: list[Exception] = []
-    theirs = await copy.extents(0, view.size)
+    theirs = await copy.extents(extents.start, extents.end - extents.start)
 
     async def one(start: int, end: int) -> None:
         try:

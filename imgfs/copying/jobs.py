@@ -5,8 +5,9 @@ from __future__ import annotations
 import fnmatch
 import os
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import trio
@@ -15,22 +16,37 @@ from imgfs.config import Options
 from imgfs.errors import SourceNotFound, UsageError
 from imgfs.formats.probe import RAW
 from imgfs.opener import Sources, absolute, shown_source
+from imgfs.overlays.rawpins import is_pinned_raw
 from imgfs.sources.listing import Listed
 from imgfs.tree.names import directory_names, image_name, is_image
 from imgfs.url import ObjectUrl, SshUrl, parse
 from imgfs.views.showing import SHOWN
+
+if TYPE_CHECKING:
+    from imgfs.configfile import ImageSettings
 
 _GLOB = re.compile(r"[*?[]")
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """An image as it was named; `directory` is where a command of it runs."""
+    """An image as it was named; `directory` is where a command of it runs.
+
+    `settings` are what a TOML file says of it.
+    """
 
     name: str
     source: str = field(repr=False)
     options: Options
     directory: Path | None = None
+    settings: ImageSettings | None = None
+
+    def all_options(self) -> Options:
+        """With what the environment of this process says, too.
+
+        Raises UsageError when that contradicts itself.
+        """
+        return self.options if self.settings is None else self.settings.options(self.options)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +60,28 @@ class Job:
     @property
     def name(self) -> str:
         return self.wish.name
+
+    def anywhere(self) -> Job:
+        """[blocks] The same for another machine, where paths are as here, and nobody is asked.
+
+        What a person has to say of the source here (see rawpins) is in it.
+        """
+        wish = self.wish
+        options = replace(
+            wish.options,
+            prompt=None,
+            backing=wish.options.backing and _anywhere(wish.options.backing),
+        )
+        source = _anywhere(wish.source)
+        if options.format is None and options.luks_key is None and is_pinned_raw(source):
+            options = replace(options, format=RAW)
+        wish = replace(wish, source=source, options=options, directory=wish.directory or Path.cwd())
+        return replace(self, wish=wish, destination=_anywhere(self.destination))
+
+
+def _anywhere(text: str) -> str:
+    """A path as it is from the root; what is none, as it is."""
+    return text if text == "any" or not isinstance(parse(text), str) else absolute(text)
 
 
 def format_of(destination: str) -> str:
@@ -134,7 +172,7 @@ def _manifest(path: str, options: Options) -> list[Wish]:
     config = configfile.load(path)
     directory = Path(config.directory)
     return [
-        Wish(name, image.text, image.options(options), directory)
+        Wish(name, image.text, image.over(options), directory, image)
         for name, image in config.images.items()
     ]
 

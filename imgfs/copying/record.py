@@ -1,8 +1,9 @@
 """What is kept of a copy that is under way, so that it can go on after an interruption.
 
 One file a destination, in the state directory: a line of JSON that says what is copied to where,
-and then, a line each, up to which byte the copy was durable.  A line counts when its end is there.
-Who copies holds the file locked, so that no two write one destination.
+and then, a line each, up to which byte the copy was durable; or START-END, where several copy it at
+once.  A line counts when its end is there.  Who copies holds the file locked, so that no two write
+one destination.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import json
 import logging
 import os
 import time
+from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -57,7 +59,27 @@ class Facts:
         return "" if all(same) else "what is there is in another format, or sparse"
 
 
-class Record:
+class Notes(ABC):
+    """What is kept of one copy."""
+
+    @abstractmethod
+    def known(self) -> tuple[dict[str, object], int]:
+        """The facts that are recorded, and the last mark; nothing where there are none."""
+
+    @abstractmethod
+    def begin(self, facts: Facts, mark: int) -> None:
+        """From now on it is of these."""
+
+    @abstractmethod
+    def mark(self, end: int) -> None:
+        """All before `end` is durable."""
+
+    @abstractmethod
+    def remove(self) -> None:
+        """It is done."""
+
+
+class Record(Notes):
     """[blocks] The file of one destination, locked."""
 
     def __init__(self, destination: str) -> None:
@@ -81,30 +103,42 @@ class Record:
             raise Busy(f"{destination}: another imgfs copies there") from exc
 
     def known(self) -> tuple[dict[str, object], int]:
-        """The facts that are recorded, and the last mark; nothing where there are none."""
+        facts, marks = self._read()
+        return facts, next((end for start, end in reversed(marks) if start == 0), 0)
+
+    def shares(self) -> list[tuple[int, int]]:
+        """The ranges that are durable, in the order in which they became so."""
+        return self._read()[1]
+
+    def _read(self) -> tuple[dict[str, object], list[tuple[int, int]]]:
         if self._fd is None:
-            return {}, 0
+            return {}, []
         *lines, _ = os.pread(self._fd, LONGEST, 0).split(b"\n")
         try:
             facts = json.loads(lines[0]) if lines else {}
-            marks = [int(line) for line in lines[1:]]
+            marks = [line.rpartition(b"-") for line in lines[1:]]
+            ranges = [(int(start or b"0"), int(end)) for start, _, end in marks]
         except ValueError:
-            return {}, 0
-        return (facts, marks[-1] if marks else 0) if isinstance(facts, dict) else ({}, 0)
+            return {}, []
+        return (facts, ranges) if isinstance(facts, dict) else ({}, [])
 
     def begin(self, facts: Facts, mark: int) -> None:
-        """From now on it is of these."""
         if self._fd is not None:
             os.ftruncate(self._fd, 0)
             os.pwrite(self._fd, json.dumps(asdict(facts)).encode() + b"\n%d\n" % mark, 0)
 
     def mark(self, end: int) -> None:
-        """All before `end` is durable."""
+        self._add(b"%d\n" % end)
+
+    def share(self, start: int, end: int) -> None:
+        """The range is durable."""
+        self._add(b"%d-%d\n" % (start, end))
+
+    def _add(self, line: bytes) -> None:
         if self._fd is not None:
-            os.pwrite(self._fd, b"%d\n" % end, os.fstat(self._fd).st_size)
+            os.pwrite(self._fd, line, os.fstat(self._fd).st_size)
 
     def remove(self) -> None:
-        """It is done."""
         if self._fd is not None:
             self._path.unlink(missing_ok=True)
 

@@ -33,12 +33,12 @@ class Upload(Destination):
         self._at = 0
         self._turns: dict[int, trio.Event] = {}
 
-    async def write(self, offset: int, data: Buffer) -> None:
+    async def _write(self, offset: int, data: Buffer) -> None:
         await self._turn(offset)
         await self._upload.write(data)
         self._next(offset + len(data))
 
-    async def zero(self, offset: int, length: int) -> None:
+    async def _zero(self, offset: int, length: int) -> None:
         await self._turn(offset)
         for at in range(0, length, len(ZEROES)):
             await self._upload.write(memoryview(ZEROES)[: length - at])
@@ -57,7 +57,7 @@ class Upload(Destination):
     async def flush(self) -> None:
         """It is durable when it is finished."""
 
-    async def finish(self) -> None:
+    async def _finish(self) -> None:
         await self._upload.finish()
 
     async def written(self) -> Image:

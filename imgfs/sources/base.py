@@ -43,6 +43,11 @@ class Source(Image):
         self.stat = stat
 
     @property
+    def identity_anywhere(self) -> Identity | None:
+        """`stat.identity` in words that are the same on every machine that sees this source."""
+        return self.stat.identity
+
+    @property
     def round_trip_s(self) -> float:
         """Seconds that the smallest request takes, as far as is known; else 0."""
         return 0.0
@@ -67,6 +72,11 @@ class WritableSource(Source, WritableImage):
     def file_token(self) -> str:
         """Tells which file is written, in whatever state; empty: nothing does."""
         return ""
+
+    @property
+    def takes_several(self) -> bool:
+        """May several processes write to it at a time, each its own ranges?"""
+        return False
 
     @abstractmethod
     async def begin_writing(self) -> None:

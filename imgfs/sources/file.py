@@ -64,7 +64,15 @@ class FileSource(WritableSource):
     """An open local file.  `fd` is this source's own."""
 
     def __init__(
-        self, path: str, fd: int, stat_: SourceStat, *, extents: bool, write: bool, is_device: bool
+        self,
+        path: str,
+        fd: int,
+        stat_: SourceStat,
+        *,
+        extents: bool,
+        write: bool,
+        among_others: bool,
+        is_device: bool,
     ) -> None:
         super().__init__(Path(path).name, path, stat_)
         self.fd = fd
@@ -75,7 +83,7 @@ class FileSource(WritableSource):
         self._want_extents = extents
         self._known: ExtentList | None = None
         self._scan = trio.Lock()
-        self._is_writing = False
+        self._is_writing = among_others
         self._store = _map.Store(fd, stat_.size, whole=True)
 
     @property
@@ -91,6 +99,17 @@ class FileSource(WritableSource):
         if stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(two.st_mode):
             return one.st_rdev == two.st_rdev
         return os.path.samestat(one, two)
+
+    @property
+    def identity_anywhere(self) -> Identity | None:
+        # A filesystem that several machines share has another device number on each.
+        identity = self.stat.identity
+        return identity and Identity(identity.kind, identity.token.partition(":")[2])
+
+    @property
+    def takes_several(self) -> bool:
+        """A device is this machine's own, as far as is known."""
+        return self.is_resizable
 
     @property
     def file_token(self) -> str:
@@ -221,8 +240,10 @@ def _open(path: str, access: int) -> tuple[int, os.stat_result, int]:
         raise
 
 
-async def open_file(path: str, *, extents: bool = True, write: bool = False) -> FileSource:
-    """Open a local image, read-only unless `write`.
+async def open_file(
+    path: str, *, extents: bool = True, write: bool = False, among_others: bool = False
+) -> FileSource:
+    """Open a local image, read-only unless `write`; `among_others`: who write it meanwhile.
 
     Raises SourceNotFound, AccessDenied, ReadOnlyView, NotAnImage, or UsageError when this process
     serves it itself.  The caller closes it with `aclose`.
@@ -236,4 +257,12 @@ async def open_file(path: str, *, extents: bool = True, write: bool = False) -> 
         size=size, mtime_ns=st.st_mtime_ns, mode=stat.S_IMODE(st.st_mode), identity=_identity(st)
     )
     is_device = stat.S_ISBLK(st.st_mode)
-    return FileSource(path, fd, found, extents=extents, write=write, is_device=is_device)
+    return FileSource(
+        path,
+        fd,
+        found,
+        extents=extents,
+        write=write,
+        among_others=among_others,
+        is_device=is_device,
+    )

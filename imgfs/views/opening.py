@@ -56,7 +56,14 @@ class Chain:
     @property
     def identity(self) -> Identity | None:
         """Of all the files that the disk is in; None where one of them has none."""
-        found = [file.source.stat.identity for file in self.files]
+        return self._joined([file.source.stat.identity for file in self.files])
+
+    @property
+    def identity_anywhere(self) -> Identity | None:
+        """The same in words that do not depend on the machine."""
+        return self._joined([file.source.identity_anywhere for file in self.files])
+
+    def _joined(self, found: list[Identity | None]) -> Identity | None:
         known = [identity for identity in found if identity is not None]
         if len(known) < len(found):
             return None

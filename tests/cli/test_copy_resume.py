@@ -140,7 +140,7 @@ def test_without_resume_it_starts_anew(out: Path, state: Path, slow: Callable[..
 
 def test_two_at_one_place(out: Path, slow: Callable[..., str], state: Path) -> None:
     image = out / "disk.img"
-    fill(image, 16 * MIB)
+    fill(image, 64 * MIB)  # or it is done before the second begins
     command = [*IMGFS, "copy", slow(image), str(out / "a.raw")]
     with subprocess.Popen(command, stderr=subprocess.DEVNULL) as process:
         while not (out / "a.raw.part").exists():

@@ -58,7 +58,7 @@ def test_every_option_is_told_and_taken() -> None:
     for name in names(OPTIONS):
         said = parse_options((name + VALUES.get(name, "x" * name.endswith("=")),))
         assert said != Options()
-    untold = {"threads", "prompt", "object_settings", "read_only"}  # ours; and `ro`
+    untold = {"threads", "prompt", "object_settings", "among_others", "read_only"}  # ours; and `ro`
     told = {name.rstrip("=") for name in names(OPTIONS)}
     assert {*Options.__slots__} - untold == told - {"ro"}
 

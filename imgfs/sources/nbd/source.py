@@ -62,6 +62,10 @@ class NbdSource(WritableSource):
             url, facts.size, facts.minimum, facts.most, settings.timeout_s, link.status
         )
 
+    @property
+    def takes_several(self) -> bool:
+        return self._link.facts.multi_conn
+
     async def check_identity(self) -> None:
         """Of a connection that lives it asks nothing: only the lack of one tells something."""
         await self._link.check()

@@ -78,12 +78,14 @@ class State:
 class SshFile:
     """All methods run on the bridge's loop and raise ImgfsErrors."""
 
-    def __init__(self, link: SshLink, url: SshUrl, *, write: bool = False) -> None:
+    def __init__(
+        self, link: SshLink, url: SshUrl, *, write: bool = False, among_others: bool = False
+    ) -> None:
         self.name = url.text
         self.link = link
         self.path = url.path
         self._access = "r+b" if write else "rb"
-        self._is_writing = False
+        self._is_writing = among_others
         self._opening = asyncio.Lock()
         self._session: Session | None = None
         self._file: Any = None
@@ -298,7 +300,8 @@ class SshFile:
                     self.link.request(file.stat), self._look(session)
                 )
             opened = _state(attrs, None)
-            if not (before.differs(after) or before.differs(opened)):
+            differs = before.is_another if self._is_writing else before.differs
+            if not (differs(after) or differs(opened)):
                 return file, after
             in_background(self.link.request(file.close))
         raise SourceChanged(f"{self.name}: is being written to")

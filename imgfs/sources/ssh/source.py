@@ -59,6 +59,10 @@ class SshSource(WritableSource):
     def file_token(self) -> str:
         return self._file.place[1]
 
+    @property
+    def takes_several(self) -> bool:
+        return True
+
     async def check_identity(self) -> None:
         await self._bridge.call(self._file.check)
 
@@ -109,15 +113,23 @@ class SshHosts:
         self._bridge = bridge or Bridge()
         self._links: dict[tuple[str | None, str, int | None, SshSettings], SshLink] = {}
 
-    async def open(self, url: SshUrl, settings: SshSettings, *, write: bool = False) -> SshSource:
-        """Open an image, read-only unless `write`.
+    async def open(
+        self,
+        url: SshUrl,
+        settings: SshSettings,
+        *,
+        write: bool = False,
+        among_others: bool = False,
+    ) -> SshSource:
+        """Open an image, read-only unless `write`; `among_others`: who write it meanwhile.
 
         Raises SourceNotFound, NotAnImage, AccessDenied, LoginRefused, HostKeyError,
         SourceUnreachable, SourceTimeout, UsageError.  When cancelled nothing is open.
         """
 
         async def work() -> tuple[SshFile, SourceStat, bool]:
-            file = SshFile(self._link(url, settings), url, write=write)
+            link = self._link(url, settings)
+            file = SshFile(link, url, write=write, among_others=among_others)
             stat = await file.open()
             return file, stat, write and await SshWriter(file).can_punch()
 
