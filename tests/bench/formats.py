@@ -1,6 +1,6 @@
 """Virtual disks read and shown by imgfs and by qemu, in turn, in one run.
 
-    .venv/bin/python -m tests.bench.formats [--rounds 5] [--seconds 2] [--json FILE]
+    .venv/bin/python -m tests.bench.formats [--rounds 5] [--seconds 2] [--shown] [--json FILE]
 
 Needs fio, qemu-img and qemu-storage-daemon (qemu-system-common).  Sources are local, and in the
 page cache; what a mount has in it of its own is dropped before each copy.
@@ -137,6 +137,8 @@ def measure(work: Path, options: argparse.Namespace, report: Report) -> None:
             what = "cp of a shown qcow2"
             report.note(what, "MB/s", "imgfs", SIZE / copy(shown, target) / 1e6)
             report.note(what, "MB/s", CONVERT, SIZE / convert(raw, target) / 1e6)
+            if options.shown:
+                continue
             for name, path in vdis.items():
                 report.note("cp of a shown vdi", "MB/s", name, SIZE / copy(path, target) / 1e6)
             for name, path in (("imgfs", of_disk), (EXPORT, export)):
@@ -156,6 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     add_options(parser, rounds=5)
     parser.add_argument("--seconds", type=float, default=2)
+    parser.add_argument("--shown", action="store_true", help="cp of a shown qcow2, and no more")
     options = parser.parse_args()
     report = Report()
     with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
