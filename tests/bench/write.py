@@ -5,7 +5,8 @@
 Needs fio, qemu-img (qemu-utils) and qemu-storage-daemon (qemu-system-common).  Both are over one
 local raw base on one disk, and shown by FUSE; "the file" is a plain sparse one beside them.  Each
 figure is of a fresh overlay, made for it, or of one in which every block has been written before.
-All are mounted all the time and take turns at every figure.  Each writes as many bytes, and what
+All are mounted all the time and take turns at every figure, each round in another order: who comes
+first may get memory that the machine must fetch from its host.  Each writes as many bytes, and what
 was written before is on the disk when it begins.
 """
 
@@ -190,10 +191,12 @@ def measure(work: Path, options: argparse.Namespace, report: Report) -> None:
             stack.enter_context(peer.running())
             written[name] = stack.enter_context(peer.overlay("written"))
             fio(written[name], FIGURES[0], size, 0)
+        order = list(peers)
         for number in range(options.rounds):
             for figure in figures:
                 unit = "MB/s" if figure.is_sequential else "IOPS"
-                for name, peer in peers.items():
+                for name in order[number % len(order) :] + order[: number % len(order)]:
+                    peer = peers[name]
                     with contextlib.ExitStack() as one:
                         path = written[name]
                         if figure.is_fresh:
