@@ -18,7 +18,7 @@ from imgfs.formats.served import Node
 from imgfs.overlays.rawpins import is_pinned_raw, pin_raw, unpin_raw
 from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource
-from imgfs.views.drive import drive
+from imgfs.views.drive import drive, run_on
 from imgfs.views.opening import Asked, Chain, open_chain
 from imgfs.views.raw import RawView
 from imgfs.views.through import StoredView, ThroughView
@@ -100,16 +100,8 @@ class StoredViews:
         """
         wanted = self._wanted[stored]
         options = wanted.options
-        if format is None and await trio.to_thread.run_sync(is_pinned_raw, wanted.text):
-            looks = await drive(probe(stored.size), [stored])
-            if looks not in (RAW, "luks"):
-                log.warning(
-                    "%s: looks like %s, but was raw when imgfs wrote to it, and stays raw; "
-                    "if that is wrong mount it with -o format=%s",
-                    *(stored.name, looks, looks),
-                )
-            if looks != "luks":  # which is raw too, unless a person gives its key
-                format = RAW
+        if format is None:
+            format = await self._probed(stored, wanted)
         asked = Asked(format, options.snapshot, options.luks_key is not None)
 
         async def serve(node: Node) -> RawView:
@@ -125,6 +117,26 @@ class StoredViews:
         elif options.write_through:
             await trio.to_thread.run_sync(pin_raw, wanted.text)
         return chain
+
+    @staticmethod
+    async def _probed(stored: StoredView, wanted: Wanted) -> str | None:
+        """What its content says, if that can be trusted; None: LUKS, if a person gives its key."""
+        glimpse, stored.source.glimpse = stored.source.glimpse, None
+        looks = None
+        if glimpse is not None and glimpse.size == stored.size:
+            looks = run_on(probe(stored.size), glimpse.read)
+        if looks is None:
+            looks = await drive(probe(stored.size), [stored])
+        if looks == "luks":
+            return None
+        if looks != RAW and await trio.to_thread.run_sync(is_pinned_raw, wanted.text):
+            log.warning(
+                "%s: looks like %s, but was raw when imgfs wrote to it, and stays raw; "
+                "if that is wrong mount it with -o format=%s",
+                *(stored.name, looks, looks),
+            )
+            return RAW
+        return looks
 
     async def _serve(self, node: Node, options: Options) -> RawView:
         """Not through a cache: what was locked stays in memory."""

@@ -85,6 +85,8 @@ class Store:
         """How many bytes of what is held there nobody has read yet."""
     def punch(self, offset: int, length: int) -> None:
         """[blocks] Give the range's disk space back."""
+    def attach(self, fd: int) -> None:
+        """From now on the blocks are in this file, dupped too; ValueError when some are present."""
     def resize(self, size: int) -> None:
         """Of a whole store; ValueError for another.  The caller truncates the file: to grow, the file,
         then the store, then maps; to shrink, maps, `quiesce`, the store, then the file."""

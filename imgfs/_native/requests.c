@@ -144,6 +144,15 @@ static enum outcome try_seek(const struct fuse_in_header *in, const struct fuse_
 	return ANSWERED;
 }
 
+/* A directory's handle is its inode, whether it is still there or not: readdir finds out. */
+static enum outcome open_directory(const struct fuse_in_header *in)
+{
+	struct fuse_open_out out = { .fh = in->nodeid };
+
+	reply(in->unique, 0, &out, sizeof(out));
+	return ANSWERED;
+}
+
 static enum outcome try_fast(const char *buf, size_t size, struct worker *worker, bool waited)
 {
 	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
@@ -157,6 +166,11 @@ static enum outcome try_fast(const char *buf, size_t size, struct worker *worker
 			done = try_read(in, arg, map, worker, waited);
 			maps->unref(map);
 		}
+	} else if (in->opcode == FUSE_OPENDIR) {
+		done = open_directory(in);
+	} else if (in->opcode == FUSE_RELEASEDIR) {
+		reply(in->unique, 0, NULL, 0);
+		done = ANSWERED;
 	} else if (in->opcode == FUSE_LSEEK && size >= sizeof(*in) + sizeof(struct fuse_lseek_in)) {
 		map = map_of(in->nodeid);
 		if (map) {

@@ -93,6 +93,13 @@ struct store *store_new(int fd, uint64_t size, uint64_t block_size, bool whole)
 	return st;
 }
 
+int store_attach(struct store *st, int fd)
+{
+	if (st->whole || atomic_load(&st->present))
+		return -EINVAL;
+	return dup3(fd, st->fd, O_CLOEXEC) < 0 ? -errno : 0;
+}
+
 struct store *store_ref(struct store *st)
 {
 	atomic_fetch_add(&st->refs, 1);

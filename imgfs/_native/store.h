@@ -71,6 +71,10 @@ void store_quiesce(struct store *st);
 /* Only of a whole store: -EINVAL otherwise.  Its file is the caller's to truncate. */
 int store_resize(struct store *st, uint64_t size);
 
+/* From now on the blocks are in this file, which is duplicated.  0, or -errno; -EINVAL when there
+ * are blocks in another already. */
+int store_attach(struct store *st, int fd);
+
 /* After store_enter: are all blocks of [offset, offset+length) present, or what of them is in the
  * range held in memory?  Marks them used. */
 bool store_covers(struct store *st, uint64_t offset, uint64_t length);

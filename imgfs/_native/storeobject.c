@@ -196,6 +196,15 @@ static PyObject *store_age(StoreObject *self, PyObject *unused)
 	return PyLong_FromLongLong(age);
 }
 
+static PyObject *store_attach_(StoreObject *self, PyObject *fd)
+{
+	long number = PyLong_AsLong(fd);
+
+	if (PyErr_Occurred())
+		return NULL;
+	return none_or(store_attach(self->st, (int)number));
+}
+
 static PyObject *store_read(StoreObject *self, PyObject *args)
 {
 	unsigned long long offset, length;
@@ -424,6 +433,7 @@ static PyMethodDef store_methods[] = {
 	{ "missing", (PyCFunction)store_missing, METH_VARARGS, NULL },
 	{ "oldest", (PyCFunction)store_oldest_runs, METH_VARARGS, NULL },
 	{ "oldest_age", (PyCFunction)store_age, METH_NOARGS, NULL },
+	{ "attach", (PyCFunction)store_attach_, METH_O, NULL },
 	{ "read", (PyCFunction)store_read, METH_VARARGS, NULL },
 	{ "write", (PyCFunction)store_write, METH_VARARGS, NULL },
 	{ "write_nonzero", (PyCFunction)store_write_nonzero, METH_VARARGS, NULL },

@@ -18,22 +18,21 @@ recorded is verified when it is first wanted, and fetched again where it is not 
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
-import os
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 import trio
 
 from imgfs._native import _map
-from imgfs.cache.directory import BLOCK, CacheDirectory, open_directory
+from imgfs.cache.directory import BLOCK
 from imgfs.cache.fills import Fill, Fills, joined
-from imgfs.cache.kept import Found, Kept, Run
+from imgfs.cache.home import Home, Left
+from imgfs.cache.kept import Found, Run
 from imgfs.cache.memory import Memory
 from imgfs.cache.prefetch import prefetch
 from imgfs.cache.readahead import Readahead, is_followed
@@ -41,7 +40,7 @@ from imgfs.cache.space import Account, CacheSpace
 from imgfs.cache.watches import Watches
 from imgfs.cache.window import Window
 from imgfs.cache.written import Part, Written, write_parts
-from imgfs.errors import CacheError, ImgfsError, SourceChanged
+from imgfs.errors import ImgfsError, SourceChanged
 from imgfs.extents import ExtentList, all_data
 from imgfs.image import Buffer, Image
 from imgfs.sources.base import Source
@@ -52,6 +51,9 @@ log = logging.getLogger(__name__)
 FILL_BLOCKS = 31  # just under 2 MiB: eight of OpenSSH's reads of 255 KiB
 SHARE = 8  # a window, or the blocks of one fill, are at most this part of the limit
 TRIES = 4
+MANY_EXTENTS = 1000  # so long a map is kept at once, and a shorter one with the first block,
+LONG_S = 0.1  # unless it took so long to get
+MOST_PEEK, MOST_PEEKS = 128 << 10, 64  # bytes, and ranges
 RECORD_S = 5.0  # what was cached so long before a crash is not lost
 FAST = 250e6  # bytes a second: what comes faster is not worth a disk's time
 
@@ -72,10 +74,9 @@ class CachedImage(Image):
     def __init__(
         self,
         source: Source,
-        store: _map.Store,
-        account: Account | None,
+        home: Home,
+        left: Left | None,
         memory: Memory,
-        zeroes: list[Run],
         most_fill: int,
         window: int,
         nursery: trio.Nursery,
@@ -85,22 +86,23 @@ class CachedImage(Image):
         super().__init__(source.name, source.size)
         self.source = source
         self.map = _map.SegmentMap(source.size)
-        self.store = store
+        self.store = home.store
         self.stale: SourceChanged | None = None
         self.became_stale = trio.Event()
         self.closed = trio.Event()
         self.source_extents: ExtentList = all_data(0, source.size)
-        self._account = account
+        self._home = home
+        self._left = left
         self._memory = memory
-        self._zeroes = zeroes
         self._nursery = nursery
         self.most_ahead = window
-        self._watches = Watches(store)
+        self._watches = Watches(self.store)
         self._policy = policy
         most_blocks = max(1, min(FILL_BLOCKS, most_fill // BLOCK))
         self._fills = Fills(nursery, most_blocks, self._run, Window())
         self._ahead: Readahead | None = None
         self._unrecorded = trio.Event()
+        self._is_recording = self._is_watching = False
         #: is any of the range being written to the source just now?
         self.is_being_written: Callable[[int, int], bool] = lambda start, end: False
         self._preparing = trio.Lock()
@@ -110,45 +112,81 @@ class CachedImage(Image):
         async with self._preparing:
             if self._ahead is not None:
                 return
-            extents = await self._learn_extents()
+            left = self._left
+            extents = left.extents if left is not None else None
+            if extents is None:
+                extents = await self._learn_extents()
             if self.size and self.stale is None:
                 self.map.load(extents.ends, extents.flags, self.store)
-                for first, count in self._zeroes:
-                    start = first * BLOCK
-                    self.map.set_zero(start, min(start + count * BLOCK, self.size))
+                if left is not None:
+                    self._note_zeroes(left.blocks)
             self.source_extents = extents
+            self._left = None
             self._ahead = Readahead(self)
-            self._nursery.start_soon(self._watches.run)
-            self._nursery.start_soon(self._record_now_and_then)
             if self._policy.prefetch is not None:
                 self._nursery.start_soon(
                     prefetch, extents, self.fetch_ahead, self._has_room, self._policy.prefetch
                 )
 
     async def _learn_extents(self) -> ExtentList:
-        kept = self._account.kept if self._account is not None else None
-        ask = partial(patiently, partial(self.source.extents, 0, self.size), self._waits)
-        if kept is None:
-            return await ask()
-        extents = await trio.to_thread.run_sync(kept.load_extents)
-        if extents is None:
-            extents = await ask()
-            # "All is data" is also what a source says that could not find out, this time.
-            if extents.stored_bytes() < self.size:
-                with contextlib.suppress(OSError):
-                    await trio.to_thread.run_sync(kept.save_extents, extents)
+        begun = trio.current_time()
+        extents = await patiently(partial(self.source.extents, 0, self.size), self._waits)
+        took_long = len(extents) >= MANY_EXTENTS or trio.current_time() - begun >= LONG_S
+        if self.stale is None and (took_long or self._home.account is not None):
+            await self._home.save_extents(extents)
         return extents
+
+    def _note_zeroes(self, found: Found) -> None:
+        for first, count in found.zeroes:
+            start = first * BLOCK
+            self.map.set_zero(start, min(start + count * BLOCK, self.size))
+
+    async def _opened_home(self) -> Account | None:
+        """Where blocks are kept, if there is any such place."""
+        if self.stale is None:
+            left = await self._home.open(self.source_extents)
+            if left is not None and self.stale is None:
+                self._note_zeroes(left.blocks)
+        return self._home.account
 
     @property
     def cached_bytes(self) -> int:
         """What is present, and what an earlier mount left that was not verified yet."""
-        unverified = self._account.unverified if self._account is not None else 0
+        account = self._home.account
+        unverified = account.unverified if account is not None else 0
         return (self.store.present + unverified) * BLOCK
 
     @property
     def window(self) -> int:
         """How many bytes readahead is ahead of the fastest stream; 0: nothing is read ahead."""
         return 0 if self._ahead is None else self._ahead.window
+
+    @property
+    def is_only_looked_at(self) -> bool:
+        """Has nothing been kept yet, and might be?"""
+        return not self._home.is_open
+
+    async def peek(self, ranges: Sequence[tuple[int, int]]) -> list[Buffer] | None:
+        """Some short ranges (offset, length), without keeping them; None: read them."""
+        if self.stale is not None:
+            raise SourceChanged(str(self.stale))
+        await self.prepare()
+        wanted: list[tuple[int, int]] = []
+        found = [bytearray(length) for _, length in ranges]
+        places: list[tuple[bytearray, int]] = []
+        for part, (offset, length) in zip(found, ranges, strict=True):
+            for start, end in self.source_extents.clip(offset, offset + length).data_ranges():
+                wanted.append((start, end - start))
+                places.append((part, start - offset))
+        if sum(length for _, length in wanted) > MOST_PEEK or len(wanted) > MOST_PEEKS:
+            return None
+        ask = partial(patiently, partial(self.source.peek, wanted), self._waits)
+        parts = await ask() if wanted else []
+        if parts is None:
+            return None
+        for (part, at), data in zip(places, parts, strict=True):
+            part[at : at + len(data)] = data
+        return list(found)
 
     def mark_stale(self, why: SourceChanged) -> None:
         """The source is not what it was: forget every byte, and read none any more."""
@@ -174,8 +212,9 @@ class CachedImage(Image):
         first = start // BLOCK
         count = -(-end // BLOCK) - first
         self.spoil(start, end)
-        if self._account is not None and self.store.missing(start, end - start) != [(first, count)]:
-            await self._account.drop(first, count)
+        account = self._home.account
+        if account is not None and self.store.missing(start, end - start) != [(first, count)]:
+            await account.drop(first, count)
             self.spoil(start, end)  # what wrote there meanwhile was dropped, too
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
@@ -259,6 +298,9 @@ class CachedImage(Image):
         self._fills.drop(fills)
 
     def watch(self, start: int, end: int, then: Callable[[], None]) -> list[Callable[[], None]]:
+        if not self._is_watching:
+            self._is_watching = True
+            self._nursery.start_soon(self._watches.run)
         return [partial(self._watches.cancel, self._watches.set(start, end, then))]
 
     def fetch_ahead(self, start: int, end: int, *, at_once: bool = False) -> list[Fill]:
@@ -271,8 +313,7 @@ class CachedImage(Image):
         return [fill for run in self._absent(start, end) for fill in start_fills(*run)]
 
     def _has_room(self, length: int) -> bool:
-        account = self._account
-        return account is not None and account.has_room(length) and self.stale is None
+        return self.stale is None and self._home.has_room(length)
 
     async def _record_now_and_then(self) -> None:
         while True:
@@ -283,16 +324,17 @@ class CachedImage(Image):
 
     async def record(self) -> None:
         """Make sure that what is cached by now is there for a later mount."""
-        if self._account is not None and self.stale is None:
+        account = self._home.account
+        if account is not None and self.stale is None:
             try:
-                await self._account.record()
+                await account.record()
             except OSError as exc:
                 log.warning("%s: the cache cannot be recorded: %s", self.name, exc.strerror)
 
     async def _run(self, fill: Fill) -> None:
         """Fetch a fill, let its readers have it, and keep it where there is room."""
         start, end = fill.first * BLOCK, min((fill.first + fill.count) * BLOCK, self.size)
-        account = self._account
+        account = await self._opened_home()
         if account is not None:
             await account.verify(fill.first, fill.count)
         runs = self._absent(start, end)
@@ -358,7 +400,8 @@ class CachedImage(Image):
 
     def _passes(self, fill: Fill, length: int) -> bool:
         """Is it fetched ahead, and not worth a disk's time?"""
-        is_kept = self._account is None or self._account.kept or self._policy.prefetch is not None
+        account = self._home.account
+        is_kept = account is None or account.kept or self._policy.prefetch is not None
         return (
             fill.ahead and not is_kept and self.line.rate >= FAST and self._memory.reserve(length)
         )
@@ -410,6 +453,9 @@ class CachedImage(Image):
         account.keep(written.blocks, sum(run[1] for run in runs))
         account.checks |= written.checks
         self._unrecorded.set()
+        if not self._is_recording:
+            self._is_recording = True
+            self._nursery.start_soon(self._record_now_and_then)
         for a, b in written.zeroes:
             self.map.set_zero(a, b)
         return True
@@ -427,29 +473,16 @@ async def open_cached(
     """
     policy = policy or Policy()
     share = min(space.limit, space.limit if policy.limit is None else policy.limit) // SHARE
-    directory: CacheDirectory | None = None
-    if root is not None:
-        try:
-            directory = await trio.to_thread.run_sync(open_directory, root, source)
-        except CacheError as exc:
-            log.warning("%s; reading without it", exc)
-    # Of a store without a file no block is ever present.
-    fd = os.open(os.devnull, os.O_RDWR) if directory is None else directory.blocks
-    try:
-        store = _map.Store(fd, source.size, BLOCK)
-    finally:
-        if directory is None:
-            os.close(fd)
-    account, found = await _accounted(directory, space, store, policy.limit)
+    home = Home(source, space, root, policy.limit)
     image = None
     try:
+        left = await home.open() if home.may_be_kept else None
         async with trio.open_nursery() as nursery:
             image = CachedImage(
                 source,
-                store,
-                account,
+                home,
+                left,
                 space.memory,
-                found.zeroes,
                 share,
                 share if policy.readahead is None else min(share, policy.readahead),
                 nursery,
@@ -459,35 +492,9 @@ async def open_cached(
             nursery.cancel_scope.cancel()
     finally:
         with trio.CancelScope(shield=True):
-            space.memory.forget(store, 0, store.size)
+            space.memory.forget(home.store, 0, source.size)
             if image is not None:
                 await image.record()
-            if account is not None and image is not None and image.stale is not None:
-                account.kept = None
-            if account is not None:
-                await account.close()
-            if directory is not None:
-                if image is not None and image.stale is not None:
-                    directory = replace(directory, is_kept=False)
-                await trio.to_thread.run_sync(directory.close)
+            await home.close(is_stale=image is not None and image.stale is not None)
             if image is not None:
                 image.closed.set()
-
-
-async def _accounted(
-    directory: CacheDirectory | None, space: CacheSpace, store: _map.Store, limit: int | None
-) -> tuple[Account | None, Found]:
-    if directory is None:
-        return None, Found()
-    space.taken(directory.path)
-    kept, found = None, Found()
-    if directory.is_kept:
-        kept = Kept(directory, store.size)
-        try:
-            found = await trio.to_thread.run_sync(kept.load)
-        except OSError as exc:
-            log.warning("%s: its cache cannot be read: %s", directory.path, exc.strerror)
-            kept = None
-    account = Account(space, store, kept, found.unverified, limit=limit)
-    await space.trim()
-    return account, found

@@ -92,16 +92,24 @@ class CacheDirectory:
             os.close(fd)
 
 
-def open_directory(root: Path, source: Source) -> CacheDirectory:
-    """A directory for the source; what is in it is of this source in this state.
-
-    Raises CacheError.
-    """
+def directory_name(source: Source) -> str:
+    """Of its directory below the root, when nobody else has that."""
     digest = hashlib.sha256(source.url.encode("utf-8", "surrogateescape")).hexdigest()[:16]
     plain = (c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in source.name)
+    return f"{''.join(plain)[:80]}-{digest}"
+
+
+def open_directory(root: Path, source: Source, *, is_kept: bool | None = None) -> CacheDirectory:
+    """A directory for the source; what is in it is of this source in this state.
+
+    `is_kept` is what `is_exact` said when the source was opened; None: it was opened just now.
+    Raises CacheError.
+    """
+    if is_kept is None:
+        is_kept = is_exact(source)
     try:
         with _root_lock(root):
-            return _first_free(root, f"{''.join(plain)[:80]}-{digest}", source)
+            return _first_free(root, directory_name(source), source, is_kept)
     except OSError as exc:
         raise CacheError(f"{root}: no cache for {source.name}: {exc.strerror}") from exc
 
@@ -207,7 +215,7 @@ def _root_lock(root: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _first_free(root: Path, base: str, source: Source) -> CacheDirectory:
+def _first_free(root: Path, base: str, source: Source, is_kept: bool) -> CacheDirectory:
     for number in range(1, _MOST_USERS):
         path = root / (base if number == 1 else f"{base}.{number}")
         path.mkdir(mode=0o700, exist_ok=True)
@@ -217,7 +225,7 @@ def _first_free(root: Path, base: str, source: Source) -> CacheDirectory:
         if number > 1:
             log.warning("%s: another process has its cache; this one is not kept", source.name)
         try:
-            return _opened(path, lock, source, is_kept=number == 1)
+            return _opened(path, lock, source, is_kept=is_kept and number == 1)
         except BaseException:
             os.close(lock)
             raise
@@ -225,7 +233,6 @@ def _first_free(root: Path, base: str, source: Source) -> CacheDirectory:
 
 
 def _opened(path: Path, lock: int, source: Source, *, is_kept: bool) -> CacheDirectory:
-    is_kept = is_kept and _is_exact(source)
     identity = source.stat.identity if is_kept else None
     about = {
         "version": VERSION,
@@ -254,7 +261,7 @@ def _opened(path: Path, lock: int, source: Source, *, is_kept: bool) -> CacheDir
         raise
 
 
-def _is_exact(source: Source) -> bool:
+def is_exact(source: Source) -> bool:
     """Can two states of the source be told apart?  Whole seconds cannot while they last.
 
     Of one that we write ourselves nothing is kept: what is recorded would have to be taken back,

@@ -49,6 +49,7 @@ class CacheSpace:
         self.memory = Memory(time.monotonic)
         self._root = root
         self._idle: list[Entry] = []
+        self._known: set[Path] | None = None
         self._full_until = -1.0
 
     async def count_idle(self) -> None:
@@ -56,9 +57,14 @@ class CacheSpace:
         if self._root is not None:
             async with self.lock:
                 found = await trio.to_thread.run_sync(list_entries, self._root)
+                self._known = {entry.path for entry in found}
                 self._idle = [entry for entry in found if not entry.in_use]
                 self.used += sum(entry.used for entry in self._idle)
                 await self._make_room(0)
+
+    def may_know(self, path: Path) -> bool:
+        """Was there such a directory when they were counted?"""
+        return self._known is None or path in self._known
 
     def taken(self, path: Path) -> None:
         """This directory is in use from now on: its blocks are counted one by one."""

@@ -6,6 +6,7 @@ import struct
 import sys
 import uuid
 from array import array
+from functools import lru_cache
 
 from imgfs.errors import UnsupportedFeature
 from imgfs.extents import ExtentList
@@ -39,12 +40,7 @@ class VhdxLayout(BlockLayout):
         self._ratio = vt.CHUNK_SECTORS * _LOGICAL_SECTOR // blocks.cluster_size
         bat_end = _BAT_AT + vt.entries(blocks.total, self._ratio, False) * vt.ENTRY_SIZE
         bat_region_end = max(_BAT_AT + vt.MIB, rounded_up(bat_end, vt.MIB))
-        regions = vt.region_table(
-            [
-                vt.Region(vt.BAT_REGION, _BAT_AT, bat_region_end - _BAT_AT, vt.REQUIRED_REGION),
-                vt.Region(vt.METADATA_REGION, _METADATA_AT, vt.MIB, vt.REQUIRED_REGION),
-            ]
-        )
+        regions = _region_table(bat_region_end - _BAT_AT)
         structures = [(0, vt.FILE_SIGNATURE + "imgfs".encode("utf-16-le"))]
         for number, at in enumerate(vt.HEADER_OFFSETS, 1):
             structures.append((at, _header(about, number)))
@@ -78,6 +74,16 @@ class VhdxLayout(BlockLayout):
             entries = range(at, at + (run_end - block) * size, size)
             table[block - first : run_end - first] = array("Q", entries)
         return table
+
+
+@lru_cache
+def _region_table(bat_length: int) -> bytes:
+    """Without its padding: the same for all disks of about a size, and its checksum takes long."""
+    regions = [
+        vt.Region(vt.BAT_REGION, _BAT_AT, bat_length, vt.REQUIRED_REGION),
+        vt.Region(vt.METADATA_REGION, _METADATA_AT, vt.MIB, vt.REQUIRED_REGION),
+    ]
+    return vt.region_table(regions).rstrip(b"\0")
 
 
 def _block_size(size: int) -> int:

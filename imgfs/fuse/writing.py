@@ -57,10 +57,10 @@ class WritingOperations(pyfuse3.Operations):
 
     async def _view_for_open(self, node: Node) -> View:
         """The node's view, which is in order; else a node of a new generation takes the name."""
-        if node.prepare is not None:
-            await node.prepare()
-        assert node.view is not None
         try:
+            if node.prepare is not None:
+                await node.prepare()
+            assert node.view is not None
             await node.view.check_for_open()
         except SourceChanged:
             # The kernel looks the name up again on ESTALE, and then finds the new one.

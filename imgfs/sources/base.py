@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from imgfs.image import Image, WritableImage
@@ -30,12 +31,41 @@ class SourceStat:
     identity: Identity | None
 
 
+HEAD, TAIL = 1024, 512  # bytes of a glimpse
+
+
+@dataclass(frozen=True, slots=True)
+class Glimpse:
+    """The first and the last bytes of a source, in the state in which it was opened."""
+
+    size: int  #: of the source
+    head: bytes
+    tail: bytes
+
+    @property
+    def is_right(self) -> bool:
+        """Is it of a source of this size?"""
+        ends = len(self.head), len(self.tail)
+        return ends == (min(HEAD, self.size), min(TAIL, self.size))
+
+    def read(self, offset: int, length: int) -> bytes | None:
+        """None when they do not hold all of the range."""
+        if offset + length <= len(self.head):
+            return self.head[offset : offset + length]
+        start = offset - (self.size - len(self.tail))
+        if start >= 0 and start + length <= len(self.tail):
+            return self.tail[start : start + length]
+        return None
+
+
 class Source(Image):
     """An open source.  `stat` is what it was when it was opened, and stays but for own writes.
 
     Reads that fail for good raise an ImgfsError; `temporary` ones have already been
-    tried again until the source's timeout.
+    tried again until the source's timeout.  `glimpse` is what came with opening it.
     """
+
+    glimpse: Glimpse | None = None
 
     def __init__(self, name: str, url: str, stat: SourceStat) -> None:
         super().__init__(name, stat.size)
@@ -51,6 +81,23 @@ class Source(Image):
     def round_trip_s(self) -> float:
         """Seconds that the smallest request takes, as far as is known; else 0."""
         return 0.0
+
+    async def peek(self, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        """Some short ranges (offset, length), where that is quicker than reading them is when the
+        source is not to be read otherwise; None: it is not.
+
+        Raises as `read` does.
+        """
+        for offset, length in ranges:
+            self._check_range("peek", offset, length)
+        found = await self._peek(ranges)
+        if found is not None:
+            with self.counters.counted(sum(length for _, length in ranges)):
+                return found
+        return None
+
+    async def _peek(self, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        return None
 
     @abstractmethod
     async def check_identity(self) -> None:

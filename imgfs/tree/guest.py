@@ -36,6 +36,7 @@ class GuestNodes:
         changed: Callable[[Node], Awaitable[None]] | None = None,
         fleeting: bool = False,
     ) -> None:
+        self.name = name  #: of the disk; of the files in sparse/ when somebody looks first
         self._tree = tree
         self._current = current
         self._follow = follow
@@ -45,16 +46,21 @@ class GuestNodes:
         self._known: tuple[View, Guest] | None = None
         self._sparse: tuple[View, Shown] | None = None
         sparse = tree.add(directory, b"sparse", children={})
-        FormatNodes(
-            tree,
-            sparse,
-            name,
-            {".raw": _as_it_is, **makers},
-            self._sparsified,
-            follow=follow,
-            changed=changed,
-            fleeting=fleeting,
-        )
+
+        async def look_into() -> None:
+            if not sparse.children:
+                FormatNodes(
+                    tree,
+                    sparse,
+                    self.name,
+                    {".raw": _as_it_is, **makers},
+                    self._sparsified,
+                    follow=follow,
+                    changed=changed,
+                    fleeting=fleeting,
+                )
+
+        sparse.refresh = look_into
         self._partitions = tree.add(directory, b"partitions", children={})
         self._partitions.refresh = self._refresh
         self._ranges: dict[bytes, list[tuple[int, int]]] = {}

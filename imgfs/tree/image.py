@@ -220,7 +220,10 @@ class ImageNodes:
 
     async def _changed(self, node: Node) -> None:
         """The node's view is stale: put the source as it is now under the names."""
-        await self._renew(node.view)
+        stale = node.view
+        if stale is None and self._chain is not None and self._chain.disk.stale is not None:
+            stale = self._chain.disk  # of which the view was to be made
+        await self._renew(stale)
 
     async def _renew(self, stale: View | None) -> None:
         async with self._opening:

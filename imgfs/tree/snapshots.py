@@ -330,7 +330,8 @@ class SnapshotFolder(Folder):
             self._frozen,
             fleeting=True,
         )
-        GuestNodes(parent.tree, self.node, _text(name), FORMATS, self._frozen, fleeting=True)
+        where = parent.tree, self.node, _text(name)
+        self._guest = GuestNodes(*where, FORMATS, self._frozen, fleeting=True)
 
     @property
     def path(self) -> SnapshotPath:
@@ -352,6 +353,7 @@ class SnapshotFolder(Folder):
     def renamed(self, name: bytes) -> None:
         """Its files are called after it."""
         old, self.name = self.name, name
+        self._guest.name = _text(name)
         assert self.node.children is not None
         for files in (self.node.children, self.node.children[b"sparse"].children):
             assert files is not None

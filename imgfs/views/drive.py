@@ -15,6 +15,8 @@ from imgfs.views.view import View
 T = TypeVar("T")
 I = TypeVar("I", bound=Image)  # noqa: E741
 
+MOST_PEEK = 1 << 20  # bytes of which some may be zeroes
+
 OpenBeside = Callable[[str], Awaitable[I]]
 
 
@@ -44,11 +46,38 @@ async def drive(steps: Steps[T], files: list[I], open_beside: OpenBeside[I] | No
             failure = exc
 
 
+def run_on(steps: Steps[T], known: Callable[[int, int], bytes | None]) -> T | None:
+    """Its result, if `known(offset, length)` gives all the bytes of its one file that it needs.
+
+    Raises what it raises.
+    """
+    answer: object = None
+    while True:
+        try:
+            need = steps.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        parts = [] if isinstance(need, OpenFile) else [known(r.offset, r.length) for r in need]
+        if not parts or None in parts:
+            steps.close()
+            return None
+        answer = parts
+
+
 async def _read_all(reads: Sequence[Read], files: Sequence[Image]) -> list[bytes]:
     assert reads, "an empty batch is no progress"
     assert sum(read.length for read in reads) <= MOST_BYTES
-    # A thread for each of a thousand tables would take longer than reading them.
-    found = await trio.to_thread.run_sync(_local, reads, files, abandon_on_cancel=True)
+    length = sum(read.length for read in reads)
+    if length <= MOST_PEEK and all(
+        isinstance(file, View) and file.is_only_looked_at for file in files
+    ):
+        # There is no disk to wait for.
+        found = _local(reads, files)
+        await _peek_all(reads, files, found)
+    else:
+        # A thread for each of a thousand tables would take longer than reading them.
+        found = await trio.to_thread.run_sync(_local, reads, files, abandon_on_cancel=True)
     for read, part in zip(reads, found, strict=True):
         if part is not None:
             files[read.file].counters.reads += 1
@@ -64,6 +93,21 @@ async def _read_all(reads: Sequence[Read], files: Sequence[Image]) -> list[bytes
         [partial(one, index, read) for index, read in enumerate(reads) if found[index] is None]
     )
     return [part for part in found if part is not None]
+
+
+async def _peek_all(
+    reads: Sequence[Read], files: Sequence[Image], found: list[bytes | None]
+) -> None:
+    """Fill in what can be had without keeping it."""
+    for number, file in enumerate(files):
+        wanted = [i for i, each in enumerate(reads) if found[i] is None and each.file == number]
+        ranges = [_inside(reads[index], file) for index in wanted]
+        if not ranges:
+            continue
+        assert isinstance(file, View)
+        parts = await file.peek(ranges)
+        for index, part in zip(wanted, parts or (), strict=parts is not None):
+            found[index] = bytes(part)
 
 
 def _inside(read: Read, file: Image) -> tuple[int, int]:

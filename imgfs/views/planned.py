@@ -16,7 +16,7 @@ import logging
 from abc import abstractmethod
 from array import array
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 
 import trio
@@ -181,6 +181,38 @@ class PlannedView(View):
             raise
 
     @property
+    def is_only_looked_at(self) -> bool:
+        return all(file.is_only_looked_at for file in self.files)
+
+    async def peek(self, ranges: Sequence[tuple[int, int]]) -> list[Buffer] | None:
+        if not self.is_only_looked_at:
+            return None
+        self.refuse_stale()
+        found: list[Buffer] = []
+        wanted: dict[int, list[tuple[int, int]]] = {}
+        places: dict[int, list[tuple[bytearray, int]]] = {}
+        for offset, length in ranges:
+            part = bytearray(length)
+            found.append(part)
+            for piece in await self._pieces(offset, length):
+                at, size = piece.start - offset, piece.end - piece.start
+                if piece.kind == Kind.LITERAL:
+                    assert isinstance(piece.detail, bytes)
+                    part[at : at + size] = piece.detail
+                elif piece.kind == Kind.DATA:
+                    wanted.setdefault(piece.file, []).append((piece.offset, size))
+                    places.setdefault(piece.file, []).append((part, at))
+                elif piece.kind != Kind.ZERO:
+                    return None
+        for file, of_file in wanted.items():
+            parts = await self.files[file].peek(of_file)
+            if parts is None:
+                return None
+            for (part, at), data in zip(places[file], parts, strict=True):
+                part[at : at + len(data)] = data
+        return found
+
+    @property
     def ahead(self) -> PlanAhead | None:
         if self._ahead is None:
             below = next((file.ahead for file in self.files if file.ahead is not None), None)
@@ -213,12 +245,7 @@ class PlannedView(View):
             return await self._fetch(offset, length)
 
     async def _fetch(self, offset: int, length: int) -> Buffer:
-        pieces: list[Piece] = []
-        at, end = offset, offset + length
-        while at < end:
-            planned = await self._planned(at, end)
-            pieces += planned.between(at, min(end, planned.end))
-            at = min(end, planned.end)
+        pieces = await self._pieces(offset, length)
         if len(pieces) == 1:
             return await self._bytes_of(pieces[0])
         found = bytearray(length)
@@ -233,6 +260,16 @@ class PlannedView(View):
                 jobs.append(put)
         await all_of(jobs)
         return found
+
+    async def _pieces(self, offset: int, length: int) -> list[Piece]:
+        """All of the range, no more."""
+        pieces: list[Piece] = []
+        at, end = offset, offset + length
+        while at < end:
+            planned = await self._planned(at, end)
+            pieces += planned.between(at, min(end, planned.end))
+            at = min(end, planned.end)
+        return pieces
 
     async def _bytes_of(self, piece: Piece) -> Buffer:
         length = piece.end - piece.start

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import trio
 
 from imgfs._native import _map
@@ -50,6 +52,21 @@ class RawView(View):
                     self.map.load(extents.ends, extents.flags, store)
             self.stored_bytes = extents.stored_bytes()
             self._ready = True
+
+    @property
+    def is_only_looked_at(self) -> bool:
+        return self.cache is not None and self.cache.is_only_looked_at
+
+    async def peek(self, ranges: Sequence[tuple[int, int]]) -> list[Buffer] | None:
+        if self.cache is None or not self.is_only_looked_at:
+            return None
+        self.refuse_stale()
+        try:
+            await self.prepare()
+            return await self.cache.peek(ranges)
+        except SourceChanged as exc:
+            self.mark_stale(exc)
+            raise
 
     async def _check(self) -> None:
         await self.source.check_identity()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import MethodType
 from typing import NamedTuple
 from weakref import WeakMethod
@@ -14,7 +14,7 @@ import trio
 from imgfs._native import _map
 from imgfs.cache.readahead import Ahead
 from imgfs.errors import SourceChanged, SourceUnreachable
-from imgfs.image import Counters, Image
+from imgfs.image import Buffer, Counters, Image
 
 PATIENCE_S = 2.0  # how long opening waits for the source to say that it is the same
 SILENT_S = 5.0  # how long it is not asked again after it did not
@@ -89,6 +89,18 @@ class View(Image):
 
     async def plan_ahead(self, offset: int, length: int) -> None:
         """See to it that `ahead` knows the range.  Raises what reading tables raises."""
+
+    async def peek(self, ranges: Sequence[tuple[int, int]]) -> list[Buffer] | None:
+        """Some short ranges (offset, length), read without keeping them; None: read them.
+
+        For who looks at an image that perhaps nobody will read.  Raises as `read` does.
+        """
+        return None
+
+    @property
+    def is_only_looked_at(self) -> bool:
+        """Has nothing of it been kept yet?  Then no disk is waited for by `read_local`."""
+        return False
 
     def read_local(self, offset: int, length: int) -> bytes | None:
         """In a worker thread: the bytes, or None where not all of them are known to be local."""

@@ -61,3 +61,23 @@ def test_decoded_and_encoded(
     for path in names[1:]:
         kind = "vpc" if path.suffix == ".vhd" else path.suffix[1:]
         qemu.img("compare", "-f", kind, "-F", "raw", path, names[0])
+
+
+@pytest.mark.parametrize("first", ["top.raw", "top.qcow2", "sparse/top.vdi"])
+def test_changed_since_it_was_looked_at(
+    mount: Mounter, sshd: Sshd, pool: Path, tmp_path: Path, first: str
+) -> None:
+    """No view was made of what `stat` told, and none is made of the old state any more."""
+    source = pool / "top.qcow2"
+    m = mount(sshd.url(pool) + "/", "-o", sshd.options)
+    names = ["top.raw", *(f"{where}top{each}" for where in ("", "sparse/") for each in SHOWN)]
+    for name in names:
+        assert (m.point / "top" / name).stat().st_size
+    qemu.io(source, "qcow2", "write -P 3 2M 6M")
+    wanted = qemu.raw(source, "qcow2")
+    for name in [first, *names]:
+        path = m.point / "top" / name
+        kind = {".vhd": "vpc"}.get(path.suffix, path.suffix[1:])
+        copy = tmp_path / "copy"
+        copy.write_bytes(path.read_bytes())
+        assert qemu.raw(copy, kind)[: len(wanted)] == wanted, name

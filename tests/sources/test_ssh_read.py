@@ -199,6 +199,8 @@ def test_many_files_do_not_use_up_the_servers_handles(sshd: Sshd, tmp_path: Path
         for i in range(count):
             url = url_of(sshd, pool / f"{i}.img")
             sources.append(await hosts.open(url, sshd.settings()))
+        for source in sources:
+            await source.read(0, 1)
         await trio.sleep(0.2)  # handles are given back in the background
         assert MOST_OPEN - 1 <= handles() <= MOST_OPEN
         async with trio.open_nursery() as nursery:

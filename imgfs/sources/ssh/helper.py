@@ -11,23 +11,28 @@ checked: ranges ascend inside the size, an answer has an end, and lines and list
 from __future__ import annotations
 
 import asyncio
+import binascii
 import contextlib
 import json
 import logging
 from array import array
-from collections.abc import Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 import asyncssh
 
 from imgfs.errors import ImgfsError, SourceChanged, SourceNotFound
 from imgfs.extents import ExtentList, ExtentListBuilder, Flags
+from imgfs.sources.base import Glimpse
 from imgfs.sources.ssh.scripts import HELPERS
 from imgfs.sources.ssh.settings import SshSettings
 
 log = logging.getLogger(__name__)
+
+Told = TypeVar("Told")
+Ranges = Sequence[tuple[int, int]]  #: (offset, length) in bytes
 
 HELLO = b"imgfs helper"
 NOISE_LINES = 100  # that a login shell may print before
@@ -65,6 +70,16 @@ class Token:
         return int(parts[3]) if self.exact else int(parts[1]) * 1_000_000_000
 
 
+@dataclass(frozen=True, slots=True)
+class Look:
+    """All of a file that opening it needs; `extents` are None where they are many."""
+
+    token: Token
+    mode: int
+    glimpse: Glimpse
+    extents: ExtentList | None
+
+
 class Helper:
     """One helper process.  Every method may raise NoHelper, after which it is of no use."""
 
@@ -87,6 +102,46 @@ class Helper:
         """Raises SourceNotFound; ImgfsError when the server refuses."""
         self._ask(b"id", path)
         return _closing(await self._line())
+
+    async def look(self, path: bytes) -> Look:
+        """Only of python3.  Raises SourceChanged, and as `identity` does."""
+        self._ask(b"look", path)
+        line = await self._line()
+        if not line.startswith(b"b "):
+            _closing(line)
+            raise NoHelper("it does not say what it saw")
+        token = _closing(await self._line())
+        try:
+            mode, whole, head, tail, *distances = line[2:].split()
+            glimpse = Glimpse(token.size, _bytes(head), _bytes(tail))
+            found: array[int] = array("Q")
+            if distances:
+                _extend(found, map(int, distances))
+            if (found and found[-1] > token.size) or not glimpse.is_right or not token.exact:
+                raise ValueError("not of its size")
+            extents = from_boundaries(found, token.size) if whole == b"1" else None
+            return Look(token, int(mode, 8), glimpse, extents)
+        except (ValueError, OverflowError) as exc:
+            raise NoHelper(f"what it saw makes no sense ({exc})") from None
+
+    async def peek(self, path: bytes, ranges: Ranges) -> tuple[list[bytes], Token]:
+        """Only of python3: some short ranges.  Raises SourceChanged, and as `identity` does."""
+        self._ask(b"peek", path, *(b"%d %d" % each for each in ranges))
+        line = await self._line()
+        if not line.startswith(b"p "):
+            _closing(line)
+            raise NoHelper("it does not say what it read")
+        token = _closing(await self._line())
+        try:
+            parts = [
+                b"" if word == b"-" else binascii.a2b_base64(word, strict_mode=True)
+                for word in line[2:].split()
+            ]
+        except ValueError as exc:
+            raise NoHelper(f"what it read makes no sense ({exc})") from None
+        if [len(part) for part in parts] != [length for _, length in ranges]:
+            raise NoHelper("it read something else")
+        return parts, token
 
     async def extents(self, path: bytes, size: int) -> tuple[ExtentList, Token]:
         """All extents, and the state that they belong to.
@@ -159,6 +214,10 @@ class Helper:
         return builder.finish(size), line
 
 
+def _bytes(word: bytes) -> bytes:
+    return b"" if word == b"-" else bytes.fromhex(word.decode("ascii", "replace"))
+
+
 def _extend(found: array[int], distances: Iterable[int]) -> None:
     """Append boundaries given by their distances; only the very first may be 0."""
     fresh = array("Q", distances)
@@ -222,6 +281,8 @@ class Helpers:
         self._settings = settings
         self._where = where
         self._kinds = list(settings.helpers) if settings.extents else []
+        #: was seen to tell of the same files as SFTP, and not otherwise since
+        self.agrees = False
         self._kept: Helper | None = None
         self._idle: list[Helper] = []  # for maps
         self._asking = asyncio.Lock()
@@ -242,13 +303,32 @@ class Helpers:
 
     async def identity(self, path: bytes) -> Token | None:
         """The file's state, or None where nobody can tell.  Raises SourceNotFound."""
+        return await self._told(lambda helper: helper.identity(path))
+
+    async def look(self, path: bytes) -> Look | None:
+        """All that opening a file needs, or None where that is to be found out otherwise."""
+        return await self._seen(lambda helper: helper.look(path))
+
+    async def peek(self, path: bytes, ranges: Ranges) -> tuple[list[bytes], Token] | None:
+        """Some short ranges, or None where they are to be read otherwise."""
+        return await self._seen(lambda helper: helper.peek(path, ranges))
+
+    async def _seen(self, ask: Callable[[Helper], Awaitable[Told]]) -> Told | None:
+        if not self.agrees or not self._kinds or self._kinds[0] != "python3":
+            return None
+        try:
+            return await self._told(ask)
+        except SourceNotFound:
+            return None  # the server's own words for it are better
+
+    async def _told(self, ask: Callable[[Helper], Awaitable[Told]]) -> Told | None:
         async with self._asking:
             helper = self._kept or await self._start()
             if helper is None:
                 return None
             self._kept = None
             try:
-                token = await helper.identity(path)
+                told = await ask(helper)
             except ImgfsError as exc:  # an answer, so the process is in order
                 self._kept = helper
                 if isinstance(exc, SourceNotFound):
@@ -263,7 +343,7 @@ class Helpers:
                 helper.close()
                 raise
             self._kept = helper
-            return token
+            return told
 
     async def extents(self, path: bytes, size: int) -> tuple[ExtentList, Token] | None:
         """All extents, or None where nobody can tell.  Raises SourceChanged, SourceNotFound."""

@@ -6,6 +6,9 @@ line at a time:
 
     id NAME     its identity
     map NAME    its extents, then its identity, if that was the same before and after
+    look NAME   python3 only: "b MODE WHOLE HEAD TAIL N N N …": its mode (octal), its first 1024 and
+                last 512 bytes (hex, - for none), and its extents, if WHOLE is 1; then as `map`
+    peek NAME OFFSET LENGTH …   python3 only: "p BYTES …" (base64, - for none); then as `map`
     punch NAME DEV:INO:OFFSET:LENGTH    python3 only: makes a hole, then its identity
 
 NAME is the bytes of the path in hex, for sh each as \\0ooo.  Extents are lines "d N N N …": the
@@ -23,6 +26,7 @@ from __future__ import annotations
 
 PYTHON = r"""
 import os, stat, sys, time
+from binascii import b2a_base64
 out = sys.stdout
 DATA = getattr(os, "SEEK_DATA", None)
 def token(s, size):
@@ -73,6 +77,46 @@ def walk(path):
         return before if before == ident(path) else "x 116"
     finally:
         os.close(fd)
+def whole(path):
+    s = os.stat(path)
+    before = token(s, s.st_size)
+    if not stat.S_ISREG(s.st_mode):
+        raise OSError(95, "")
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    if before != token(os.fstat(fd), s.st_size):
+        os.close(fd)
+        raise OSError(116, "")
+    return fd, s, before
+def look(path):
+    fd, s, before = whole(path)
+    try:
+        size = s.st_size
+        ends = [os.pread(fd, 1024, 0), os.pread(fd, 512, max(0, size - 512))]
+        at = last = 0
+        found, due = [], time.time() + 0.05
+        while at < size and len(found) < 2048 and time.time() < due:
+            start, at = step(fd, at, size) if DATA is not None else (at, size)
+            if start < at:
+                found += [start - last, at - start]
+                last = at
+    finally:
+        os.close(fd)
+    if before != ident(path):
+        return "x 116"
+    words = [data.hex() or "-" for data in ends] + list(map(str, found))
+    out.write("b %o %d %s\n" % (s.st_mode, at >= size, " ".join(words)))
+    return before
+def peek(path, *numbers):
+    fd, s, before = whole(path)
+    try:
+        parts = [os.pread(fd, n, at) for at, n in zip(numbers[::2], numbers[1::2])]
+    finally:
+        os.close(fd)
+    if before != ident(path):
+        return "x 116"
+    words = [b2a_base64(part).decode().strip() or "-" for part in parts]
+    out.write("p %s\n" % " ".join(words))
+    return before
 def punch(path, dev, ino, offset, length):
     import ctypes
     fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK)
@@ -97,8 +141,10 @@ while True:
         name = bytes.fromhex(words[1])
         if words[0] == "punch":
             answer = punch(name, *map(int, words[2].split(":")))
+        elif words[0] == "peek":
+            answer = peek(name, *map(int, words[2:]))
         else:
-            answer = walk(name) if words[0] == "map" else ident(name)
+            answer = {"map": walk, "look": look}.get(words[0], ident)(name)
     except AttributeError:
         answer = "x 95"
     except OSError as e:

@@ -8,6 +8,7 @@ helper.py (extents, holes).
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 
 import trio
 
@@ -49,7 +50,9 @@ class SshSource(WritableSource):
         self._bridge = bridge
         self._file = file
         self._asking = trio.Lock()
-        self._known: ExtentList | None = None
+        looked, file.looked = file.looked, None
+        self.glimpse = looked.glimpse if looked is not None else None
+        self._known = looked.extents if looked is not None else None
 
     @property
     def round_trip_s(self) -> float:
@@ -80,6 +83,11 @@ class SshSource(WritableSource):
 
     async def _read(self, offset: int, length: int) -> bytes:
         return await self._bridge.call(self._file.read, offset, length)
+
+    async def _peek(self, ranges: Sequence[tuple[int, int]]) -> list[bytes] | None:
+        if self.is_writable:
+            return None
+        return await self._bridge.call(self._file.peek, ranges)
 
     async def _write(self, offset: int, data: Buffer) -> None:
         self._known = None
