@@ -67,6 +67,7 @@ class Snapshots:
         self._merge_after = 0.0
         #: the layers of a view when it was found out last what its top hides
         self._trimmed: WeakKeyDictionary[SnapshotView, tuple[str, str, int]] = WeakKeyDictionary()
+        self._had_none = False  # when somebody looked last
 
     @property
     def store(self) -> SnapshotStore:
@@ -80,11 +81,13 @@ class Snapshots:
 
     async def listed(self) -> list[SnapshotPath]:
         """Their paths, without those whose records are damaged."""
-        damage = await trio.to_thread.run_sync(self.store.damage)
+        store = self.store
+        damage, found = await trio.to_thread.run_sync(lambda: (store.damage(), store.snapshots()))
         if damage != self._damage and damage is not None:
             log.error("%s", damage)
         self._damage = damage
-        return [each.path for each in await trio.to_thread.run_sync(self.store.snapshots)]
+        self._had_none = not found and damage is None
+        return [each.path for each in found]
 
     def add_to(self, tree: Tree, directory: Node) -> None:
         """Put `snapshots/` there."""
@@ -113,6 +116,7 @@ class Snapshots:
         """Take one: of the base, or of the snapshot above, as it is at this moment."""
         if self.disk.read_only:
             raise ReadOnlyView(f"{self.disk.name}: was mounted with ro, which takes no snapshots")
+        self._had_none = False
         async with self._changing:
             below, base = await self.disk.open()
             await below.check()
@@ -162,7 +166,9 @@ class Snapshots:
 
         Raises nothing: without it all takes more space, and is as good.
         """
-        if self._store is None or self.disk.read_only or trio.current_time() < self._merge_after:
+        if self._store is None or self.disk.read_only or self._had_none:
+            return
+        if trio.current_time() < self._merge_after:
             return
         try:
             while await self._merge_two():
