@@ -15,6 +15,7 @@ from imgfs.config import Options
 from imgfs.errors import CorruptImage, ImgfsError, SourceNotFound, UsageError
 from imgfs.formats.probe import RAW, probe
 from imgfs.formats.served import Node
+from imgfs.locks import Lock
 from imgfs.overlays.rawpins import is_pinned_raw, pin_raw, unpin_raw
 from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource
@@ -49,7 +50,7 @@ OpenCache = Callable[[Source, Policy], Awaitable[CachedImage]]
 
 @dataclass(slots=True)
 class _Entry:
-    lock: trio.Lock = field(default_factory=trio.Lock)
+    lock: Lock = field(default_factory=Lock)
     view: StoredView | None = None
 
 

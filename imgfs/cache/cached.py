@@ -43,6 +43,7 @@ from imgfs.cache.written import Part, Written, write_parts
 from imgfs.errors import ImgfsError, SourceChanged
 from imgfs.extents import ExtentList, all_data
 from imgfs.image import Buffer, Image
+from imgfs.locks import Lock
 from imgfs.sources.base import Source
 from imgfs.sources.patience import patiently
 
@@ -105,10 +106,12 @@ class CachedImage(Image):
         self._is_recording = self._is_watching = False
         #: is any of the range being written to the source just now?
         self.is_being_written: Callable[[int, int], bool] = lambda start, end: False
-        self._preparing = trio.Lock()
+        self._preparing = Lock()
 
     async def prepare(self) -> None:
         """Learn the source's extents, once.  Raises what the source raises."""
+        if self._ahead is not None:
+            return
         async with self._preparing:
             if self._ahead is not None:
                 return
@@ -182,11 +185,9 @@ class CachedImage(Image):
             return None
         ask = partial(patiently, partial(self.source.peek, wanted), self._waits)
         parts = await ask() if wanted else []
-        if parts is None:
-            return None
-        for (part, at), data in zip(places, parts, strict=True):
+        for (part, at), data in zip(places, parts or (), strict=parts is not None):
             part[at : at + len(data)] = data
-        return list(found)
+        return None if parts is None else list(found)
 
     def mark_stale(self, why: SourceChanged) -> None:
         """The source is not what it was: forget every byte, and read none any more."""
@@ -222,9 +223,8 @@ class CachedImage(Image):
         return self.source_extents.clip(offset, offset + length)
 
     async def _read(self, offset: int, length: int) -> Buffer:
-        if self._ahead is None:
-            await self.prepare()
-            assert self._ahead is not None
+        await self.prepare()
+        assert self._ahead is not None
         end = offset + length
         if not is_followed():
             self._ahead.missed(offset, end)

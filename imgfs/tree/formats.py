@@ -6,10 +6,9 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
-import trio
-
 from imgfs.errors import SourceNotFound, UnsupportedFeature
 from imgfs.extents import ExtentList
+from imgfs.locks import Lock
 from imgfs.tree.names import encode
 from imgfs.tree.nodes import Node, Tree
 from imgfs.views.showing import SHOWN, Shape, encoded, shape
@@ -88,7 +87,7 @@ class FormatNodes:
         self._follow = follow
         self._changed = changed
         self._fleeting = fleeting
-        self._making = trio.Lock()
+        self._making = Lock()
         self._made_of: dict[int, View] = {}  # by the inodes of the names' nodes
         for extension, maker in makers.items():
             self._add(encode(name + extension), maker)

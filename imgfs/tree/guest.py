@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 
-import trio
-
 from imgfs.guest.disk import Guest
+from imgfs.locks import Lock
 from imgfs.tree.formats import FormatNodes, Maker, Shown
 from imgfs.tree.names import encode, shown
 from imgfs.tree.nodes import Node, Tree
@@ -42,7 +41,7 @@ class GuestNodes:
         self._follow = follow
         self._changed = changed
         self._fleeting = fleeting
-        self._looking = trio.Lock()
+        self._looking = Lock()
         self._known: tuple[View, Guest] | None = None
         self._sparse: tuple[View, Shown] | None = None
         sparse = tree.add(directory, b"sparse", children={})

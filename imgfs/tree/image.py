@@ -19,6 +19,7 @@ from imgfs.errors import (
     SourceUnreachable,
     UnsupportedFeature,
 )
+from imgfs.locks import Lock
 from imgfs.overlays.store import Base
 from imgfs.sources.patience import patiently
 from imgfs.status import ImageStatus, State
@@ -90,7 +91,7 @@ class ImageNodes:
         self.snapshots = Snapshots(
             BaseDisk(name, url, self._base, self._may_snapshot, read_only, self._backing)
         )
-        self._opening = trio.Lock()
+        self._opening = Lock()
         self._failed = ""
         self._refused: tuple[StoredView, ImgfsError, float] | None = None
 
@@ -147,11 +148,15 @@ class ImageNodes:
 
     async def opened(self) -> StoredView:
         """The bytes as stored; opens the source if it is not open.  Raises what that raises."""
+        if self._stored is not None:
+            return self._stored
         async with self._opening:
             return await self._get_stored()
 
     async def opened_disk(self) -> View:
         """The disk.  Raises what opening the source, and finding a disk in it, raises."""
+        if self._chain is not None:
+            return self._chain.disk
         async with self._opening:
             stored = await self._get_stored()
             if self._chain is None:

@@ -27,6 +27,7 @@ from imgfs.errors import CorruptImage, SourceChanged
 from imgfs.extents import ExtentList, ExtentListBuilder
 from imgfs.formats.codecs import decode
 from imgfs.image import Buffer
+from imgfs.locks import Lock
 from imgfs.pieces import Coded, Derived, Kind, Piece, PieceList
 from imgfs.views.ahead import PlanAhead
 from imgfs.views.drive import all_of
@@ -52,7 +53,7 @@ class PlannedView(View):
         self._plans = Plans()
         self._units: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
         self._decoding: dict[tuple[int, int, int], trio.Event] = {}
-        self._preparing = trio.Lock()
+        self._preparing = Lock()
         self._is_prepared = self._is_measured = False
         self._literals = 0
         self._ahead: PlanAhead | None = None
@@ -66,6 +67,8 @@ class PlannedView(View):
 
     async def measure(self) -> None:
         """Nothing is published for that: of many files that are looked at, few are opened."""
+        if self._is_measured:
+            return
         async with self._preparing:
             if self._is_measured:
                 return
@@ -77,6 +80,8 @@ class PlannedView(View):
         await self.prepare()
 
     async def prepare(self) -> None:
+        if self._is_prepared:
+            return
         async with self._preparing:
             if not self._is_prepared:
                 try:

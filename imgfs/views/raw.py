@@ -12,6 +12,7 @@ from imgfs.cache.readahead import Ahead
 from imgfs.errors import SourceChanged
 from imgfs.extents import ExtentList
 from imgfs.image import Buffer
+from imgfs.locks import Lock
 from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource
 from imgfs.views.view import View
@@ -30,7 +31,7 @@ class RawView(View):
         self.source = source
         self.cache = cache
         self.map = _map.SegmentMap(source.size) if cache is None else cache.map
-        self._lock = trio.Lock()
+        self._lock = Lock()
         self._ready = False
         self._checked = trio.current_time() - CHECK_S
 
@@ -40,6 +41,8 @@ class RawView(View):
 
     async def prepare(self) -> None:
         """Learn the extents, once.  Raises what the source raises."""
+        if self._ready:
+            return
         async with self._lock:
             if self._ready:
                 return

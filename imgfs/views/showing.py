@@ -11,7 +11,7 @@ from imgfs.extents import ExtentList
 from imgfs.formats.layout import About, Layout
 from imgfs.views.encoded import EncodedView
 from imgfs.views.view import View
-from imgfs.views.work import work
+from imgfs.views.work import SHORT, work
 
 #: What stands behind a disk's name, and the module that lays such a file out.
 SHOWN = {
@@ -50,9 +50,12 @@ async def shape(
     disk: View, extents: ExtentList, extension: str, name: str, identity: str
 ) -> Shape | None:
     """As `encoded`, for who only looks at the file; None: its view is needed for that."""
-    layout, stored = await work(
-        len(extents), _laid_out, extension, extents, _about(disk, name, identity)
-    )
+    about = _about(disk, name, identity)
+    if len(extents) <= SHORT:
+        # Without a turn of the loop: who lists a directory asks for all of its files.
+        layout, stored = _laid_out(extension, extents, about)
+    else:
+        layout, stored = await work(len(extents), _laid_out, extension, extents, about)
     return None if stored is None else Shape(layout.size, stored, disk.mtime_ns, disk.mode)
 
 

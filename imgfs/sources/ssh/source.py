@@ -15,6 +15,7 @@ import trio
 from imgfs.errors import SourceUnreachable
 from imgfs.extents import ExtentList, all_data
 from imgfs.image import Buffer
+from imgfs.locks import Lock
 from imgfs.sources.base import SourceStat, WritableSource
 from imgfs.sources.bridge import Bridge
 from imgfs.sources.ssh.file import SshFile
@@ -49,7 +50,7 @@ class SshSource(WritableSource):
         self._writer = SshWriter(file)
         self._bridge = bridge
         self._file = file
-        self._asking = trio.Lock()
+        self._asking = Lock()
         looked, file.looked = file.looked, None
         self.glimpse = looked.glimpse if looked is not None else None
         self._known = looked.extents if looked is not None else None
