@@ -3,31 +3,25 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from weakref import WeakSet
 
 import trio
 
 from imgfs._native import _map
-from imgfs.errors import ImgfsError, NoSpace, SourceChanged, TooLarge
+from imgfs.errors import ImgfsError, SourceChanged
 from imgfs.extents import ExtentList
 from imgfs.image import Buffer
 from imgfs.overlays.layer import Layer, Ranges, is_blank
 from imgfs.overlays.log import BLOCK
 from imgfs.overlays.trim import hidden
+from imgfs.views.layer_errors import translated
 from imgfs.views.sharing import MOST_LAYERS, shared
 from imgfs.views.view import Origin, View
 from imgfs.views.writable import PIECE, Writable
 
 MOVED = 32 << 20  # bytes that are copied from file to file at once
-
-_ERRORS: dict[int, type[ImgfsError]] = {
-    errno.ENOSPC: NoSpace,
-    errno.EDQUOT: NoSpace,
-    errno.EFBIG: TooLarge,
-}
 
 #: Given the top layer, of which all is committed, and the size: a new one to write from now on.
 Freeze = Callable[[Layer, int], Layer | None]
@@ -39,15 +33,6 @@ _open: WeakSet[OverlayView] = WeakSet()
 def layers_in_use() -> list[set[str]]:
     """The names of the layers of each disk that there is in this process."""
     return [{layer.path.name for layer in view.layers} for view in _open]
-
-
-@contextlib.contextmanager
-def _translated(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        kind = _ERRORS.get(exc.errno or 0, ImgfsError)
-        raise kind(f"{name}: the snapshot's files: {exc.strerror}") from exc
 
 
 class OverlayView(View):
@@ -160,7 +145,7 @@ class OverlayView(View):
         return found
 
     async def _local(self, offset: int, length: int) -> Buffer | None:
-        with _translated(self.name):
+        with translated(self.name):
             return await trio.to_thread.run_sync(
                 self.map.read, offset, length, abandon_on_cancel=True
             )
@@ -255,7 +240,7 @@ class SnapshotView(OverlayView, Writable):
         """Do it, as soon as there is a target; False: something must be done before."""
         while True:
             self.refuse_stale()
-            with _translated(self.name):
+            with translated(self.name):
                 if await trio.to_thread.run_sync(change, *args):
                     return True
             if self.map.writable:
@@ -295,7 +280,7 @@ class SnapshotView(OverlayView, Writable):
         while True:
             async with self._commits:
                 self._refuse_closed()
-                with _translated(self.name):
+                with translated(self.name):
                     is_shared, upto = await trio.to_thread.run_sync(self._share, offset, end, of)
                 self.refuse_stale()
             if not is_shared or upto <= self.size:
@@ -355,7 +340,7 @@ class SnapshotView(OverlayView, Writable):
             self.refuse_stale()
             old = self.size
             try:
-                with _translated(self.name):
+                with translated(self.name):
                     if size > old:
                         await trio.to_thread.run_sync(self.top.resize, size)
                         await trio.to_thread.run_sync(self.map.resize, size)
@@ -388,7 +373,7 @@ class SnapshotView(OverlayView, Writable):
     async def _commit(self) -> None:
         taken = self._dirty.take()
         try:
-            with _translated(self.name):
+            with translated(self.name):
                 await trio.to_thread.run_sync(self.top.commit, taken, self.size)
         except BaseException:
             self._dirty.fill(*taken, self.top.store)
@@ -435,7 +420,7 @@ class SnapshotView(OverlayView, Writable):
             await trio.to_thread.run_sync(self.map.set_target, None)
             try:
                 await self._commit()
-                with _translated(self.name):
+                with translated(self.name):
                     fresh = await trio.to_thread.run_sync(freeze, self.top, self.size)
                 if fresh is not None:
                     self.layers.insert(0, fresh)
