@@ -84,7 +84,8 @@ class Store:
     def held_left(self, offset: int) -> int:
         """How many bytes of what is held there nobody has read yet."""
     def punch(self, offset: int, length: int) -> None:
-        """[blocks] Give the range's disk space back."""
+        """[blocks] Give the range's disk space back.  Raises OSError as fallocate(2) does: a device's
+        range must be whole sectors."""
     def attach(self, fd: int) -> None:
         """From now on the blocks are in this file, dupped too; ValueError when some are present."""
     def resize(self, size: int) -> None:

@@ -348,7 +348,12 @@ static PyObject *store_punch_(StoreObject *self, PyObject *args)
 	Py_BEGIN_ALLOW_THREADS
 	err = store_punch(self->st, length, offset);
 	Py_END_ALLOW_THREADS
-	return none_or(err);
+	/* The range is right: EINVAL is the device's, which punches whole sectors only. */
+	if (err) {
+		errno = -err;
+		return PyErr_SetFromErrno(PyExc_OSError);
+	}
+	Py_RETURN_NONE;
 }
 
 static PyObject *store_resize_(StoreObject *self, PyObject *size)

@@ -32,6 +32,7 @@ from imgfs.mountstate import serves
 from imgfs.sources.base import Identity, SourceStat, WritableSource
 
 ZEROES = 1 << 20  # bytes that are written at once where no hole can be made
+SECTOR = 4096  # a device punches whole ones only; this is the longest that there are
 
 _ERRORS: dict[int, tuple[type[ImgfsError], str]] = {
     errno.ENOENT: (SourceNotFound, "no such file"),
@@ -165,16 +166,28 @@ class FileSource(WritableSource):
 
     async def _zero(self, offset: int, length: int) -> None:
         self._known = None
-        try:
-            await trio.to_thread.run_sync(self.store.punch, offset, length)
-        except OSError as exc:
-            # A device punches whole sectors only; and not every filesystem has holes.
-            if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                with _translated(self._path):
-                    raise
-            zeroes = bytes(min(length, ZEROES))
-            for at in range(offset, offset + length, ZEROES):
-                await self._write(at, memoryview(zeroes)[: offset + length - at])
+        end = offset + length
+        start, stop = offset, end
+        if not self.is_resizable:
+            start, stop = offset + -offset % SECTOR, end - end % SECTOR
+            if start >= stop:
+                start = stop = end
+        await self._write_zeroes(offset, start)
+        if start < stop:
+            try:
+                await trio.to_thread.run_sync(self.store.punch, start, stop - start)
+            except OSError as exc:
+                # Not every filesystem has holes, and not every device.
+                if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                    with _translated(self._path):
+                        raise
+                await self._write_zeroes(start, stop)
+        await self._write_zeroes(stop, end)
+
+    async def _write_zeroes(self, start: int, end: int) -> None:
+        zeroes = memoryview(bytes(min(end - start, ZEROES)))
+        for at in range(start, end, ZEROES):
+            await self._write(at, zeroes[: end - at])
 
     async def _resize(self, size: int) -> None:
         if not self.is_resizable:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_copy import copy, names, out, refused, same, state, stored
+from tests.cli.test_copy import FORMATS, copy, names, out, refused, same, state, stored
 from tests.e2e.conftest import MIB, sparse, sshd
 from tests.nbd_servers import Nbdkit, QemuNbd
 from tests.servers import Sshd
@@ -50,6 +50,27 @@ def test_a_block_device(sparse: Path, device: str, tmp_path: Path) -> None:
     assert found[:size] == sparse.read_bytes()
     assert found[-15 * MIB :] == tail
     assert stored(tmp_path / "backing") < 24 * MIB  # what is a hole was given back
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_what_does_not_end_with_a_sector(
+    out: Path, tmp_path: Path, device: str, format: str
+) -> None:
+    """The image, or what a format has before and behind its holes."""
+    before = (tmp_path / "backing").read_bytes()
+    with (out / "a").open("wb") as file:
+        file.write(os.urandom(MIB + 1))
+        file.truncate(10_000_001)
+    copy(out / "a", out / "b", "-O", format)
+    copy(out / "a", device, "-O", format, "--verify")
+    size = (out / "b").stat().st_size
+    found = head(device, 80 * MIB)
+    (out / "c").write_bytes(found[:size])
+    same(out / "a", out / "c", FORMATS[format])
+    assert found[size:] == before[size:]
+    os.sync()
+    if size > 9 * MIB:
+        assert stored(tmp_path / "backing") < 75 * MIB  # what is a hole was given back
 
 
 def test_a_device_behind_ssh(sparse: Path, device: str, sshd: Sshd) -> None:
