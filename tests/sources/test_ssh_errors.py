@@ -58,12 +58,16 @@ def test_host_key_wrong(sshd: Sshd, image: Path, tmp_path: Path) -> None:
     public = Path(f"{make_key(tmp_path / 'other')}.pub").read_text()
     (tmp_path / "wrong").write_text(f"[127.0.0.1]:{sshd.port} {public}")
     said = refused(sshd, image, HostKeyError, known_hosts=str(tmp_path / "wrong"))
-    assert "known_hosts=" in said
+    assert "ANOTHER ONE than is known" in said
+    assert "connect once" not in said
 
 
 def test_host_key_unknown(sshd: Sshd, image: Path, tmp_path: Path) -> None:
-    (tmp_path / "none").touch()
-    refused(sshd, image, HostKeyError, known_hosts=str(tmp_path / "none"))
+    for text in ("", "elsewhere.example ", "[127.0.0.1]:1 "):
+        public = Path(f"{make_key(tmp_path / f'other{len(text)}')}.pub").read_text()
+        (tmp_path / "none").write_text(text and text + public)
+        said = refused(sshd, image, HostKeyError, known_hosts=str(tmp_path / "none"))
+        assert "connect once with ssh, or name a file with -o known_hosts=" in said
 
 
 def test_known_hosts_missing(sshd: Sshd, image: Path, tmp_path: Path) -> None:

@@ -57,6 +57,10 @@ FILE_ERRORS: tuple[tuple[type[Exception], type[ImgfsError], str], ...] = (
 REFUSED = "the server refused the login; load the key into the agent, "
 REFUSED += "or name it with -o key="
 
+#: Where known hosts have another key for it, which is no reason to connect by another way.
+ANOTHER_KEY = "the host key is ANOTHER ONE than is known of this host: somebody may be in between, "
+ANOTHER_KEY += "or the host was set up anew; ask who runs it before `ssh-keygen -R`"
+
 #: What ends a login for good: trying again would give the same answer.
 LOGIN_ERRORS: tuple[tuple[type[Exception], type[ImgfsError], str], ...] = (
     (

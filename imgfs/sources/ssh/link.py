@@ -28,12 +28,19 @@ from typing import Any, TypeVar
 
 import asyncssh
 
-from imgfs.errors import ImgfsError, LoginRefused, SourceTimeout, SourceUnreachable, UsageError
-from imgfs.sources.ssh.errors import Broken, file_errors, login_errors
+from imgfs.errors import (
+    HostKeyError,
+    ImgfsError,
+    LoginRefused,
+    SourceTimeout,
+    SourceUnreachable,
+    UsageError,
+)
+from imgfs.sources.ssh.errors import ANOTHER_KEY, Broken, file_errors, login_errors
 from imgfs.sources.ssh.handles import Handles
 from imgfs.sources.ssh.helper import Helpers
 from imgfs.sources.ssh.lanes import LONG_S, Lanes
-from imgfs.sources.ssh.login import Answers, options
+from imgfs.sources.ssh.login import Answers, has_known_key, options
 from imgfs.sources.ssh.settings import SshSettings
 from imgfs.url import SshUrl
 
@@ -206,7 +213,7 @@ class SshLink:
         self._pause = min(LAST_PAUSE_S, max(FIRST_PAUSE_S, self._pause * 2))
         connection: asyncssh.SSHClientConnection | None = None
         try:
-            connection = await self._log_in()
+            connection = await self._trusting()
             helpers = Helpers(connection, self.settings, self.where)
             in_background(helpers.warm_up())
             begun = self._loop.time()
@@ -222,6 +229,18 @@ class SshLink:
                 self._answers.forget()
             raise
         return Session(connection, sftp, helpers)
+
+    async def _trusting(self) -> asyncssh.SSHClientConnection:
+        """As `_log_in`, which does not know one reason of distrust from another."""
+        try:
+            return await self._log_in()
+        except HostKeyError as exc:
+            known = False
+            with contextlib.suppress(asyncssh.Error, OSError, ValueError):
+                known = await asyncio.to_thread(has_known_key, self._url, self.settings)
+            if known:
+                raise HostKeyError(f"{self.where}: {ANOTHER_KEY}") from exc
+            raise
 
     async def _log_in(self) -> asyncssh.SSHClientConnection:
         """Without a question if that will do: the agent may have the key that a file has locked."""

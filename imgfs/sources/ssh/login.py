@@ -121,6 +121,21 @@ def options(url: SshUrl, settings: SshSettings, answers: Answers | None) -> dict
     return chosen
 
 
+def has_known_key(url: SshUrl, settings: SshSettings) -> bool:
+    """[blocks] Is there any key of this host among the known ones?"""
+    chosen = options(url, settings, None)
+    # Which files are known_hosts, and how the host is called there, ssh's configuration may say.
+    found = asyncssh.SSHClientConnectionOptions(**chosen | {"client_keys": None})
+    known = found.known_hosts
+    if known == ():
+        path = Path.home() / ".ssh/known_hosts"
+        if not path.is_file():
+            return False
+        known = str(path)
+    name = found.host_key_alias or found.host
+    return bool(known and asyncssh.match_known_hosts(known, name, "", found.port)[0])
+
+
 def _files(settings: SshSettings) -> dict[str, Any]:
     chosen: dict[str, Any] = {}
     if not _has_home():
