@@ -39,12 +39,21 @@ def command(source: str, options: tuple[str, ...], as_json: bool) -> None:
         elif value:
             click.echo(f"{label}:")
             for each in value:
-                told = (
-                    f"{key.replace('_', ' ')} {_shown(v)}"
-                    for key, v in each.items()
-                    if v not in ("", None)
-                )
-                click.echo(one_line(f"  {', '.join(told)}"))
+                click.echo(one_line(f"  {_line(each)}"))
+
+
+def _line(each: dict[str, Any]) -> str:
+    """What there is, and then all that is known of it."""
+    told = {key: value for key, value in each.items() if value not in ("", None)}
+    head = str(told.pop("what", ""))
+    if head:
+        # A filesystem's type says all that its signature does.
+        holds = told.pop("holds", "")
+        head += f": {told.pop('type', holds) or 'unknown'}"
+    why = told.pop("left_whole", "")
+    words = [f"{key.replace('_', ' ')} {_shown(value)}" for key, value in told.items()]
+    line = ", ".join([head, *words] if head else words)
+    return f"{line}; left whole: {why}" if why else line
 
 
 def _shown(value: object) -> str:
@@ -84,12 +93,19 @@ async def _look(url: str, chain: Chain) -> dict[str, Any]:
 
 
 def _content(guest: Guest, content: Content, part: Part) -> dict[str, Any]:
-    """`free` is what sparse/ leaves out, `free_but_stored` what of that is data in the image."""
+    """`free` is what sparse/ leaves out, `free_but_stored` what of that is data in the image.
+
+    Both are None where it is left whole: what is free is not known.
+    """
     found = content.filesystem
     told: dict[str, Any] = {"what": part.name, "holds": " and ".join(content.holds)}
     if found is not None:
-        free = 0 if guest.left_whole else sum(found.free[1::2]) - sum(found.free[::2])
         told |= {"type": found.kind, "label": found.label, "uuid": found.uuid, "size": found.size}
-        told |= {"used": found.used, "free": free, "free_but_stored": part.amounts.deleted}
+        free: int | None = None
+        deleted: int | None = None
+        if not part.left_whole:
+            free = sum(found.free[1::2]) - sum(found.free[::2])
+            deleted = part.amounts.deleted
+        told |= {"used": found.used, "free": free, "free_but_stored": deleted}
     told["left_whole"] = part.left_whole
     return told

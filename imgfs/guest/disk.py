@@ -232,6 +232,8 @@ def _content(names: list[str], slot: Slot) -> Steps[Content]:
     if len(names) > 1:
         why = f"there are signatures of {' and '.join(names)}"
         return Content(holds, left_whole=why)
+    if names[0] == _TABLE:
+        return Content(holds, left_whole="it has a partition table that nothing leads to")
     if names[0] not in FILESYSTEMS:
         return Content(holds, left_whole=f"it is {names[0]}" if names[0] != LVM2 else "")
     module = import_module(f"imgfs.guest.{names[0]}")

@@ -88,7 +88,24 @@ def test_free_but_stored_and_left_whole(tmp_path: Path) -> None:
         file.write(b"S1SUSPEND\0")
     (content,) = json.loads(imgfs("info", "--json", disk).stdout)["contents"]
     assert "suspended swap" in content["left_whole"]
-    assert f"left whole {content['left_whole']}" in imgfs("info", disk).stdout
+    said = imgfs("info", disk).stdout.splitlines()[-1]
+    assert said.startswith("  disk: ")
+    assert said.endswith(f"; left whole: {content['left_whole']}")
+
+
+def test_what_is_free_in_doubt(tmp_path: Path) -> None:
+    disk = tmp_path / "root.img"
+    with disk.open("wb") as file:
+        file.truncate(32 << 20)
+    run("mkfs.ext4", "-q", "-L", "root", disk)
+    run("debugfs", "-w", "-R", "ssv state 2", disk)
+    (content,) = json.loads(imgfs("info", "--json", disk).stdout)["contents"]
+    assert "not cleanly unmounted" in content["left_whole"]
+    assert (content["free"], content["free_but_stored"]) == (None, None)
+    said = imgfs("info", disk).stdout.splitlines()[-1]
+    assert said.startswith("  disk: ext4, label root, ")
+    assert "free" not in said
+    assert said.endswith(f"; left whole: {content['left_whole']}")
 
 
 def test_a_backing_file_elsewhere(tmp_path: Path) -> None:

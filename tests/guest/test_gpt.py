@@ -206,7 +206,7 @@ def test_no_protective_mbr(raw: bytearray) -> None:
     guest = look(raw)
     assert guest.table == "none"
     assert guest.whole is not None
-    assert guest.whole.left_whole == "it is partition table"
+    assert guest.whole.left_whole == "it has a partition table that nothing leads to"
 
 
 def test_a_gpt_that_the_mbr_does_not_speak_of(raw: bytearray) -> None:
