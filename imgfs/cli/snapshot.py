@@ -145,6 +145,9 @@ def commit_command(source: str, name: str, force: bool, options: tuple[str, ...]
         store, base = SnapshotStore(url), chain.files[0].source
         if len(chain.layers) > 1 or chain.formats[0] != RAW or not isinstance(base, WritableSource):
             raise UsageError(f"{url}: only a raw image can be written into; export the snapshot")
+        # Before the first byte: what is committed is deleted, and the base would not be what they
+        # were taken of.
+        await trio.to_thread.run_sync(store.check_childless, path)
         others = [each.path for each in store.snapshots() if each.path != path]
         if others and not force:
             raise Busy(

@@ -261,11 +261,26 @@ class SnapshotStore:
             records = self.records()
             snapshot = self._find(path, records)
             known = [each for each in records.snapshots if each is not snapshot]
-            if any(each.path[: len(path)] == path for each in known):
-                raise NotEmpty(f"{self.url}: {'/'.join(path)} has snapshots itself")
+            self._check_childless(path, records)
             with contextlib.suppress(FileNotFoundError):
                 LayerLock(self.layer_path(snapshot.layers[0]), writes=True).close()
             self._remove_others(records.with_snapshots(known))
+
+    def check_childless(self, path: SnapshotPath) -> None:
+        """Raises NotEmpty when it has snapshots, without which it cannot be deleted.
+
+        The answer stays true for as long as the caller has it open for writing.
+        """
+        with self.locked():
+            self._check_childless(path, self.records())
+
+    def _check_childless(self, path: SnapshotPath, records: Records) -> None:
+        below = [each.path for each in records.snapshots if path in _above(each.path)]
+        if below:
+            names = ", ".join("/".join(each) for each in reversed(below))
+            raise NotEmpty(
+                f"{self.url}: {'/'.join(path)} has snapshots itself; delete {names} first"
+            )
 
     def delete_damaged(self) -> int:
         """Give up the snapshots whose records are damaged; returns how many those were."""
@@ -388,6 +403,11 @@ class SnapshotStore:
             yield
         finally:
             os.close(fd)
+
+
+def _above(path: SnapshotPath) -> list[SnapshotPath]:
+    """The snapshots in whose snapshots/ it is."""
+    return [path[:depth] for depth in range(1, len(path))]
 
 
 def stores(root: Path | None = None) -> list[SnapshotStore]:

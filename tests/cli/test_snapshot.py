@@ -59,7 +59,7 @@ def test_without_a_mount(sparse: Path, state: Path) -> None:
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert "has a snapshot x already" in refused.stderr
     refused = snapshot("delete", sparse, "x", check=False)
-    assert refused.stderr == f"imgfs: {sparse}: x has snapshots itself\n"
+    assert refused.stderr == f"imgfs: {sparse}: x has snapshots itself; delete x/y first\n"
     sparse.unlink()
     snapshot("delete", sparse, "x/y")
     snapshot("delete", sparse, "x")
@@ -170,6 +170,24 @@ def test_commit_beside_others(mount: Mounter, sparse: Path, tmp_path: Path) -> N
     assert sparse.read_bytes() == copy.read_bytes()
     assert names(sparse) == ["other"]
     snapshot("export", sparse, "other", tmp_path / "other.qcow2")  # the base is its base again
+
+
+@pytest.mark.parametrize("force", [[], ["--force"]])
+def test_commit_of_what_has_snapshots_writes_nothing(
+    mount: Mounter, sparse: Path, tmp_path: Path, force: list[str]
+) -> None:
+    changed(mount, sparse, "x", tmp_path)
+    for name in ("x/y", "x/y/z", "other"):
+        snapshot("create", sparse, name)
+    before = sparse.read_bytes()
+    refused = snapshot("commit", sparse, "x", *force, check=False)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert refused.stderr == (
+        f"imgfs: {sparse}: x has snapshots itself; delete x/y/z, x/y first\n"
+    )
+    assert sparse.read_bytes() == before
+    assert names(sparse) == ["other", "x", "x/y", "x/y/z"]
+    snapshot("export", sparse, "x", tmp_path / "x.qcow2")  # the base is still its base
 
 
 def test_an_interrupted_commit_is_done_again(mount: Mounter, sparse: Path, tmp_path: Path) -> None:
