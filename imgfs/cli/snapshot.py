@@ -42,7 +42,7 @@ _PIECE = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Listed:
-    """One line of `list`; `used` is bytes on disk of the snapshot's own writes."""
+    """One line of `list`; `used` is bytes on disk of what it changes of what it was taken of."""
 
     source: str
     name: str

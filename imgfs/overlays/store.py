@@ -176,10 +176,19 @@ class SnapshotStore:
                 layer.close()
 
     def own_bytes(self, snapshot: Snapshot) -> int:
-        """What it takes on disk, without what others stand on too, as far as that can be seen."""
+        """What it takes on disk; what snapshots of it stand on too is its own, and not theirs.
+
+        So each layer counts for one snapshot.
+        """
+        others = {
+            name
+            for each in self.snapshots()
+            if each.path != snapshot.path and snapshot.path not in _above(each.path)
+            for name in each.layers
+        }
         total = 0
         for name in snapshot.layers:
-            if not self.is_shared(name, snapshot.path):
+            if name not in others:
                 with contextlib.suppress(OSError):
                     total += stored_bytes(self.layer_path(name))
         return total
@@ -341,10 +350,6 @@ class SnapshotStore:
             self._save_records(records)
             self._sweep(records)
             return True
-
-    def is_shared(self, layer: str, path: SnapshotPath) -> bool:
-        """Does another snapshot than this one stand on the layer?"""
-        return any(layer in each.layers for each in self.snapshots() if each.path != path)
 
     def open_layers(self, path: SnapshotPath, *, writable: bool) -> list[Layer]:
         """All of the snapshot's layers, from the top down; with `writable` the first one is for us

@@ -67,6 +67,22 @@ def test_without_a_mount(sparse: Path, state: Path) -> None:
     assert list(state.glob("*/layers/*")) == []
 
 
+def test_list_tells_what_a_snapshot_holds(mount: Mounter, sparse: Path) -> None:
+    m = mount(sparse)
+    outer = m.point / "snapshots/x"
+    outer.mkdir()
+    put(outer / "x.raw", 10 * MIB, os.urandom(3 * MIB))
+    (outer / "x.delta.qcow2").read_bytes()  # which freezes what was written
+    put(outer / "x.raw", 30 * MIB, os.urandom(MIB))
+    inner = outer / "snapshots/y"
+    inner.mkdir()
+    put(inner / "y.raw", 40 * MIB, os.urandom(2 * MIB))
+    assert imgfs("umount", m.point, timeout=60).returncode == 0
+    used = {each["name"]: each["used"] for each in json.loads(snapshot("list", "--json").stdout)}
+    assert 4 * MIB <= used["x"] < 4.5 * MIB
+    assert 2 * MIB <= used["x/y"] < 2.5 * MIB
+
+
 @pytest.mark.parametrize("name", ["", "x/", "/x", "a//b", "..", "x/."])
 def test_names_that_cannot_be(sparse: Path, name: str) -> None:
     refused = snapshot("create", sparse, name, check=False)
