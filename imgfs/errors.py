@@ -103,6 +103,15 @@ class Busy(ImgfsError):
     errno = _errno.EBUSY
 
 
+class LayerHeld(Busy):
+    """A layer is open in a way that forbids this; `who` has it open for `what`."""
+
+    def __init__(self, layer: str, what: str, who: str) -> None:
+        super().__init__(f"{layer}: is open for {what} in {who}; end that first")
+        self.what = what
+        self.who = who
+
+
 class NoSpace(ImgfsError):
     """The source has no room for what is written."""
 

@@ -15,7 +15,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 
-from imgfs.errors import Busy
+from imgfs.errors import LayerHeld
 
 _FLOCK = struct.Struct("@hhqqi4x")  # struct flock of fcntl(2), with 64-bit offsets
 
@@ -35,7 +35,7 @@ class LayerLock:
     """A layer is held until `close`; it can be called again."""
 
     def __init__(self, path: Path, *, writes: bool) -> None:
-        """Raises Busy, which says who holds it in a way that forbids this, and OSError."""
+        """Raises LayerHeld, which says who holds it in a way that forbids this, and OSError."""
         self._path = path
         self._key = str(path / "lock")
         self._writes = writes
@@ -43,7 +43,7 @@ class LayerLock:
         with _guard:
             file = _files.get(self._key)
             if file is not None and (file.has_writer or writes):
-                raise Busy(_said(path, "writing" if file.has_writer else "reading", os.getpid()))
+                raise _held(path, "writing" if file.has_writer else "reading", os.getpid())
             if file is None:
                 flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC
                 file = _File(os.open(self._key, flags, 0o600))
@@ -65,7 +65,7 @@ class LayerLock:
         except OSError as exc:
             if exc.errno not in (errno.EACCES, errno.EAGAIN):
                 raise
-            raise Busy(_said(self._path, *_holder(fd, fcntl.F_WRLCK))) from None
+            raise _held(self._path, *_holder(fd, fcntl.F_WRLCK)) from None
 
     def only_read(self) -> None:
         """Who wrote it does so no more; others may read it too."""
@@ -109,6 +109,5 @@ def _holder(fd: int, wanted: int) -> tuple[str, int | None]:
     return "writing" if kind == fcntl.F_WRLCK else "reading", max(0, pid)
 
 
-def _said(path: Path, what: str, pid: int | None) -> str:
-    who = f"process {pid}" if pid else "another process"
-    return f"{path}: is open for {what} in {who}; end that first"
+def _held(path: Path, what: str, pid: int | None) -> LayerHeld:
+    return LayerHeld(str(path), what, f"process {pid}" if pid else "another process")

@@ -19,7 +19,9 @@ from typing import Any
 
 from imgfs.errors import (
     AlreadyThere,
+    Busy,
     CorruptSnapshot,
+    LayerHeld,
     NotEmpty,
     NotPermitted,
     SnapshotNotFound,
@@ -248,7 +250,8 @@ class SnapshotStore:
     ) -> tuple[Layer | None, Snapshot]:
         if top is None:
             # Nobody may be writing what is to stay as it is.
-            LayerLock(self.layer_path(snapshot.layers[0]), writes=False).close()
+            with self._free(snapshot.path):
+                LayerLock(self.layer_path(snapshot.layers[0]), writes=False).close()
         name = self._new_layer(size)
         fresh = None if top is None else open_layer(self.layer_path(name), writable=True)
         return fresh, replace(snapshot, layers=(name, *snapshot.layers))
@@ -271,7 +274,7 @@ class SnapshotStore:
             snapshot = self._find(path, records)
             known = [each for each in records.snapshots if each is not snapshot]
             self._check_childless(path, records)
-            with contextlib.suppress(FileNotFoundError):
+            with contextlib.suppress(FileNotFoundError), self._free(path):
                 LayerLock(self.layer_path(snapshot.layers[0]), writes=True).close()
             self._remove_others(records.with_snapshots(known))
 
@@ -358,7 +361,7 @@ class SnapshotStore:
         Raises SnapshotNotFound, Busy.
         """
         found: list[Layer] = []
-        with self.locked():
+        with self.locked(), self._free(path):
             try:
                 for index, name in enumerate(self.get(path).layers):
                     is_ours = writable and index == 0
@@ -368,6 +371,17 @@ class SnapshotStore:
                     layer.close()
                 raise
         return found
+
+    @contextlib.contextmanager
+    def _free(self, path: SnapshotPath) -> Iterator[None]:
+        """Who has a layer open has the snapshot in use, which is what a person knows by name."""
+        try:
+            yield
+        except LayerHeld as exc:
+            raise Busy(
+                f"{self.url}: snapshot {'/'.join(path)} is open for {exc.what} in {exc.who}; "
+                "unmount it, or end that, first"
+            ) from None
 
     def layer_path(self, name: str) -> Path:
         return self.directory / "layers" / name

@@ -125,6 +125,27 @@ def test_export(mount: Mounter, sparse: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_what_is_mounted_is_busy_by_its_name(
+    mount: Mounter, sparse: Path, tmp_path: Path
+) -> None:
+    m = mount(sparse)
+    raw = m.point / "snapshots/x/x.raw"
+    raw.parent.mkdir()
+    put(raw, 0, b"changed")
+    for words in (
+        ("export", sparse, "x", tmp_path / "x.qcow2"),
+        ("commit", sparse, "x"),
+        ("create", sparse, "x/y"),
+        ("delete", sparse, "x"),
+    ):
+        refused = snapshot(*words, check=False)
+        assert (refused.returncode, refused.stderr) == (
+            1,
+            f"imgfs: {sparse}: snapshot x is open for writing in process {m.pid}; "
+            "unmount it, or end that, first\n",
+        )
+
+
 def test_export_to_where_there_is_no_room(sparse: Path) -> None:
     snapshot("create", sparse, "x")
     refused = snapshot("export", sparse, "x", "/proc/x.qcow2", check=False)
