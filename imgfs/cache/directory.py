@@ -80,12 +80,14 @@ class CacheDirectory:
     checks: int
     is_kept: bool  #: whether a later mount may use what is in it
     _lock: int
+    _used_ns: int | None = None  #: when it was used last, if we do not use it but look at it
 
     def close(self) -> None:
         """Let it go, and remove it when it is not kept."""
         if self.is_kept:
+            used_ns = time.time_ns() if self._used_ns is None else self._used_ns
             with contextlib.suppress(OSError):
-                os.utime(self.path)  # when it was used last
+                os.utime(self.path, ns=(used_ns, used_ns))  # what goes first is told by it
         else:
             shutil.rmtree(self.path, ignore_errors=True)
         for fd in (self.blocks, self.checks, self._lock):
@@ -141,19 +143,23 @@ def list_entries(root: Path) -> list[Entry]:
 
 
 def open_existing(entry: Entry) -> CacheDirectory | None:
-    """The directory as it is, for looking at; None when a process uses it.  Raises OSError."""
+    """The directory as it is, for looking at, which is not using it; None when a process uses it.
+
+    Raises OSError.
+    """
     lock = _lock(entry.path / "lock", make=False)
     if lock is None:
         return None
     fds = [lock]
     try:
+        used_ns = entry.path.stat().st_mtime_ns
         for name in ("blocks", "checks"):
             fds.append(os.open(entry.path / name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW))
     except BaseException:
         for fd in fds:
             os.close(fd)
         raise
-    return CacheDirectory(entry.path, fds[1], fds[2], True, lock)
+    return CacheDirectory(entry.path, fds[1], fds[2], True, lock, used_ns)
 
 
 def remove(root: Path, path: Path) -> bool:

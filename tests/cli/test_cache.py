@@ -77,3 +77,15 @@ def test_check(root: Path) -> None:
         assert cache("check").returncode in (0, 1)
     next(root.glob("*/blocks")).unlink()
     assert "cannot be checked" in cache("check").stdout
+
+
+def test_a_check_is_no_use(root: Path) -> None:
+    for name, used_s in (("old.img", 1_000_000), ("new.img", 2_000_000)):
+        cached(root, name, 2)
+        (path,) = root.glob(f"{name}-*")
+        os.utime(path, (used_s, used_s))
+    with next(root.glob("old*/blocks")).open("r+b") as file:
+        file.write(b"bad")  # so that there is something to forget
+    assert cache("check").returncode == 1
+    found = json.loads(cache("list", "--json").stdout)
+    assert [each["last_used"] for each in found] == [2_000_000, 1_000_000]
