@@ -50,9 +50,10 @@ printf '[127.0.0.1]:%s %s\n' "$port" "$(cut -d' ' -f1,2 "$work/host.pub")" >"$wo
 server=$!
 sleep 1
 
-# What snapshots hold would outlive this.
+# What snapshots and the cache hold would outlive this.
 XDG_STATE_HOME=$work/state
-export XDG_STATE_HOME
+XDG_CACHE_HOME=$work/cache
+export XDG_STATE_HOME XDG_CACHE_HOME
 
 say "imgfs ssh://127.0.0.1:$port$work/disk.img $work/mnt"
 "$imgfs" "ssh://$(id -un)@127.0.0.1:$port$work/disk.img" "$work/mnt" \
