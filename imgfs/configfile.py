@@ -40,7 +40,7 @@ from imgfs.errors import UsageError
 from imgfs.sources.objects.settings import FETCHED, KEY, SECRET, ObjectSettings, from_environment
 from imgfs.tomllines import Key
 from imgfs.units import parse_size
-from imgfs.url import parse
+from imgfs.url import ObjectUrl, SshUrl, parse
 from imgfs.url_nbd import COMMAND
 
 MOST_BYTES = 4 << 20  # of the file: more is an image, mistaken for one
@@ -296,6 +296,9 @@ class _Reader:
             refuse(at, "command", "there is a source already; an image has one of them")
         if "source" in values:
             values["source"] = self._place(at, "source", values["source"])
+            if _is_directory(values["source"]):
+                what = "is a directory, and an image is one file; mount the directory by itself"
+                refuse(at, "source", what)
         elif "command" in values:
             values["command"] = tuple(values["command"])
         else:
@@ -399,6 +402,14 @@ class _Reader:
         if "ca_file" in values:
             values["ca_file"] = self._path(values["ca_file"])
         return values
+
+
+def _is_directory(source: str) -> bool:
+    """By its / at the end: nothing is looked at before an image is used."""
+    where = parse(source)
+    if isinstance(where, str):
+        return where.endswith("/")
+    return isinstance(where, SshUrl | ObjectUrl) and where.is_directory
 
 
 def _https_hosts(image: ImageSettings) -> Iterator[str]:

@@ -264,7 +264,6 @@ def test_sources(read: Loader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for written, meant in {
         "disk.img": f"{conf}/disk.img",
         "../disk.img": f"{conf}/../disk.img",
-        "pool/": f"{conf}/pool/",
         "/disk.img": "/disk.img",
         "~/disk.img": "/home/me/disk.img",
         "host:disk.img": f"{conf}/host:disk.img",
@@ -486,3 +485,9 @@ def test_names(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> No
         load(path)
     assert str(found.value).startswith(f"{path}:{bad[0] * 2 + 1}: [images.")
     assert str(found.value).isprintable()
+
+
+@pytest.mark.parametrize("source", ["srv/", "/srv/images/", "ssh://kool/srv/", "s3://images/"])
+def test_a_directory_is_no_image(read: Loader, source: str) -> None:
+    with pytest.raises(UsageError, match=r"images\.toml:2: \[images\.a\] source: is a directory"):
+        read(f"[images.a]\nsource = '{source}'\n")

@@ -125,9 +125,7 @@ def test_export(mount: Mounter, sparse: Path, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.part"))
 
 
-def test_what_is_mounted_is_busy_by_its_name(
-    mount: Mounter, sparse: Path, tmp_path: Path
-) -> None:
+def test_what_is_mounted_is_busy_by_its_name(mount: Mounter, sparse: Path, tmp_path: Path) -> None:
     m = mount(sparse)
     raw = m.point / "snapshots/x/x.raw"
     raw.parent.mkdir()
@@ -219,9 +217,7 @@ def test_commit_of_what_has_snapshots_writes_nothing(
     before = sparse.read_bytes()
     refused = snapshot("commit", sparse, "x", *force, check=False)
     assert (refused.returncode, refused.stdout) == (1, "")
-    assert refused.stderr == (
-        f"imgfs: {sparse}: x has snapshots itself; delete x/y/z, x/y first\n"
-    )
+    assert refused.stderr == (f"imgfs: {sparse}: x has snapshots itself; delete x/y/z, x/y first\n")
     assert sparse.read_bytes() == before
     assert names(sparse) == ["other", "x", "x/y", "x/y/z"]
     snapshot("export", sparse, "x", tmp_path / "x.qcow2")  # the base is still its base
