@@ -31,6 +31,10 @@ class MountError(ImgfsError):
     errno = _errno.ENODEV
 
 
+class DeadMount(MountError):
+    """The process behind a mount has ended, and left it."""
+
+
 class CacheError(ImgfsError):
     """The cache's directory cannot be used; reads go on without it."""
 

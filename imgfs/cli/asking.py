@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from imgfs.errors import MountError
+from imgfs.errors import DeadMount, MountError
 from imgfs.rates import Look
 
 PATIENCE_S = 5.0
@@ -77,10 +77,11 @@ class Asking:
 
     def _look(self, number: int, text: bytes) -> Look:
         if number:
-            what = "is not a live imgfs mount"
             if number == errno.ENOTCONN:
-                what = f"its process has ended; run: fusermount3 -u {self._mountpoint}"
-            elif number == errno.EACCES:
+                said = f"its process has ended; run: fusermount3 -u {self._mountpoint}"
+                raise DeadMount(f"{self._mountpoint}: {said}")
+            what = "is not a live imgfs mount"
+            if number == errno.EACCES:
                 what = "permission denied"
             raise MountError(f"{self._mountpoint}: {what}")
         try:

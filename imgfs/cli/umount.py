@@ -11,7 +11,8 @@ import click
 
 from imgfs.cli import parameters
 from imgfs.cli.asking import PATIENCE_S, Asking
-from imgfs.errors import MountError
+from imgfs.errors import DeadMount, MountError
+from imgfs.mountstate import clear_dead
 
 WAIT_S = 60.0
 
@@ -19,12 +20,24 @@ WAIT_S = 60.0
 @click.command("umount")
 @parameters.mountpoint
 def command(mountpoint: str) -> None:
-    """Unmount MOUNTPOINT and wait until everything is released."""
+    """Unmount MOUNTPOINT and wait until everything is released.
+
+    A mount that a killed process has left is taken away; the status is 1, since nobody can say that
+    all that was written to it is durable.
+    """
     path = Path(mountpoint).absolute()
     asking = Asking(mountpoint)
     try:
         pid = int(asking.wait().status["pid"])
         process = os.pidfd_open(pid)
+    except DeadMount:
+        # The name itself is kept: a dead mount cannot be looked at, and is no symbolic link.
+        if not clear_dead(str(Path(os.path.realpath(path.parent)) / path.name)):
+            raise
+        raise MountError(
+            f"{mountpoint}: took away the mount of a process that has ended; "
+            "what was written and not synced by then may be lost"
+        ) from None
     except (OSError, ValueError, KeyError):
         raise MountError(f"{mountpoint}: is not a live imgfs mount") from None
     finally:
