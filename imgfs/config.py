@@ -15,10 +15,16 @@ from imgfs.sources.ssh.settings import HELPERS, Prompt, SshSettings
 from imgfs.units import parse_size
 
 # mount(8) adds these unasked, or means something outside of imgfs by them.
-_IGNORED = frozenset(
-    {"rw", "dev", "nodev", "suid", "nosuid", "exec", "noexec", "_netdev", "nofail"}
-)
-_IGNORED |= {"auto", "noauto", "user", "users", "nouser", "defaults", "async", "noatime"}
+_IGNORED = frozenset({"rw", "dev", "nodev", "suid", "nosuid", "_netdev", "nofail"})
+_IGNORED |= {"auto", "noauto", "user", "users", "nouser", "owner", "group", "defaults", "silent"}
+# All times are the source's, and shown as they are.
+_IGNORED |= {"atime", "noatime", "diratime", "nodiratime", "relatime", "norelatime"}
+_IGNORED |= {"strictatime", "nostrictatime", "lazytime", "nolazytime"}
+# Mandatory locks are no more, and what iversion counts has no use outside of the kernel.
+_IGNORED |= {"iversion", "noiversion", "mand", "nomand", "loud"}
+#: What the kernel does by itself, and which of those the option is, or takes back.
+_KERNEL = {"noexec": "noexec", "sync": "sync", "dirsync": "dirsync"}
+_TAKES_BACK = {"exec": "noexec", "async": "sync"}
 FORMATS = ("raw", "qcow2", "vmdk", "vdi", "vhd", "vpc", "vhdx", *SERVED)
 _FLAGS = {"ro": "read_only", "allow_other": "allow_other", "lazy": "lazy", "hard": "hard"}
 # What people try for S3 and http; everybody can see a command line.
@@ -32,6 +38,7 @@ class Options:
     read_only: bool = False
     allow_other: bool = False
     extents: bool = True
+    kernel: tuple[str, ...] = ()  #: noexec, sync, dirsync: the kernel sees to those
     uid: int | None = None
     gid: int | None = None
     umask: int | None = None  #: all may do what the owner may, but for these bits
@@ -94,10 +101,29 @@ class Options:
         )
 
 
+#: What is wrong where the name of an option is known, and what follows it cannot be meant.
+_VALUES = {
+    "extents": "say extents=on or extents=off",
+    "write": "say write=through",
+    **dict.fromkeys((*_FLAGS, "soft", *_KERNEL, *_TAKES_BACK, *_IGNORED), "takes no value"),
+    **dict.fromkeys(
+        ("known_hosts", "key", "config", "luks_key", "format", "identity", "backing", "snapshot"),
+        "has no value",
+    ),
+}
+
+
 def _number(name: str, value: str) -> int:
     if not value.isascii() or not value.isdigit():
-        raise UsageError(f"-o {name}={value}: not a number")
+        raise UsageError(f"-o {name}={value}: not a number of 0 or more")
     return int(value)
+
+
+def _size(name: str, value: str) -> int:
+    try:
+        return parse_size(value)
+    except UsageError as exc:
+        raise UsageError(f"-o {name}={exc}") from None
 
 
 def _umask(value: str) -> int:
@@ -125,9 +151,16 @@ def _helpers(value: str) -> tuple[str, ...]:
 def parse_options(texts: tuple[str, ...]) -> Options:
     """Options from `a,b=c` texts.  Raises UsageError naming the one that is wrong."""
     values: dict[str, object] = {}
+    kernel: dict[str, None] = {}
     for item in (part for text in texts for part in text.split(",") if part):
         name, _, value = item.partition("=")
-        if name in _IGNORED or name.startswith("x-"):
+        if item in _IGNORED or name.startswith("x-") or name == "comment":
+            continue
+        if item in _KERNEL:
+            kernel[item] = None
+            continue
+        if item in _TAKES_BACK:
+            kernel.pop(_TAKES_BACK[item], None)
             continue
         if item == "soft":
             values["hard"] = False
@@ -137,9 +170,9 @@ def parse_options(texts: tuple[str, ...]) -> Options:
         elif name == "extents" and value in ("on", "off"):
             values["extents"] = value == "on"
         elif name == "cache_size":
-            values[name] = parse_size(value)
+            values[name] = _size(name, value)
         elif name == "prefetch":
-            values[name] = parse_size(value) if value else 0
+            values[name] = _size(name, value) if value else 0
             if value and not values[name]:
                 raise UsageError(f"-o {item}: nothing would ever come; prefetch alone is any rate")
         elif name == "umask":
@@ -161,9 +194,11 @@ def parse_options(texts: tuple[str, ...]) -> Options:
                 f"-o {name}: a secret on a command line is seen by everybody; put it into the "
                 "environment (AWS_SECRET_ACCESS_KEY, IMGFS_HTTP_AUTHORIZATION and others)"
             )
+        elif item == "remount":
+            raise UsageError("-o remount: cannot be done; unmount it, and mount it anew")
         else:
-            raise UsageError(f"-o {item}: unknown option")
-    return Options(**values)  # type: ignore[arg-type]
+            raise UsageError(f"-o {item}: {_VALUES.get(name, 'unknown option')}")
+    return Options(**values, kernel=tuple(kernel))  # type: ignore[arg-type]
 
 
 def owner(options: Options) -> tuple[int, int]:

@@ -45,7 +45,7 @@ def mount(operations: Operations, mountpoint: str, source: str, options: Options
     # pyfuse3 takes ASCII only, and libfuse splits at commas and reads backslashes.
     shown = quote(os.fsencode(source), safe="/:@[]-._~+=%")
     words = {f"fsname={shown}", "subtype=imgfs", "default_permissions"}
-    words |= {"nosuid", "nodev"}
+    words |= {"nosuid", "nodev", *options.kernel}
     if options.allow_other:
         words.add("allow_other")
     if options.read_only:

@@ -41,6 +41,7 @@ def test_what_cannot_be_mounted(mount: Mounter, sparse: Path, tmp_path: Path) ->
     assert "not a directory" in refused(sparse, sparse)
     assert "unknown option" in refused(sparse, point, "-o", "nonsense=1")
     assert "not a number" in refused(sparse, point, "-o", "uid=ten")
+    assert refused(sparse, "") == "imgfs: '': no such directory; a mount point must exist\n"
     assert not point.is_mount()
     assert "is a mount point already" in refused(sparse, mount(sparse).point)
 

@@ -144,3 +144,11 @@ def test_umask(mount: Mounter, sparse: Path, tmp_path: Path) -> None:
     assert modes == [0o550, 0o440, 0o440, 0o750]
     done = imgfs(sparse, tmp_path / "mnt0", "-o", "umask=9")
     assert done.stderr == "imgfs: -o umask=9: not an octal number up to 777\n"
+
+
+def test_the_kernel_sees_to_noexec(mount: Mounter, sparse: Path) -> None:
+    m = mount(sparse, "-o", "noexec,sync,relatime")
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    (line,) = [line for line in lines if line.split()[4] == str(m.point)]
+    assert "noexec" in line.split()[5].split(",")
+    assert "sync" in line.partition(" - ")[2].split()[-1].split(",")
