@@ -149,6 +149,8 @@ class Mount:
             try:
                 await image.opened_disk()
             except (CorruptImage, UnsupportedFeature) as exc:
+                if self._options.tells_of_disk:
+                    raise  # what is wrong was said here and now
                 log.warning("%s; only original/ can be read", exc)
 
     async def _open_file(self) -> None:

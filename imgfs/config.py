@@ -72,6 +72,11 @@ class Options:
         """Are sources opened for writing?"""
         return self.write and not self.read_only
 
+    @property
+    def tells_of_disk(self) -> bool:
+        """Has a person said what the image is, or which file it stands on?"""
+        return self.format is not None or self.backing not in (None, "any")
+
     def ssh(self) -> SshSettings:
         """The part that is about ssh."""
         return SshSettings(

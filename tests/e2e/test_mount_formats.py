@@ -13,7 +13,7 @@ import pytest
 from tests.formats import qemu
 from tests.servers import Sshd
 
-from .conftest import MIB, Mount
+from .conftest import MIB, Mount, imgfs
 
 Mounter = Callable[..., Mount]
 SIZE = 12 * MIB
@@ -102,6 +102,17 @@ def test_a_backing_file_that_cannot_be_had(mount: Mounter, tmp_path: Path, backi
     m = mount(path, says="only original/ can be read")
     assert fails(m.point / "disk.raw") == errno.EIO
     assert (m.point / "original/disk.qcow2").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("options", ["backing=nope.img", "format=vmdk"])
+def test_an_option_that_is_wrong_mounts_nothing(tmp_path: Path, options: str) -> None:
+    path, point = tmp_path / "disk.qcow2", tmp_path / "point"
+    point.mkdir()
+    (tmp_path / "base.raw").write_bytes(bytes(MIB))
+    qemu.img("create", "-q", "-f", "qcow2", "-b", "base.raw", "-F", "raw", path, "1M")
+    done = imgfs(path, point, "-o", options)
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert not point.is_mount()
 
 
 def test_an_image_that_is_cut(mount: Mounter, tmp_path: Path) -> None:
