@@ -131,9 +131,15 @@ async def open_image(
 ) -> AsyncIterator[OpenImage]:
     """The disk in a path or a URL, as `imgfs info` takes it, for as long as the block runs.
 
-    Raises UsageError, SourceNotFound, AccessDenied, SourceUnreachable, CorruptImage,
-    UnsupportedFeature, all of them ImgfsErrors; what the block raises passes unchanged.
+    Raises UsageError (also where trio does not run), SourceNotFound, AccessDenied,
+    SourceUnreachable, CorruptImage, UnsupportedFeature, all of them ImgfsErrors; what the block
+    raises passes unchanged.
     """
+    try:
+        trio.lowlevel.current_task()
+    except RuntimeError:  # it is another library's loop, asyncio's most likely
+        said = "open_image runs under trio only; use imgfs.plain.open_image elsewhere"
+        raise UsageError(said) from None
     async with open_disk(os.fspath(source), options or Options()) as (url, chain):
         yield OpenImage(url, chain)
 

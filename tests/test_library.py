@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -168,3 +169,12 @@ def test_a_type_checker_knows_it(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout
     for name in ('"bytes"', "imgfs.library.DiskImage]", "imgfs.extents.ExtentList"):
         assert name in done.stdout
+
+
+def test_under_asyncio_it_says_what_to_use(sparse: Path) -> None:
+    async def work() -> None:
+        async with imgfs.open_image(sparse):
+            pass
+
+    with pytest.raises(imgfs.ImgfsError, match=r"use imgfs\.plain\.open_image"):
+        asyncio.run(work())
