@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 SYSLOG = "/dev/log"
-_FORMAT = "imgfs: %(name)s: %(message)s"
+_TEXT = "%(message)s"
+_TEXT_BY_WHOM = "%(name)s: %(message)s"  # which part of imgfs says it is for who looks for a fault
 
 
 def notify(*lines: str) -> None:
@@ -77,7 +78,8 @@ def log_to_stderr(verbose: int) -> None:
     level = [logging.WARNING, logging.INFO, logging.DEBUG][min(verbose, 2)]
     handler = logging.StreamHandler(sys.stderr)
     journal = stderr_is_the_journal()
-    handler.setFormatter((JournalFormatter if journal else logging.Formatter)(_FORMAT))
+    text = "imgfs: " + (_TEXT_BY_WHOM if verbose else _TEXT)
+    handler.setFormatter((JournalFormatter if journal else logging.Formatter)(text))
     logging.basicConfig(level=level, handlers=[handler], force=True)
 
 
@@ -90,5 +92,6 @@ def log_to_syslog(address: str = SYSLOG) -> None:
                 address, logging.handlers.SysLogHandler.LOG_DAEMON
             )
             handler.ident = f"imgfs[{os.getpid()}]: "
-    handler.setFormatter(logging.Formatter("%(name)s: %(message)s"))
-    logging.basicConfig(level=logging.getLogger().level, handlers=[handler], force=True)
+    level = logging.getLogger().level
+    handler.setFormatter(logging.Formatter(_TEXT if level >= logging.WARNING else _TEXT_BY_WHOM))
+    logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -125,14 +125,16 @@ def logged(first: str, tmp_path: Path, journal: bool) -> str:
 def test_journal_lines_have_levels(tmp_path: Path) -> None:
     said = logged("systemd.log_to_stderr(0)", tmp_path, journal=True)
     one, two, *trace = said.splitlines()
-    assert (one, two) == ("<4>imgfs: x: one", "<3>imgfs: x: two")
+    assert (one, two) == ("<4>imgfs: one", "<3>imgfs: two")
     assert trace[-1] == "<3>ValueError: bad"
     assert all(line.startswith("<3>") for line in trace)
 
 
 def test_other_stderr_has_no_levels(tmp_path: Path) -> None:
     said = logged("systemd.log_to_stderr(0)", tmp_path, journal=False)
-    assert said.startswith("imgfs: x: one\nimgfs: x: two\nTraceback")
+    assert said.startswith("imgfs: one\nimgfs: two\nTraceback")
+    said = logged("systemd.log_to_stderr(1)", tmp_path, journal=False)
+    assert "imgfs: x: one\n" in said  # who looks for a fault wants to know
 
 
 def test_syslog_gets_the_lines(tmp_path: Path) -> None:
@@ -142,7 +144,7 @@ def test_syslog_gets_the_lines(tmp_path: Path) -> None:
         assert logged(first, tmp_path, journal=False) == ""
         said = sock.recv(9999).decode()
         assert said.startswith("<28>imgfs[")  # daemon.warning
-        assert said.rstrip("\0").endswith("]: x: one")
+        assert said.rstrip("\0").endswith("]: one")
         assert sock.recv(9999).startswith(b"<27>")  # daemon.err
 
 

@@ -37,3 +37,4 @@ def test_a_bad_image_is_told_of_once(tmp_path: Path) -> None:
         lines = [line for line in said if f"{name}.qcow2: " in line]
         assert 1 <= len(lines) <= 2, said  # at most once for lookup, and once for open
         assert len(set(lines)) == len(lines)
+        assert not any("imgfs.fuse" in line for line in lines)
