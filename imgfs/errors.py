@@ -154,6 +154,10 @@ class NotPermitted(ImgfsError):
     errno = _errno.EPERM
 
 
+class NameTooLong(ImgfsError):
+    errno = _errno.ENAMETOOLONG
+
+
 class SnapshotNotFound(ImgfsError):
     errno = _errno.ENOENT
 

@@ -55,13 +55,18 @@ def shown(name: str) -> str:
     A reserved one, or one that looks like this of a reserved one, gets a % in front; of a long one
     the end is a digest.
     """
-    if name.lstrip("%") in RESERVED:
+    if is_reserved(name):
         name = "%" + name
     raw = encode(name)
     if len(raw) <= _MOST_BYTES:
         return name
     digest = hashlib.sha256(raw).hexdigest()[:12]
     return os.fsdecode(raw[: _MOST_BYTES - 13]) + "~" + digest
+
+
+def is_reserved(name: str) -> bool:
+    """Is it imgfs's own name, or what `shown` makes of one?"""
+    return name.lstrip("%") in RESERVED
 
 
 def encode(name: str) -> bytes:

@@ -16,6 +16,7 @@ from imgfs.errors import (
     AlreadyThere,
     Busy,
     ImgfsError,
+    NameTooLong,
     NotPermitted,
     ReadOnlyView,
     SnapshotNotFound,
@@ -27,7 +28,7 @@ from imgfs.overlays.store import Base, SnapshotStore
 from imgfs.overlays.trim import WORTH, Trim, begin_trim
 from imgfs.tree.formats import FORMATS, FormatNodes, Shown
 from imgfs.tree.guest import GuestNodes
-from imgfs.tree.names import encode
+from imgfs.tree.names import encode, is_reserved
 from imgfs.tree.names import shown as shown_name
 from imgfs.tree.nodes import Folder, Node, Tree
 from imgfs.views.delta import delta
@@ -397,8 +398,10 @@ def _text(name: bytes) -> str:
 
 
 def _checked(name: bytes) -> str:
-    """Raises NotPermitted for a name that the views' names could not be made of."""
+    """Raises NotPermitted and NameTooLong for what the views' names could not be made of."""
     text = _text(name)
+    if is_reserved(text):
+        raise NotPermitted(f"{text}: a snapshot cannot have that name")
     if shown_name(text) != text:
-        raise NotPermitted(f"{text}: a snapshot cannot have that name; take a shorter one")
+        raise NameTooLong(f"{text}: is too long for a snapshot")
     return text

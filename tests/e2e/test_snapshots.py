@@ -81,6 +81,10 @@ def test_what_is_refused(mount: Mounter, disk: Path) -> None:
     work.mkdir()
     assert refused(work.mkdir) == errno.EEXIST
     assert refused((work / "work.raw").unlink) == errno.EPERM
+    assert refused((m.point / "snapshots/originals").mkdir) == errno.EPERM
+    for name in ("x" * 250, "x" * 300):  # no X.delta.qcow2 could be made of the first
+        assert refused((m.point / "snapshots" / name).mkdir) == errno.ENAMETOOLONG
+        assert refused(lambda name=name: work.rename(work.with_name(name))) == errno.ENAMETOOLONG
     assert refused(lambda: (work / "new").touch()) == errno.EPERM
     assert refused(lambda: (m.point / "snapshots/file").touch()) == errno.EPERM
     assert refused(lambda: (work / "work.qcow2").open("r+b")) == errno.EROFS
