@@ -65,5 +65,5 @@ def _is_elsewhere(name: str) -> bool:
 def _refusal(image: str, name: str) -> UsageError:
     return UsageError(
         f"{one_line(image)}: names {one_line(name)!r}, which is not a file beside it; "
-        "if that is to be read, say -o backing=any, or say which file in a TOML file"
+        "if that is to be read, say -o backing=any, or where it is by -o backing=SOURCE"
     )

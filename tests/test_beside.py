@@ -54,7 +54,7 @@ def test_a_file_beside(image: str, name: str, found: str) -> None:
 )
 @pytest.mark.parametrize("name", ELSEWHERE)
 def test_a_file_elsewhere(image: str, name: str) -> None:
-    with pytest.raises(UsageError, match="not a file beside it"):
+    with pytest.raises(UsageError, match=r"not a file beside it; .* by -o backing=SOURCE"):
         beside(image, name)
 
 
