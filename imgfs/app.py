@@ -22,7 +22,7 @@ from imgfs.errors import CacheError, CorruptImage, UnsupportedFeature, UsageErro
 from imgfs.opener import Sources, absolute, shown_url
 from imgfs.sources.base import Source, WritableSource
 from imgfs.sources.listing import Listed
-from imgfs.status import CacheStatus, FastPathStatus, MountStatus
+from imgfs.status import CacheStatus, FastPathStatus, ImageStatus, MountStatus
 from imgfs.stop import Stop
 from imgfs.stored import StoredViews, Wanted
 from imgfs.tree.image import ImageNodes
@@ -111,6 +111,7 @@ class Mount:
         self._images: Iterable[ImageNodes] = ()
         #: reads a TOML file again; None where there is none
         self.reload: Callable[[], Awaitable[None]] | None = None
+        self._not_reloaded = ""  # why, as long as the file has a mistake
 
     async def open(self, *, lazy: bool) -> None:
         """Show what there is.  Unless lazy, what a person named is open then, or listed.
@@ -272,8 +273,11 @@ class Mount:
             assert self.reload is not None
             try:
                 await self.reload()
+                self._not_reloaded = ""
                 log.info("%s: was read again", self.url)
             except UsageError as exc:
+                # Who has no syslog finds it in the status.
+                self._not_reloaded = f"{exc}; not reloaded"
                 log.error("%s; the mount stays as it is", exc)
 
     async def finish(self) -> None:
@@ -289,13 +293,21 @@ class Mount:
     def _told(self) -> MountStatus:
         from imgfs.fuse.boundary import native
 
-        return {
+        images: dict[str, ImageStatus] = {}
+        for image in self._images:
+            # One that is gone comes last, and its name may be another's by now.
+            if image.name not in images and (not image.is_gone or image.is_still_open()):
+                images[image.name] = image.status()
+        told: MountStatus = {
             "pid": os.getpid(),
             "source": self.url,
-            "images": {image.name: image.status() for image in self._images},
+            "images": images,
             "cache": self._caches.status(),
             "fast_path": cast(FastPathStatus, native.status()),
         }
+        if self._not_reloaded:
+            told["last_error"] = self._not_reloaded
+        return told
 
     async def _status(self) -> bytes:
         return (json.dumps(self._told(), indent=2) + "\n").encode()

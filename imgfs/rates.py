@@ -49,6 +49,7 @@ class Totals:
     native_reads: float | None  #: a rate, or without a look before the sum
     python_requests: float | None  #: likewise
     waiting: int | None  #: requests that wait for Python
+    last_error: str = ""
 
 
 def rows(now: Look, before: Look | None = None) -> list[Row]:
@@ -96,6 +97,7 @@ def totals(now: Look, before: Look | None = None) -> Totals:
         native_reads=_per(_grown(fast, old, "reads"), seconds),
         python_requests=_per(_grown(fast, old, "queued"), seconds),
         waiting=_number(fast, "queue_length"),
+        last_error=str(now.status.get("last_error") or ""),
     )
 
 

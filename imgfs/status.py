@@ -86,3 +86,4 @@ class MountStatus(TypedDict):
     images: dict[str, ImageStatus]
     cache: CacheStatus
     fast_path: FastPathStatus
+    last_error: NotRequired[str]  #: why the TOML file was not read again; left out when it was

@@ -88,6 +88,7 @@ def _summary(mount: Totals, per: str) -> list[str]:
         f"process {_count(mount.pid)}, {images}; cache {_size(mount.cache_used, '')} of {limit}",
         f"reads answered natively {_count(mount.native_reads)}{per}, requests to Python "
         f"{_count(mount.python_requests)}{per}, waiting {_count(mount.waiting)}",
+        *([_printable(mount.last_error)] if mount.last_error else []),
     ]
 
 

@@ -91,6 +91,9 @@ class ImageNodes:
         self.snapshots = Snapshots(
             BaseDisk(name, url, self._base, self._may_snapshot, read_only, self._backing)
         )
+        #: the name is no more, or means another image; who has a file open may read on
+        self.is_gone = False
+        self._left: list[Node] = []  # what was in its directory then
         self._opening = Lock()
         self._failed = ""
         self._refused: tuple[StoredView, ImgfsError, float] | None = None
@@ -237,6 +240,14 @@ class ImageNodes:
                 self._views = []
                 for place in self._places:
                     self._show(place)
+
+    def go(self, directory: Node) -> None:
+        """Its directory is about to be removed."""
+        self.is_gone, self._left = True, list(directory.below())
+
+    def is_still_open(self) -> bool:
+        """Has somebody a file open that was in the directory?"""
+        return any(node.open_files for node in self._left)
 
     def is_read(self) -> bool:
         """Has anything been read since this was asked last?"""

@@ -60,6 +60,7 @@ class ImagesNodes(Generic[Spec]):
         for name in [n for n, (spec, _) in self._images.items() if wanted.get(n) != spec]:
             _, image = self._images.pop(name)
             self._gone.append(image)
+            image.go((self.root.children or {})[encode(name)])
             self.tree.remove(self.root, encode(name))
             self._forget_name(self.root.inode, encode(name))
         for name, spec in wanted.items():

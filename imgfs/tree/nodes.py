@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 from imgfs.errors import ReadOnlyView
@@ -69,6 +69,12 @@ class Node:
     open_files: int = 0  #: of its view, those that are open now
     lookups: int = 0  #: how often the kernel was given the inode and has not forgotten it
     links: int = 1  #: how many names it has
+
+    def below(self) -> Iterator[Node]:
+        """All nodes in a directory, and in those in it."""
+        for child in (self.children or {}).values():
+            yield child
+            yield from child.below()
 
 
 @dataclass(slots=True)

@@ -35,6 +35,12 @@ def state(m: Mount, name: str) -> str:
     return images[name]["state"]
 
 
+def shown(m: Mount) -> list[str]:
+    images = m.status()["images"]
+    assert isinstance(images, dict)
+    return sorted(images)
+
+
 def wait_for(true: Callable[[], bool]) -> None:
     deadline = time.monotonic() + 10
     while not true():
@@ -131,14 +137,23 @@ def test_read_again(mount: Mounter, work: Path) -> None:
         # Who has them open keeps them, also the one that is gone.
         assert a.read() == (work / "a.img").read_bytes()
         assert b.read() == (work / "b.img").read_bytes()
+        assert state(m, "b") == "open"
+    wait_for(lambda: shown(m) == ["a", "c"])  # nobody has b open any more
     file.write_text("[images.a]\nsorce = 'a.img'\n")
     os.kill(m.pid, signal.SIGHUP)
-    time.sleep(0.5)
+    wait_for(lambda: "last_error" in m.status())
     assert names(m.point) == ["a", "c"]  # a mistake changes nothing
+    said = str(m.status()["last_error"])
+    assert "images.toml:2: [images.a] sorce: unknown key" in said and "not reloaded" in said
+    assert f"\n{said}\n" in imgfs("top", "--once", m.point).stdout
     write(a="c.img")
     os.kill(m.pid, signal.SIGHUP)
     wait_for(lambda: (m.point / "a/a.raw").read_bytes() == (work / "c.img").read_bytes())
     assert names(m.point) == ["a"]
+    assert shown(m) == ["a"]
+    images = m.status()["images"]
+    assert isinstance(images, dict) and images["a"]["source"] == str(work / "c.img")
+    assert "last_error" not in m.status()
     assert imgfs("umount", m.point).returncode == 0
 
 
