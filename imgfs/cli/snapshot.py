@@ -21,7 +21,7 @@ from rich.progress import Progress
 from imgfs.cli import parameters
 from imgfs.cli.run import with_disk
 from imgfs.config import Options, parse_options
-from imgfs.errors import Busy, ImgfsError, UsageError
+from imgfs.errors import Busy, ImgfsError, SourceNotFound, UsageError
 from imgfs.formats.probe import RAW
 from imgfs.opener import open_snapshot, shown_source
 from imgfs.overlays.commit import committing
@@ -200,6 +200,8 @@ def _with_snapshot(
 async def _write(view: View, file: Path) -> None:
     """The view as a file that is there as a whole, or not at all."""
     part = file.with_name(f".{file.name}.part")
+    if not file.absolute().parent.is_dir():
+        raise SourceNotFound(f"{file.absolute().parent}: no such directory")
     extents = await view.extents(0, view.size)
     with _plainly(), part.open("wb", buffering=0) as out, Progress(transient=True) as progress:
         try:

@@ -149,6 +149,8 @@ def test_export_to_where_there_is_no_room(sparse: Path) -> None:
     refused = snapshot("export", sparse, "x", "/proc/x.qcow2", check=False)
     assert (refused.returncode, refused.stderr.count("\n")) == (1, 1)
     assert "/proc/.x.qcow2.part" in refused.stderr
+    refused = snapshot("export", sparse, "x", sparse.parent / "none/x.qcow2", check=False)
+    assert refused.stderr == f"imgfs: {sparse.parent}/none: no such directory\n"
     refused = snapshot("export", sparse, "nothing", "/proc/x.qcow2", check=False)
     assert refused.stderr == f"imgfs: {sparse}: has no snapshot nothing\n"
 
