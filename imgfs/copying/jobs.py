@@ -6,7 +6,7 @@ import fnmatch
 import os
 import re
 from dataclasses import dataclass, field, replace
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
@@ -18,7 +18,13 @@ from imgfs.formats.probe import RAW
 from imgfs.opener import Sources, absolute, shown_source
 from imgfs.overlays.rawpins import is_pinned_raw
 from imgfs.sources.listing import Listed
-from imgfs.tree.names import directory_names, image_name, is_image
+from imgfs.tree.names import (
+    IMAGE_EXTENSIONS,
+    RAW_EXTENSIONS,
+    directory_names,
+    image_name,
+    is_image,
+)
 from imgfs.url import ObjectUrl, SshUrl, parse
 from imgfs.views.showing import SHOWN
 
@@ -85,9 +91,23 @@ def _anywhere(text: str) -> str:
 
 
 def format_of(destination: str) -> str:
-    """What the destination's name says; raw where it says nothing."""
-    known = [extension for extension in SHOWN if destination.lower().endswith(extension)]
-    return max(known, key=len)[1:] if known else RAW
+    """What the destination's name says; raw where it says nothing.
+
+    Raises UsageError for a name by which everybody would take it for what cannot be written.
+    """
+    name = destination.lower()
+    known = [extension for extension in SHOWN if name.endswith(extension)]
+    if known:
+        return max(known, key=len)[1:]
+    extension = PurePosixPath(name).suffix
+    if extension == ".vpc":  # as qemu calls it
+        return "vhd"
+    if extension in IMAGE_EXTENSIONS and extension not in RAW_EXTENSIONS:
+        raise UsageError(
+            f"{shown_source(destination)}: {extension[1:]} cannot be written; "
+            "say what it is to be with -O, raw if nothing else"
+        )
+    return RAW
 
 
 async def jobs_of(

@@ -13,10 +13,12 @@ from pathlib import PurePosixPath
 
 from imgfs.formats.vmdk_descriptor import is_part
 
+RAW_EXTENSIONS = (".raw", ".img", ".dd", ".iso", ".bin")
 #: In a directory only files with one of these are images.
 IMAGE_EXTENSIONS = (
-    *(".raw", ".img", ".dd", ".iso", ".bin"),
+    *RAW_EXTENSIONS,
     *(".qcow2", ".qcow", ".vmdk", ".vdi", ".vhd", ".vpc", ".vhdx", ".avhdx", ".qed", ".dmg"),
+    *(".parallels", ".hdd"),
 )
 RESERVED = (".imgfs", "originals")
 _MOST_BYTES = 255 - len(".delta.qcow2")  # a name that gets an extension must fit in a directory
