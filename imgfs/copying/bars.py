@@ -91,12 +91,18 @@ class Bars(Reporter):
         task = self._tasks.pop(copy, None)
         if task is not None and (self.count > 1 or error):
             self._progress.remove_task(task)
-        if not error and self.count > 1:
-            self._console.print(summary(copy), markup=False, highlight=False, soft_wrap=True)
+        if self.count > 1:
+            self._say(f"{copy.name}: failed: {error}" if error else summary(copy))
         self._show_all()
 
     def note(self, text: str) -> None:
-        self._console.print(f"imgfs: {text}", markup=False, highlight=False, soft_wrap=True)
+        self._say(f"imgfs: {text}")
+
+    def tell(self, text: str) -> None:
+        self.note(text)
+
+    def _say(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def close(self) -> None:
         self._progress.stop()

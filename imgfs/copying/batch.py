@@ -16,10 +16,11 @@ from imgfs.copying.place import Place
 from imgfs.copying.progress import Copy, Reporter
 from imgfs.copying.record import Facts, Notes, Record
 from imgfs.copying.shown import Shown, showing
-from imgfs.errors import ImgfsError, NeverDurable, SourceChanged, UsageError
+from imgfs.errors import ImgfsError, NeverDurable, NoSpace, SourceChanged, UsageError
 from imgfs.extents import ExtentList
 from imgfs.opener import Opened, shown_source
 from imgfs.sources.file import FileSource
+from imgfs.units import format_size
 from imgfs.views.opening import Chain
 from imgfs.views.view import View
 
@@ -81,6 +82,7 @@ class Batch:
     async def copy(self, shown: Shown, place: Place, record: Notes, copy: Copy) -> None:
         """One of them.  Raises what reading and writing raise."""
         resumed = self.resumed(record, shown.facts) if self._how.resume else None
+        refuse_own_name(shown.chain, place.shown)
         destination, start = await self._open(place, record, shown.facts, resumed)
         try:
             refuse_itself(shown.chain, destination)
@@ -112,6 +114,11 @@ class Batch:
                 why = "an object in S3 is written at one go"
             self._reporter.note(f"{place.shown}: starts at its beginning: {why}")
         mark = mark if is_known else 0
+        if mark:
+            self._reporter.tell(f"{place.shown}: goes on at {format_size(mark)}")
+        elif is_known:
+            why = "nothing was recorded as durable yet"
+            self._reporter.note(f"{place.shown}: starts at its beginning: {why}")
         if destination.can_resume:
             record.begin(facts.of(destination.token), mark)
         return destination, mark
@@ -144,6 +151,11 @@ class Batch:
                 await move.run(start, record.mark)
             except NeverDurable as exc:
                 self._reporter.note(str(exc))
+            except NoSpace as exc:
+                if not destination.part_name:
+                    raise
+                left = f"{destination.part_name} stays, for --resume"
+                raise NoSpace(f"{exc}; {left}") from exc
             if destination.is_seen_at_end:
                 await destination.finish()
             if self._how.verify:
@@ -164,6 +176,12 @@ def _spoilt_by_change(record: Notes) -> Iterator[None]:
 
 def data_bytes(extents: ExtentList) -> int:
     return sum(end - start for start, end in extents.data_ranges())
+
+
+def refuse_own_name(chain: Chain, destination: str) -> None:
+    """As `refuse_itself`, by what it is called, before anything is made beside it."""
+    if any(file.source.url == destination for file in chain.files):
+        raise UsageError(f"{destination}: is what would be copied, or below it")
 
 
 def refuse_itself(chain: Chain, destination: Destination) -> None:

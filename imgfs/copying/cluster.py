@@ -248,6 +248,8 @@ class ClusterBatch:
             self._count(asked, said["done"], said["verified"])
         elif what == "note":
             self._note(said["text"].decode("utf-8", "surrogateescape"))
+        elif what == "telling":
+            self._reporter.tell(said["text"].decode("utf-8", "surrogateescape"))
         elif what == "facts" and image.record is not None:
             image.record.begin(Facts(**json.loads(said["facts"])), said["mark"])
         elif what == "mark" and image.record is not None:

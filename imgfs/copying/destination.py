@@ -29,13 +29,15 @@ class Destination(ABC):
 
     `is_blank`: what is not written reads as zeroes.  `can_resume`: what was made durable stays
     where it is when the copy is interrupted, and `token` tells it from anything else there.
-    `is_seen_at_end`: nobody can read it before it is finished.
+    `is_seen_at_end`: nobody can read it before it is finished.  `part_name`: of the file that stays
+    when it is not finished.
     """
 
     is_blank = False
     can_resume = True
     is_seen_at_end = False
     token = ""
+    part_name = ""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -129,6 +131,7 @@ class NewFile(Destination):
         self._file_name = file_name
         self._source = source
         self.token = source.file_token
+        self.part_name = part_name(file_name)
 
     async def _write(self, offset: int, data: Buffer) -> None:
         await self._source.write(offset, data)

@@ -232,7 +232,10 @@ class Place:
         listing, name = await self._listed()
         with contextlib.suppress(SourceNotFound):
             await listing.unlink(part_name(name))
-        await listing.create(part_name(name))
+        try:
+            await listing.create(part_name(name))
+        except SourceNotFound as exc:
+            raise SourceNotFound(f"{listing.url}: no such directory") from exc
         return await self._open_writable(self._part_text(name))
 
     async def _open_writable(self, text: str) -> WritableSource:

@@ -81,6 +81,9 @@ class Reporter:
         """What a person should know."""
         print(f"imgfs: {text}", file=sys.stderr)
 
+    def tell(self, text: str) -> None:
+        """What belongs to the progress, and is nothing that is wrong."""
+
     def close(self) -> None:
         """No more is coming."""
 
@@ -107,6 +110,11 @@ class Lines(Reporter):
         count = f"[{self.ended}/{self.count}] " if self.count > 1 else ""
         if not error:
             self._print(count + summary(copy))
+        elif self.count > 1:  # of one alone it is all that is said
+            self._print(f"{count}{copy.name}: failed: {error}")
+
+    def tell(self, text: str) -> None:
+        self.note(text)
 
     def _print(self, text: str) -> None:
         print(text, file=self._out, flush=True)
@@ -146,6 +154,9 @@ class JsonLines(Reporter):
 
     def note(self, text: str) -> None:
         self._print({"event": "note", "text": text})
+
+    def tell(self, text: str) -> None:
+        self.note(text)
 
     def close(self) -> None:
         told = {"event": "end", "images": self.count, "copied": self.ended - self.failed}

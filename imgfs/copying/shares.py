@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import trio
 
-from imgfs.copying.batch import Batch, How, data_bytes, refuse_itself
+from imgfs.copying.batch import Batch, How, data_bytes, refuse_itself, refuse_own_name
 from imgfs.copying.budget import MIB, Budget
 from imgfs.copying.destination import Destination, Guard
 from imgfs.copying.engine import PIECE, Move, compare
@@ -86,6 +86,7 @@ class Work:
         how = self._task.how
         async with self._opened() as (opened, place, shown):
             batch = Batch(opened, how, self._reporter)
+            refuse_own_name(shown.chain, place.shown)
             shares = divide(shown.extents, max(SHARE, data_bytes(shown.extents) // MOST_SHARES))
             if len(shares) > 1:
                 resumed = batch.resumed(self._notes, shown.facts) if how.resume else None

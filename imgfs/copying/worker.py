@@ -227,6 +227,9 @@ class _Telling(Reporter):
     def note(self, text: str) -> None:
         self._run.tell("note", text=text.encode("utf-8", "surrogateescape"))
 
+    def tell(self, text: str) -> None:
+        self._run.tell("telling", text=text.encode("utf-8", "surrogateescape"))
+
 
 class _TellingNotes(Notes):
     """Has the client keep the notes, which is where a person would go on."""

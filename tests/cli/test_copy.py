@@ -174,6 +174,10 @@ def test_one_that_fails_does_not_stop_the_others(tmp_path: Path, out: Path) -> N
     done = copy(f"{tmp_path / 'pool'}/", out, "-j", "2", code=1)
     assert "imgfs: 1 of 6 failed:\n" in done.stderr
     assert "disk2.img: " in done.stderr.splitlines()[-1]
+    told = [line for line in done.stderr.splitlines() if line.startswith("[")]
+    assert [line.partition("]")[0] for line in told] == [f"[{n}/6" for n in range(1, 7)]
+    (failed,) = (line for line in told if "failed" in line)
+    assert re.match(r"\[[1-4]/6\] disk2: failed: .*disk2.img: ", failed)  # when it did
     assert names(out) == [f"disk{n}.raw" for n in (0, 1, 3, 4, 5)]
 
 
@@ -210,9 +214,20 @@ def test_what_cannot_be_meant(sparse: Path, out: Path, tmp_path: Path) -> None:
     assert "a web server can only be read" in refused(sparse, "http://127.0.0.1/x.raw")
     assert "is where both" in refused(sparse, sparse, out)
     assert "is what would be copied" in refused(sparse, sparse)
-    assert "no such" in refused(sparse, tmp_path / "none/x.raw")
+    assert not sparse.with_name(f"{sparse.name}.part").exists()
+    assert refused(sparse, tmp_path / "none/x.raw") == f"{tmp_path}/none/: no such directory"
+    for name in ("x.qed", "x.QCOW", "x.avhdx"):
+        assert f"{name[2:].lower()} cannot be written" in refused(sparse, out / name)
     assert "there is no image in it" in refused(f"{out}/", f"{out}/")
     assert list(out.iterdir()) == []
+
+
+def test_what_a_name_says(sparse: Path, out: Path) -> None:
+    copy(sparse, out / "a.vpc")
+    same(sparse, out / "a.vpc", "vpc")
+    assert (out / "a.vpc").read_bytes()[:8] == b"conectix"
+    copy(sparse, out / "a.qed", "-O", "raw")
+    same(sparse, out / "a.qed")
 
 
 def test_from_a_mount(mount: Callable[..., Mount], sparse: Path, out: Path) -> None:

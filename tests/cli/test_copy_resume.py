@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import time
@@ -85,6 +86,8 @@ def test_a_copy_that_was_killed_goes_on(
     events = [json.loads(line) for line in done.stdout.splitlines()]
     begun = next(event for event in events if event["event"] == "begin")
     assert begun["resumed"] > 0
+    (note,) = (event["text"] for event in events if event["event"] == "note")
+    assert re.search(r": goes on at [4-9][0-9.]* MiB$|: goes on at \d\d\.\d MiB$", note)
     assert target.read_bytes() == image.read_bytes()
     assert list(state.iterdir()) == []
     if where != "nbd":
@@ -121,6 +124,12 @@ def test_what_cannot_go_on_starts_again(
     assert " were there" in again("-oidentity=x")
     assert f"{target}: starts at its beginning: what was written before" in again("-oidentity=x")
     assert "has changed since" in again("-oidentity=y")
+    facts = written.partition(b"\n")[0]
+    part.write_bytes(bytes(kept))
+    found = part.stat()
+    token = b'"token": "%d:%d"' % (found.st_dev, found.st_ino)
+    facts = re.sub(rb'"token": "[^"]*"', token, facts) + b"\n0\n"
+    assert "nothing was recorded as durable yet" in again("-oidentity=x", left=facts)
     assert "in another format, or sparse" in again("-oidentity=x", "--sparse")
     assert "nothing tells whether the source is still the same" in again()
     for left in (b"", b"{", b'{"x": 1}\n5\n', b"7\n7\n", written.replace(b'"version"', b'"v"')):
@@ -189,7 +198,10 @@ def test_a_full_disk(small_disk: Path, out: Path, sshd: Sshd, where: str) -> Non
     fill(out / "a", 6 * MIB)
     place = small_disk / "a.raw"
     to = str(place) if where == "file" else sshd.url(place)
-    assert "no space is left" in refused(out / "a", to, "-o", sshd.options)
+    said = refused(out / "a", to, "-o", sshd.options)
+    assert "no space is left" in said
+    assert said.endswith("; a.raw.part stays, for --resume")
+    assert names(small_disk) == ["a.raw.part"]
     assert "a.raw" not in names(small_disk)
 
 
