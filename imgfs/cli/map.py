@@ -53,6 +53,9 @@ def command(
         return url, await chain.disk.extents(0, chain.disk.size), guest
 
     url, extents, guest = with_disk(source, parse_options(options), found_in)
+    if as_json and guest is None and png is None:
+        sys.stdout.writelines(mapjson.lines(extents))
+        return
     usage = Usage(extents, guest.free if guest is not None else ())
     if png is not None:
         _draw_picture(Path(png), url, usage, guest)
