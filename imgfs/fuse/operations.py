@@ -13,14 +13,29 @@ import pyfuse3
 import trio
 
 from imgfs.config import Options, owner
+from imgfs.errors import OutOfRange
 from imgfs.fuse.boundary import guard, guarded, native
 from imgfs.fuse.writing import WRITING, WritingOperations
+from imgfs.image import Buffer
 from imgfs.tree.nodes import ROOT, Node, Tree
 from imgfs.views.copying import Progress
 from imgfs.views.view import View
 from imgfs.views.writable import Writable
 
 _BLOCK = 512  # what st_blocks counts in
+
+
+async def answer(view: View, offset: int, size: int) -> Buffer:
+    """What the view has of the range; also when it is cut while it is read."""
+    inside = max(0, min(size, view.size - offset))
+    if not inside:
+        return b""
+    try:
+        return await view.answer(view.answered, offset, inside)
+    except OutOfRange:
+        if offset + inside <= view.size:
+            raise
+        return await answer(view, offset, size)
 
 
 class Operations(WritingOperations):
@@ -157,9 +172,8 @@ class Operations(WritingOperations):
             return self._made[handle][offset : offset + size]
         opened = self._writers.get(handle)
         view = self._view(handle) if opened is None else opened.writer.view
-        size = max(0, min(size, view.size - offset))
         # pyfuse3 takes any buffer, and a copy would cost more than the rest of this.
-        return cast(bytes, await view.answer(view.answered, offset, size)) if size else b""
+        return cast(bytes, await answer(view, offset, size))
 
     def _view(self, inode: int) -> View:
         view = self._node(inode).view

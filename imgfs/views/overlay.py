@@ -10,7 +10,7 @@ from weakref import WeakSet
 import trio
 
 from imgfs._native import _map
-from imgfs.errors import ImgfsError, SourceChanged
+from imgfs.errors import ImgfsError, OutOfRange, SourceChanged
 from imgfs.extents import ExtentList
 from imgfs.image import Buffer
 from imgfs.overlays.layer import Layer, Ranges, is_blank
@@ -145,10 +145,13 @@ class OverlayView(View):
         return found
 
     async def _local(self, offset: int, length: int) -> Buffer | None:
-        with translated(self.name):
-            return await trio.to_thread.run_sync(
-                self.map.read, offset, length, abandon_on_cancel=True
-            )
+        try:
+            with translated(self.name):
+                return await trio.to_thread.run_sync(
+                    self.map.read, offset, length, abandon_on_cancel=True
+                )
+        except ValueError:
+            raise OutOfRange(f"{self.name}: was cut while it was read") from None
 
     async def aclose(self) -> None:
         for layer in self.layers:
@@ -345,6 +348,7 @@ class SnapshotView(OverlayView, Writable):
                         await trio.to_thread.run_sync(self.top.resize, size)
                         await trio.to_thread.run_sync(self.map.resize, size)
                     else:
+                        self.size = size  # no new reader goes beyond it
                         await trio.to_thread.run_sync(self.map.resize, size)
                         await trio.to_thread.run_sync(self.top.store.quiesce)
                         await trio.to_thread.run_sync(self.top.resize, size)

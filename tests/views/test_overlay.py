@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import trio
 
+from imgfs.fuse.operations import answer
+from imgfs.image import Buffer
 from imgfs.overlays.layer import Layer, open_layer
 from imgfs.overlays.log import BLOCK
 from imgfs.overlays.merge import begin_merge
@@ -234,5 +236,35 @@ def test_frozen_states_that_nobody_has_become_one(tmp_path: Path) -> None:
             found = await view.read(0, 64 * BLOCK)
             assert bytes(found[40 * BLOCK : 41 * BLOCK]) == bytes([20]) * BLOCK
             assert [found[n * BLOCK] for n in range(20)] == list(range(1, 21))
+
+    trio.run(main)
+
+
+class CutAtOnce(SnapshotView):
+    """Is cut as soon as somebody has begun to read it."""
+
+    to_cut = True
+
+    async def _read(self, offset: int, length: int) -> Buffer:
+        if self.to_cut:
+            self.to_cut = False
+            await self.resize(1000)
+        return await super()._read(offset, length)
+
+
+@pytest.mark.parametrize(("offset", "left"), [(0, 1000), (900, 100), (5 * BLOCK, 0)])
+def test_who_reads_while_it_is_cut_gets_what_is_left(
+    tmp_path: Path, offset: int, left: int
+) -> None:
+    base = tmp_path / "disk.img"
+    base.write_bytes(os.urandom(10 * BLOCK))
+
+    async def main() -> None:
+        store = SnapshotStore("/disk", tmp_path / "state")
+        store.create(("x",), BASE, base.stat().st_size)
+        async with snapshot(store, "x", base) as plain:
+            view = CutAtOnce("x", plain.layers, plain.below)
+            found = bytes(await answer(view, offset, 2 * BLOCK))
+            assert found == base.read_bytes()[offset : offset + left]
 
     trio.run(main)
