@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from types import FrameType
 from typing import TypeVar
 
 import trio
@@ -28,6 +31,34 @@ def hold_back() -> None:
 def let_through() -> None:
     """There is a handler now."""
     signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+
+
+@contextlib.contextmanager
+def terminable() -> Iterator[None]:
+    """In it SIGTERM is as ^C, so that what is open is let go of in order; the exit status tells.
+
+    Where ^C is ignored, as it is in a job of a shell's background, SIGTERM works all the same.
+    """
+    asked = False
+
+    def end(number: int, frame: FrameType | None) -> None:
+        nonlocal asked
+        asked = True
+        # Trio has put its own there, which knows where it must not raise.
+        interrupt = signal.getsignal(signal.SIGINT)
+        assert callable(interrupt)
+        interrupt(signal.SIGINT, frame)
+
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    except KeyboardInterrupt:
+        if asked:
+            sys.exit(128 + signal.SIGTERM)
+        raise
 
 
 class Stop:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import signal
 import sys
 from collections.abc import Iterator
 
@@ -17,6 +16,7 @@ from imgfs.copying.progress import JsonLines, Lines, Reporter
 from imgfs.errors import ImgfsError
 from imgfs.formats.probe import RAW
 from imgfs.opener import opening
+from imgfs.stop import terminable
 from imgfs.views.showing import SHOWN
 
 _FORMATS = [RAW, *(extension[1:] for extension in SHOWN)]
@@ -61,8 +61,6 @@ def command(
     tcp://HOST:PORT, or the file that the scheduler wrote.  Paths mean the same on all machines.
     """
     said = parse_options(options)
-    # As ^C: what is open is let go of in order.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
     async def listed(options: Options) -> list[Job]:
         async with opening(options) as opened:
@@ -86,7 +84,8 @@ def command(
         ):
             return len(jobs), ClusterBatch(client, how, reporter).run(jobs)
 
-    count, failures = run(here, said) if cluster is None else there(cluster)
+    with terminable():
+        count, failures = run(here, said) if cluster is None else there(cluster)
     if count == 1 and failures:
         raise ImgfsError(failures[0])
     if failures:

@@ -157,8 +157,33 @@ def test_two_at_one_place(out: Path, slow: Callable[..., str], state: Path) -> N
             time.sleep(0.05)
         assert "another imgfs copies there" in refused(image, out / "a.raw")
         process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 130
+        assert process.wait(20) == 143
     assert names(out) == ["a.raw.part", "disk.img"]
+
+
+@pytest.mark.parametrize("ignores", [signal.SIGUSR1, signal.SIGINT])
+def test_terminated(
+    out: Path, slow: Callable[..., str], sshd: Sshd, ignores: signal.Signals
+) -> None:
+    """Wherever it is at that moment; also in a background, where a shell has ^C ignored."""
+    fill(out / "disk.img", 16 * MIB)
+    for n in range(3):
+        url = slow(out / "disk.img")  # nbdkit may end with a client that ends so
+        place = sshd.url(out / f"{n}.raw")
+        command = [*IMGFS, "copy", url, place, "-o", sshd.options, "--no-progress"]
+        with subprocess.Popen(
+            command,
+            stderr=subprocess.PIPE,
+            text=True,
+            preexec_fn=lambda: signal.signal(ignores, signal.SIG_IGN),
+        ) as process:
+            while not (out / f"{n}.raw.part").exists():
+                assert process.poll() is None
+                time.sleep(0.05)
+            time.sleep(0.3 + n / 7)
+            process.send_signal(signal.SIGTERM)
+            assert process.communicate(timeout=20)[1] == ""
+            assert process.returncode == 143
 
 
 def test_a_source_that_changes(out: Path, sshd: Sshd, state: Path) -> None:
