@@ -40,9 +40,10 @@ static bool try_write(const struct fuse_in_header *in, const struct fuse_write_i
 		reply_error(in->unique, -result);
 		return true;
 	}
-	reply(in->unique, 0, &out, sizeof(out));
+	/* Counted before whoever wrote can look at the counters. */
 	atomic_fetch_add_explicit(&stats.writes, 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stats.bytes_written, arg->size, memory_order_relaxed);
+	reply(in->unique, 0, &out, sizeof(out));
 	return true;
 }
 
@@ -60,8 +61,8 @@ static bool try_fallocate(const struct fuse_in_header *in, const struct fuse_fal
 	result = maps->zero(map, arg->offset, arg->offset + arg->length);
 	if (only_python(result))
 		return false;
-	reply_error(in->unique, result < 0 ? -result : 0);
 	atomic_fetch_add_explicit(&stats.zeroes, 1, memory_order_relaxed);
+	reply_error(in->unique, result < 0 ? -result : 0);
 	return true;
 }
 
@@ -72,8 +73,8 @@ static bool try_sync(const struct fuse_in_header *in, struct segmap *map)
 
 	if (result == 0)
 		return false;
-	reply_error(in->unique, result < 0 ? -result : 0);
 	atomic_fetch_add_explicit(&stats.syncs, 1, memory_order_relaxed);
+	reply_error(in->unique, result < 0 ? -result : 0);
 	return true;
 }
 

@@ -94,10 +94,12 @@ def test_luks_with_a_key(mount: Mounter, tmp_path: Path) -> None:
     for words, why in (
         (f"luks_key={tmp_path}/other", "Invalid password"),
         (f"luks_key={tmp_path}/none", "No such file"),
-        ("format=luks", "name its key with -o luks_key=FILE"),
     ):
         m = mount(path, "-o", words, says=why)
         assert fails(m.point / "disk.raw") in (errno.EIO, errno.EOPNOTSUPP)
+    (tmp_path / "nowhere").mkdir()
+    done = imgfs(path, tmp_path / "nowhere", "-o", "format=luks")  # it was asked for
+    assert done.returncode == 1 and "name its key with -o luks_key=FILE" in done.stderr
 
 
 def test_a_backing_file(mount: Mounter, tmp_path: Path) -> None:
