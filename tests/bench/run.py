@@ -120,6 +120,14 @@ REASONS: dict[str, str] = {
     "copy: peak memory: *": "Python and asyncssh alone take 40 MiB; what is on its way is bounded",
     "ssh: *: tunnel, nbdkit file*": "the peer runs an nbdkit on the server, which must be "
     "installed and started there; imgfs needs an sshd",
+    "formats: cp of a shown *: *": "cp has one thread, which reads through FUSE's page cache, made "
+    "of pages of 4 KiB, and then writes; qemu-img reads and writes at the same time, and makes one "
+    "copy less",
+    "nbd: dense: read: nbdfuse": "level: the rounds of either scatter by more than that",
+    "write: 1 MiB sequential, *: qemu-storage-daemon": "level: the rounds of either scatter by "
+    "more than that; both make one copy into the page cache",
+    "latency: *: 4 KiB random: *": "what is above the line's delay is work in Python, 1 to 3 ms on "
+    "an idle machine",
     "*write + fsync*: qemu-storage-daemon": "each fsync of a snapshot is two of the disk's: the "
     "data, and then the record that says where it is; qemu's metadata of a cluster that is there "
     "already does not change",
