@@ -166,6 +166,11 @@ FAMILIES = (
     _counter("fast_path_written_bytes", "Bytes of those.", _fast_path("bytes_written")),
     _counter("fast_path_zeroes", "Holes punched and ranges zeroed.", _fast_path("zeroes")),
     _counter("fast_path_syncs", "Syncs answered natively.", _fast_path("syncs")),
+    _counter(
+        "fast_path_writes_spliced",
+        "Of the writes, large ones not copied.",
+        _fast_path("writes_spliced"),
+    ),
     _counter("fast_path_spare_writes", "Writes by the spare threads.", _fast_path("handed_over")),
     _gauge("fast_path_queue_length", "Requests that wait for Python.", _fast_path("queue_length")),
 )

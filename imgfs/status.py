@@ -73,6 +73,7 @@ class FastPathStatus(TypedDict, total=False):
     waited_for_disk: int  #: counter
     writes: int  #: counter
     bytes_written: int  #: counter
+    writes_spliced: int  #: counter; of the writes, those whose bytes went by reference
     zeroes: int  #: counter; holes punched and ranges zeroed
     syncs: int  #: counter
     handed_over: int  #: counter; writes for which no request thread could be spared

@@ -21,6 +21,7 @@ from pathlib import Path
 KEEP_SIZE, PUNCH_HOLE, ZERO_RANGE = 1, 2, 0x10
 PAGE = 4096
 MOST = 64 << 10  # bytes of one operation
+LARGE = 300 << 10  # bytes of a few of them, which may go another way
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -45,8 +46,9 @@ class Fsx:
         self.most = len(self.model) * 5 // 4
         self.fd = os.open(path, os.O_RDWR)
         self.ranged: list[Callable[[int, int], None]] = [
-            self.read, self.read, self.write, self.write, self.write, self.direct, self.copy,
-            self.map_read, self.map_write, self.punch, self.zero,
+            self.read, self.read, self.write, self.write, self.write, self.write_in_parts,
+            self.write_only, self.direct, self.copy, self.map_read, self.map_write, self.punch,
+            self.zero,
         ]  # fmt: skip
         self.ranged += [self.copy_from_other] * 2 if other is not None else []
         self.resizes = resizes
@@ -78,7 +80,8 @@ class Fsx:
         """A place in the file, which is not empty; often at the beginning of a sector or page."""
         offset = self.rng.randrange(len(self.model))
         offset -= offset % self.rng.choice([1, 1, 512, PAGE])
-        length = min(self.rng.randrange(1, MOST), len(self.model) - offset)
+        most = LARGE if self.rng.random() < 0.05 else MOST
+        length = min(self.rng.randrange(1, most), len(self.model) - offset)
         return offset, length - length % PAGE if length > PAGE and offset % PAGE == 0 else length
 
     def note(self, what: str, offset: int = 0, length: int = 0) -> None:
@@ -99,6 +102,27 @@ class Fsx:
         data = self.rng.randbytes(length)
         assert os.pwrite(self.fd, data, offset) == length
         self.model[offset : offset + length] = data
+
+    def write_in_parts(self, offset: int, length: int) -> None:
+        """Often from the beginning of a page, and large enough to be passed on by reference."""
+        for _ in range(3):
+            part = min(MOST + length, len(self.model) - offset)
+            if part == 0:
+                return
+            self.write(offset, part)
+            offset += part
+
+    def write_only(self, offset: int, length: int) -> None:
+        """As dd and cp open files."""
+        self.note("write only", offset, length)
+        data = self.rng.randbytes(length)
+        fd = os.open(self.path, os.O_WRONLY)
+        try:
+            assert os.pwrite(fd, data, offset) == length
+        finally:
+            os.close(fd)
+        self.model[offset : offset + length] = data
+        self.check(offset, length, os.pread(self.fd, length, offset))
 
     def direct(self, offset: int, length: int) -> None:
         """Write and read what is whole blocks of it past the page cache."""

@@ -77,6 +77,7 @@ def status(**images: ImageStatus) -> MountStatus:
             "zeroes": 25,
             "syncs": 26,
             "handed_over": 27,
+            "writes_spliced": 29,
         },
     }
 
@@ -153,6 +154,7 @@ def test_whole_text() -> None:
         "fast_path_zeroes_total": 25,
         "fast_path_syncs_total": 26,
         "fast_path_spare_writes_total": 27,
+        "fast_path_writes_spliced_total": 29,
     }.items():
         expected[f"imgfs_{name}", frozenset()] = value
     assert found == expected

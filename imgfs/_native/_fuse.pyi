@@ -23,6 +23,7 @@ class Status(TypedDict):
     waited_for_disk: int  # of the reads that were not spliced
     writes: int  # answered natively, as are the zeroes: punched holes, zeroed ranges
     bytes_written: int
+    writes_spliced: int  # of the writes: those whose bytes were not copied here
     zeroes: int
     syncs: int  # FSYNCs answered natively
     handed_over: int  # writes and zeroes for which no request thread could be spared

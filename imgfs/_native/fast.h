@@ -99,7 +99,7 @@ size_t queue_take_interrupts(struct interrupt *out, size_t max);
 
 struct fast_stats {
 	atomic_uint_fast64_t reads, bytes, spliced, seeks, queued, parked, interrupts, slow;
-	atomic_uint_fast64_t writes, bytes_written, zeroes, syncs, handed_over;
+	atomic_uint_fast64_t writes, bytes_written, writes_spliced, zeroes, syncs, handed_over;
 };
 
 extern struct fast_stats stats;
@@ -124,7 +124,7 @@ enum outcome { ASK_PYTHON, ANSWERED, COMING };
 /* A request thread's pipe. */
 struct channel {
 	int ends[2];
-	size_t bytes;                /* at most, of one READ; 0: none */
+	size_t bytes;                /* at most, of one READ or WRITE; 0: none */
 };
 
 void channel_open(struct channel *channel);
@@ -133,6 +133,14 @@ void channel_close(struct channel *channel);
  * disks.  `buf` has room for all of it. */
 bool channel_answer(struct channel *channel, uint64_t unique, struct segmap *map, uint64_t offset,
 		    size_t size, char *buf, bool waited);
+
+/* As read(2) of the device, but what comes after the first `head` bytes stays in the pipe, so that a WRITE's
+ * bytes need not be copied before they are written. */
+ssize_t channel_receive(struct channel *channel, char *buf, size_t head, size_t max);
+/* The next bytes that are in it. */
+bool channel_read(struct channel *channel, char *buf, size_t size);
+/* Throws away what is in it. */
+void channel_empty(struct channel *channel);
 
 /* ---- inodes.c ---- */
 
@@ -147,6 +155,8 @@ struct segmap *map_of(uint64_t inode);                        /* with a referenc
 /* A WRITE, FALLOCATE or FSYNC: true when it is answered, false when Python must do it.  May wait for a
  * disk. */
 bool try_change(const char *buf, size_t size, struct segmap *map);
+/* The same of a WRITE whose bytes are in a pipe.  When it is false, none of them are taken. */
+bool try_write_from(const char *buf, struct segmap *map, int pipe);
 /* The same, in time, by a thread that is no request thread.  Copies the request.  0, or -ENOMEM. */
 int writes_hand_over(const void *buf, size_t size);
 int writes_start(void);                                       /* 0 or an errno */

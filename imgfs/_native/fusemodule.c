@@ -177,7 +177,7 @@ static PyObject *status(PyObject *self, PyObject *unused)
 {
 	(void)self;
 	(void)unused;
-	return Py_BuildValue("{s:O,s:i,s:n,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}",
+	return Py_BuildValue("{s:O,s:i,s:n,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}",
 			     "ended", queue_ended() ? Py_True : Py_False,
 			     "error", queue_error(),
 			     "queue_length", (Py_ssize_t)queue_length(),
@@ -192,6 +192,8 @@ static PyObject *status(PyObject *self, PyObject *unused)
 			     "waited_for_disk", (unsigned long long)atomic_load(&stats.slow),
 			     "writes", (unsigned long long)atomic_load(&stats.writes),
 			     "bytes_written", (unsigned long long)atomic_load(&stats.bytes_written),
+			     "writes_spliced",
+			     (unsigned long long)atomic_load(&stats.writes_spliced),
 			     "zeroes", (unsigned long long)atomic_load(&stats.zeroes),
 			     "syncs", (unsigned long long)atomic_load(&stats.syncs),
 			     "handed_over", (unsigned long long)atomic_load(&stats.handed_over));

@@ -33,6 +33,7 @@
 struct worker {
 	char *out;                   /* of MAX_READ */
 	struct channel channel;
+	bool expects_write;          /* the last request was such a one that the pipe is good for */
 };
 
 struct fast_stats stats;
@@ -212,6 +213,22 @@ static void change(const char *buf, size_t size)
 		reply_error(in->unique, -err);
 }
 
+/* The same for a large WRITE, if it can be written natively and by this thread. */
+static bool change_from(const char *buf, struct worker *worker)
+{
+	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
+	struct segmap *map = map_of(in->nodeid);
+	bool done = false;
+
+	if (map && atomic_load(&map->target) && may_wait()) {
+		done = try_write_from(buf, map, worker->channel.ends[0]);
+		done_waiting();
+	}
+	if (map)
+		maps->unref(map);
+	return done;
+}
+
 /* Answer a request, or see that somebody will.  `waited`: it was parked before. */
 static void settle(const char *buf, size_t size, struct worker *worker, bool waited)
 {
@@ -247,6 +264,42 @@ static void handle(const char *buf, size_t size, struct worker *worker)
 		settle(buf, size, worker, false);
 }
 
+#define WRITE_HEAD (sizeof(struct fuse_in_header) + sizeof(struct fuse_write_in))
+
+/* The kernel copies the pages of who writes past its page cache into new ones before they go into a pipe. */
+static bool is_for_pipe(const char *buf, size_t size, const struct worker *worker)
+{
+	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
+	const struct fuse_write_in *arg = (const void *)(in + 1);
+
+	return in->opcode == FUSE_WRITE && size >= WRITE_HEAD + MIN_SPLICE &&
+	       size <= WRITE_HEAD + worker->channel.bytes && !(arg->flags & O_DIRECT) &&
+	       (arg->flags & O_ACCMODE) != O_WRONLY;   /* opened with direct_io, see writing.py */
+}
+
+/* As read(2) of the device; the request may be answered already.  How it is to be taken must be known
+ * before it can be looked at: the guess is that it is as the last one. */
+static ssize_t receive(char *buf, struct worker *worker, bool *answered)
+{
+	ssize_t n;
+
+	*answered = false;
+	if (!worker->expects_write)
+		return read(device, buf, MAX_REQUEST);
+	n = channel_receive(&worker->channel, buf, WRITE_HEAD, MAX_REQUEST);
+	if (n <= (ssize_t)WRITE_HEAD)
+		return n;
+	if (is_for_pipe(buf, (size_t)n, worker) && change_from(buf, worker)) {
+		channel_empty(&worker->channel);
+		*answered = true;
+		return n;
+	}
+	if (channel_read(&worker->channel, buf + WRITE_HEAD, (size_t)n - WRITE_HEAD))
+		return n;
+	errno = EIO;
+	return -1;
+}
+
 static void *serve_parked(void *arg)
 {
 	struct request *rq, *next;
@@ -279,9 +332,13 @@ static void *serve(void *unused)
 	if (buf == MAP_FAILED)
 		queue_end(ENOMEM);
 	while (buf != MAP_FAILED && !atomic_load(&stopping)) {
-		ssize_t n = read(device, buf, MAX_REQUEST);
+		bool answered;
+		ssize_t n = receive(buf, &worker, &answered);
 
+		if (answered)
+			continue;
 		if (n >= (ssize_t)sizeof(struct fuse_in_header)) {
+			worker.expects_write = is_for_pipe(buf, (size_t)n, &worker);
 			handle(buf, (size_t)n, &worker);
 			continue;
 		}

@@ -136,6 +136,8 @@ int segmap_set_target(struct segmap *map, struct store *st, struct segmap *dirty
  * that is not the target's.  -EINVAL: outside of the map.  Other -errno: the file's, and neither
  * the map nor the account of what is dirty has changed. */
 int segmap_write(struct segmap *map, uint64_t offset, uint64_t length, const void *buf);
+/* The same with the next bytes of a pipe.  0, -EINVAL: none of them are taken; other -errno: some. */
+int segmap_write_from(struct segmap *map, uint64_t offset, uint64_t length, int pipe);
 /* The old bytes of whole blocks become the target's, except what is by now, and zero where the
  * map says so by now.  Results as of segmap_write. */
 int segmap_copy_up(struct segmap *map, uint64_t start, uint64_t length, const void *old);

@@ -125,7 +125,8 @@ int segs_mark_target(struct segmap *map, uint64_t start, uint64_t end)
 
 /* ---- changing ---- */
 
-static int write_shared(struct segmap *map, uint64_t offset, uint64_t length, const void *buf)
+static int write_shared(struct segmap *map, uint64_t offset, uint64_t length, const void *buf,
+			int pipe)
 {
 	struct store *st = map->target;
 	uint64_t size = map->size, end = offset + length, first, last;
@@ -151,24 +152,36 @@ static int write_shared(struct segmap *map, uint64_t offset, uint64_t length, co
 	pthread_rwlock_unlock(&map->lock);
 	if (!edges)
 		return 0;
-	err = store_pwrite(st, buf, length, offset);
+	err = buf ? store_pwrite(st, buf, length, offset) :
+		    store_write_from(st, pipe, length, offset);
 	if (!err && !rest)
 		err = mark_targets(map, first, last);
 	return err ? err : 1;
 }
 
-int segmap_write(struct segmap *map, uint64_t offset, uint64_t length, const void *buf)
+static int write_counted(struct segmap *map, uint64_t offset, uint64_t length, const void *buf,
+			 int pipe)
 {
 	int result;
 
 	pthread_rwlock_rdlock(&map->write_lock);
-	result = write_shared(map, offset, length, buf);
+	result = write_shared(map, offset, length, buf, pipe);
 	pthread_rwlock_unlock(&map->write_lock);
 	if (result == 1) {
 		atomic_fetch_add_explicit(&map->writes, 1, memory_order_relaxed);
 		atomic_fetch_add_explicit(&map->bytes_written, length, memory_order_relaxed);
 	}
 	return result;
+}
+
+int segmap_write(struct segmap *map, uint64_t offset, uint64_t length, const void *buf)
+{
+	return write_counted(map, offset, length, buf, -1);
+}
+
+int segmap_write_from(struct segmap *map, uint64_t offset, uint64_t length, int pipe)
+{
+	return write_counted(map, offset, length, NULL, pipe);
 }
 
 static int write_zeroes(struct store *st, uint64_t start, uint64_t end)

@@ -1,5 +1,6 @@
-/* Answering large READs without copying: a store's pages go by reference into a pipe, and from there
- * to the device, where the kernel copies them once.  Through a buffer they would be copied twice, and
+/* Large READs and WRITEs without copying: a store's pages go by reference into a pipe, and from there
+ * to the device, where the kernel copies them once; and who writes has its pages go into a pipe, and from
+ * there they are copied once, into a store's file.  Through a buffer they would be copied twice, and
  * large buffers drive everything else out of the processor's caches. */
 #define _GNU_SOURCE
 #include "fast.h"
@@ -63,7 +64,7 @@ static bool send(void *arg)
 }
 
 /* What is left in it would stand in front of the next answer. */
-static void empty(struct channel *channel)
+void channel_empty(struct channel *channel)
 {
 	char rest[PAGE];
 
@@ -82,6 +83,32 @@ bool channel_answer(struct channel *channel, uint64_t unique, struct segmap *map
 		return false;
 	done = write(channel->ends[1], &out, sizeof(out)) == (ssize_t)sizeof(out) &&
 	       maps->splice(map, offset, size, buf, channel->ends[1], send, &answer);
-	empty(channel);
+	channel_empty(channel);
 	return done;
+}
+
+ssize_t channel_receive(struct channel *channel, char *buf, size_t head, size_t max)
+{
+	ssize_t n = splice(device, NULL, channel->ends[1], NULL, max, 0);
+
+	if (n > 0 && !channel_read(channel, buf, (size_t)n < head ? (size_t)n : head)) {
+		errno = EIO;
+		return -1;
+	}
+	return n;
+}
+
+bool channel_read(struct channel *channel, char *buf, size_t size)
+{
+	while (size) {
+		ssize_t n = read(channel->ends[0], buf, size);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return false;
+		buf += n;
+		size -= (size_t)n;
+	}
+	return true;
 }

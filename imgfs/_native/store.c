@@ -438,6 +438,22 @@ int store_pwrite(struct store *st, const void *buf, uint64_t length, uint64_t of
 	return 0;
 }
 
+int store_write_from(struct store *st, int pipe, uint64_t length, uint64_t offset)
+{
+	off_t to = (off_t)offset;
+
+	while (length) {
+		ssize_t n = splice(pipe, NULL, st->fd, &to, length, 0);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
+		length -= (uint64_t)n;
+	}
+	return 0;
+}
+
 int store_punch(struct store *st, uint64_t length, uint64_t offset)
 {
 	if (length == 0)

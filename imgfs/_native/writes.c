@@ -28,11 +28,10 @@ static bool only_python(int result)
 	return result == 0 || result == -EINVAL;
 }
 
-static bool try_write(const struct fuse_in_header *in, const struct fuse_write_in *arg,
-		      struct segmap *map)
+static bool answer_write(const struct fuse_in_header *in, const struct fuse_write_in *arg,
+			 int result)
 {
 	struct fuse_write_out out = { .size = arg->size };
-	int result = maps->write(map, arg->offset, arg->size, arg + 1);
 
 	if (only_python(result))
 		return false;
@@ -86,12 +85,25 @@ bool try_change(const char *buf, size_t size, struct segmap *map)
 		const struct fuse_write_in *arg = (const void *)(in + 1);
 
 		return size >= sizeof(*in) + sizeof(*arg) &&
-		       size - sizeof(*in) - sizeof(*arg) >= arg->size && try_write(in, arg, map);
+		       size - sizeof(*in) - sizeof(*arg) >= arg->size &&
+		       answer_write(in, arg, maps->write(map, arg->offset, arg->size, arg + 1));
 	}
 	if (in->opcode == FUSE_FSYNC)
 		return try_sync(in, map);
 	return size >= sizeof(*in) + sizeof(struct fuse_fallocate_in) &&
 	       try_fallocate(in, (const void *)(in + 1), map);
+}
+
+bool try_write_from(const char *buf, struct segmap *map, int pipe)
+{
+	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
+	const struct fuse_write_in *arg = (const void *)(in + 1);
+
+	int result = maps->write_from(map, arg->offset, arg->size, pipe);
+
+	if (result > 0)
+		atomic_fetch_add_explicit(&stats.writes_spliced, 1, memory_order_relaxed);
+	return answer_write(in, arg, result);
 }
 
 /* ---- requests that were handed over ---- */

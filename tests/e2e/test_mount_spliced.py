@@ -116,3 +116,58 @@ def test_cut_source(mount: Mounter, tmp_path: Path) -> None:
     os.close(fd)
     for _ in range(3):
         assert whole(m.point / "other/other.raw") == other.read_bytes()
+
+
+def spliced_writes(mount: Mount) -> int:
+    found = mount.status()["fast_path"]["writes_spliced"]  # type: ignore[index, call-overload]
+    assert isinstance(found, int)
+    return found
+
+
+@pytest.fixture
+def snapshot(mount: Mounter, tmp_path: Path) -> tuple[Mount, Path]:
+    image = tmp_path / "disk.img"
+    image.write_bytes(os.urandom(8 * MIB + 777))
+    m = mount(image)
+    (m.point / "snapshots/x").mkdir()
+    return m, m.point / "snapshots/x/x.raw"
+
+
+@pytest.mark.parametrize("start", [0, 512, 4096 + 1])
+def test_written_bytes(snapshot: tuple[Mount, Path], tmp_path: Path, start: int) -> None:
+    """Aligned or not, onto what is the snapshot's own already and what is not."""
+    m, path = snapshot
+    wanted = bytearray((m.point / "disk.raw").read_bytes())
+    with path.open("r+b", buffering=0) as file:
+        for turn in range(2):
+            for at in range(start, 6 * MIB, READ + 3 * 4096):
+                data = os.urandom(READ - turn)
+                assert os.pwrite(file.fileno(), data, at) == len(data)
+                wanted[at : at + len(data)] = data
+    assert start or spliced_writes(m) > 0  # else small ones come between them
+    assert whole(path) == wanted
+
+
+def test_written_by_many(snapshot: tuple[Mount, Path]) -> None:
+    """Large and small ones, reads and other requests between them."""
+    m, path = snapshot
+    parts = [os.urandom(MIB) for _ in range(8)]
+
+    def write(index: int) -> None:
+        with path.open("r+b", buffering=0) as file:
+            for _ in range(8):
+                for at in range(0, MIB, 128 << 10):
+                    data = parts[index][at : at + (128 << 10)]
+                    assert os.pwrite(file.fileno(), data, index * MIB + at) == len(data)
+                assert os.pwrite(file.fileno(), b"x" * 512, index * MIB) == 512
+                assert os.pread(file.fileno(), 512, index * MIB) == b"x" * 512
+                path.stat()
+                assert os.pwrite(file.fileno(), parts[index][:512], index * MIB) == 512
+
+    threads = [threading.Thread(target=write, args=[index]) for index in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert whole(path)[: 8 * MIB] == b"".join(parts)
+    assert spliced_writes(m) > 0
