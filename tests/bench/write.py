@@ -7,8 +7,8 @@ local raw base on one disk, and shown by FUSE; "the file" is a plain sparse one 
 figure is of a fresh overlay, made for it, or of one in which every block has been written before.
 All are mounted all the time and take turns at every figure, each round in another order: who comes
 first may get memory that the machine must fetch from its host.  Each writes as many bytes, and what
-was written before is on the disk when it begins.  fio opens for reading and writing, as qemu does, and
-dd for writing only, as cp does.
+was written before is on the disk when it begins.  fio opens for reading and writing, as qemu does,
+and dd for writing only, as cp does.
 """
 
 from __future__ import annotations
@@ -166,7 +166,8 @@ def wait_for(path: Path, size: int) -> None:
 
 def dd(path: Path, source: Path, size: int) -> float:
     """MB/s."""
-    command = ["dd", f"if={source}", f"of={path}", "bs=1M", "conv=notrunc,nocreat", "status=none"]
+    command = ["dd", f"if={source}", f"of={path}", "bs=1M", "conv=notrunc,nocreat"]
+    command += [f"count={size // MIB}", "status=none"]
     begun = time.perf_counter()
     subprocess.run(command, check=True, timeout=300)
     return size / 1e6 / (time.perf_counter() - begun)
