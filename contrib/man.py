@@ -2,7 +2,7 @@
 """Write the manual pages imgfs(1) and imgfs.toml(5): python contrib/man.py [DIRECTORY]
 
 DIRECTORY (share/man beside the Python that runs this, if none is named) gets man1 and man5.  What
-they say comes from the commands themselves and from imgfs.manual; the language is man(7).
+they say comes from the commands themselves and from imgfs.cli.manual; the language is man(7).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 
 from imgfs.cli.main import cli
-from imgfs.manual import ENVIRONMENT, KEYS, NAMES, OPTIONS, SOURCES, STORE_KEYS, Entry
+from imgfs.cli.manual import ENVIRONMENT, KEYS, NAMES, OPTIONS, SOURCES, STORE_KEYS, Entry
 
 INTRODUCTION = """\
 imgfs shows disk images that live somewhere else as ordinary files: the disk as raw bytes, writable

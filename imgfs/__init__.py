@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from imgfs import plain
-    from imgfs.config import Options
+    from imgfs.config.options import Options
     from imgfs.errors import ImgfsError
     from imgfs.extents import Extent, ExtentList, Flags
     from imgfs.library import DiskImage, OpenImage, open_image
@@ -41,7 +41,7 @@ _PLACES = {
     "Flags": "imgfs.extents",
     "ImgfsError": "imgfs.errors",
     "OpenImage": "imgfs.library",
-    "Options": "imgfs.config",
+    "Options": "imgfs.config.options",
     "open_image": "imgfs.library",
 }
 

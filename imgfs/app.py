@@ -17,25 +17,25 @@ import trio
 from imgfs.cache.cached import CachedImage, Policy, open_cached
 from imgfs.cache.directory import default_limit, make_root, sweep
 from imgfs.cache.space import CacheSpace
-from imgfs.config import Options
+from imgfs.config.options import Options
+from imgfs.daemon.stop import Stop
 from imgfs.errors import CacheError, CorruptImage, UnsupportedFeature, UsageError
 from imgfs.opener import Sources, absolute, shown_url
 from imgfs.sources.base import Source, WritableSource
 from imgfs.sources.listing import Listed
-from imgfs.status import CacheStatus, FastPathStatus, ImageStatus, MountStatus
-from imgfs.stop import Stop
+from imgfs.status.fields import CacheStatus, FastPathStatus, ImageStatus, MountStatus
 from imgfs.stored import StoredViews, Wanted
 from imgfs.tree.image import ImageNodes
 from imgfs.tree.images import ImagesNodes, ListedImages
 from imgfs.tree.names import image_name
 from imgfs.tree.nodes import Tree
-from imgfs.url import parse
+from imgfs.url.source import parse
 from imgfs.views.opening import Chain
 from imgfs.views.raw import RawView
 from imgfs.views.through import StoredView, ThroughView
 
 if TYPE_CHECKING:
-    from imgfs import configfile
+    from imgfs.config import file as configfile
 
 log = logging.getLogger(__name__)
 
@@ -156,7 +156,7 @@ class Mount:
 
     async def _open_file(self) -> None:
         # msgspec is for whom there is such a file.
-        from imgfs import configfile
+        from imgfs.config import file as configfile
 
         async def reload() -> None:
             config = await trio.to_thread.run_sync(configfile.load, self._text)
@@ -313,7 +313,7 @@ class Mount:
         return (json.dumps(self._told(), indent=2) + "\n").encode()
 
     async def _metrics(self) -> bytes:
-        from imgfs.metrics import render
+        from imgfs.status.metrics import render
 
         return render(self._told()).encode()
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from imgfs.errors import UsageError
-from imgfs.url import ObjectUrl, SshUrl, parse
-from imgfs.url_nbd import NbdCommand, NbdUrl
-from imgfs.url_text import one_line
+from imgfs.url.nbd import NbdCommand, NbdUrl
+from imgfs.url.source import ObjectUrl, SshUrl, parse
+from imgfs.url.text import one_line
 
 
 def beside(image: str, name: str, *, any_place: bool = False) -> str:

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from imgfs.config import Options
+from imgfs.config.options import Options
 from imgfs.errors import UsageError
 from imgfs.extents import ExtentList
 from imgfs.formats.probe import RAW

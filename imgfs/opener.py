@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from imgfs.cache.cached import Policy
-from imgfs.config import Options
+from imgfs.config.options import Options
 from imgfs.errors import UsageError, sole
 from imgfs.formats.served import Node
 from imgfs.overlays.records import SnapshotPath
@@ -20,8 +20,8 @@ from imgfs.sources.base import Source
 from imgfs.sources.file import open_file
 from imgfs.sources.listing import Listing, LocalListing
 from imgfs.stored import StoredViews, Wanted
-from imgfs.url import ObjectUrl, SshUrl, parse
-from imgfs.url_nbd import NbdCommand, NbdUrl
+from imgfs.url.nbd import NbdCommand, NbdUrl
+from imgfs.url.source import ObjectUrl, SshUrl, parse
 from imgfs.views.opening import Chain
 from imgfs.views.overlay import OverlayView
 

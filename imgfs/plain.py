@@ -20,7 +20,7 @@ from typing import TypeVar
 import trio
 
 from imgfs import library
-from imgfs.config import Options
+from imgfs.config.options import Options
 from imgfs.extents import ExtentList
 
 T = TypeVar("T")

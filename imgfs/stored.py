@@ -11,7 +11,7 @@ import trio
 
 from imgfs.beside import beside
 from imgfs.cache.cached import CachedImage, Policy
-from imgfs.config import Options
+from imgfs.config.options import Options
 from imgfs.errors import CorruptImage, ImgfsError, SourceNotFound, UsageError
 from imgfs.formats.probe import RAW, probe
 from imgfs.formats.served import Node

@@ -22,7 +22,7 @@ LONGEST = 500
 LAYERS = ["fuse", "tree", "views", "overlays", "cache", "sources"]
 # These may import nothing of the layers.
 PURE = ["formats", "guest", "extents", "errors", "units", "url", "image", "mapjson"]
-PURE += ["pieces", "steps", "status", "metrics", "rates", "tomllines", "configschema"]
+PURE += ["daemon", "pieces", "status", "steps"]
 WIRING = ["app", "opener", "stored", "cli", "copying", "library", "plain"]
 WIRING += ["__init__"]
 

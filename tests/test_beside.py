@@ -8,7 +8,7 @@ import pytest
 
 from imgfs.beside import beside
 from imgfs.errors import UsageError
-from imgfs.url import parse
+from imgfs.url.source import parse
 
 BESIDE = [
     ("/vm/top.qcow2", "base.img", "/vm/base.img"),

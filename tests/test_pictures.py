@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from imgfs import picture
+from imgfs.cli import picture
 
 REPOSITORY = Path(__file__).parents[1]
 PICTURES = REPOSITORY / "contrib/pictures"

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from imgfs.errors import DeadMount, MountError
-from imgfs.rates import Look
+from imgfs.status.rates import Look
 
 PATIENCE_S = 5.0
 _MOST_FD = 1 << 16

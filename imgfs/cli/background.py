@@ -24,10 +24,10 @@ from collections.abc import Callable
 from types import FrameType
 
 from imgfs.cli import terminal
+from imgfs.daemon.stop import SIGNALS, hold_back, let_through
+from imgfs.daemon.systemd import log_to_syslog
 from imgfs.errors import ImgfsError, MountError
 from imgfs.sources.ssh.settings import Prompt
-from imgfs.stop import SIGNALS, hold_back, let_through
-from imgfs.systemd import log_to_syslog
 
 log = logging.getLogger(__name__)
 

@@ -9,14 +9,14 @@ from collections.abc import Iterator
 import click
 
 from imgfs.cli.run import run
-from imgfs.config import Options, parse_options
+from imgfs.config.options import Options, parse_options
 from imgfs.copying.batch import Batch, How
 from imgfs.copying.jobs import Job, jobs_of
 from imgfs.copying.progress import JsonLines, Lines, Reporter
+from imgfs.daemon.stop import terminable
 from imgfs.errors import ImgfsError
 from imgfs.formats.probe import RAW
 from imgfs.opener import opening
-from imgfs.stop import terminable
 from imgfs.views.showing import SHOWN
 
 _FORMATS = [RAW, *(extension[1:] for extension in SHOWN)]

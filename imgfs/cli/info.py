@@ -11,12 +11,12 @@ import trio
 
 from imgfs.cli import parameters
 from imgfs.cli.run import with_disk
-from imgfs.config import parse_options
+from imgfs.config.options import parse_options
 from imgfs.formats.layout import About
 from imgfs.guest.disk import Content, Guest
 from imgfs.guest.usage import Part, Usage, parts_of
 from imgfs.units import format_size
-from imgfs.url_text import one_line
+from imgfs.url.text import one_line
 from imgfs.views.opening import Chain
 from imgfs.views.showing import refusals
 from imgfs.views.sparse import look

@@ -14,13 +14,13 @@ import click
 from imgfs import mapjson
 from imgfs.cli import parameters
 from imgfs.cli.run import with_disk
-from imgfs.config import parse_options
+from imgfs.config.options import parse_options
 from imgfs.errors import UsageError
 from imgfs.extents import ExtentList
 from imgfs.guest.disk import Guest
 from imgfs.guest.usage import Amounts, Part, State, Usage, parts_of
 from imgfs.units import format_size
-from imgfs.url_text import one_line
+from imgfs.url.text import one_line
 from imgfs.views.opening import Chain
 from imgfs.views.sparse import look
 
@@ -144,7 +144,7 @@ def _told(part: Part) -> dict[str, object]:
 
 def _draw_picture(path: Path, url: str, usage: Usage, guest: Guest | None) -> None:
     # Pillow is for whom wants a picture.
-    from imgfs import picture
+    from imgfs.cli import picture
 
     parts: Sequence[Part]
     if guest is not None:

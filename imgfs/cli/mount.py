@@ -11,19 +11,19 @@ from pathlib import Path
 import click
 
 from imgfs.cli import background, parameters, terminal
-from imgfs.config import Options, parse_options
-from imgfs.errors import ImgfsError, MountError
-from imgfs.manual import OPTIONS
-from imgfs.mountstate import clear_dead, mounted_at
-from imgfs.sources.ssh.settings import Prompt
-from imgfs.stop import hold_back
-from imgfs.systemd import (
+from imgfs.cli.manual import OPTIONS
+from imgfs.config.options import Options, parse_options
+from imgfs.daemon.mounts import clear_dead, mounted_at
+from imgfs.daemon.stop import hold_back
+from imgfs.daemon.systemd import (
     log_to_stderr,
     notify_alive,
     notify_ready,
     notify_stopping,
     watchdog_s,
 )
+from imgfs.errors import ImgfsError, MountError
+from imgfs.sources.ssh.settings import Prompt
 
 _EPILOG = "\b\nOptions of -o:\n" + "\n".join(f"  {e.form}\n      {e.meaning}" for e in OPTIONS)
 
@@ -104,7 +104,7 @@ def _serve(
     import trio
 
     from imgfs.app import run_mount
-    from imgfs.stop import Stop
+    from imgfs.daemon.stop import Stop
 
     async def work() -> None:
         stop = Stop()

@@ -8,7 +8,7 @@ from __future__ import annotations
 import click
 from click.shell_completion import CompletionItem
 
-from imgfs.manual import OPTIONS
+from imgfs.cli.manual import OPTIONS
 
 
 def _complete_options(

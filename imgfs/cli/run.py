@@ -9,7 +9,7 @@ from typing import TypeVar
 import trio
 
 from imgfs.cli.terminal import Terminal, is_there
-from imgfs.config import Options
+from imgfs.config.options import Options
 from imgfs.opener import open_disk
 from imgfs.views.opening import Chain
 

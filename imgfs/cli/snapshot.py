@@ -20,7 +20,7 @@ from rich.progress import Progress
 
 from imgfs.cli import parameters
 from imgfs.cli.run import with_disk
-from imgfs.config import Options, parse_options
+from imgfs.config.options import Options, parse_options
 from imgfs.errors import Busy, ImgfsError, SourceNotFound, UsageError
 from imgfs.formats.probe import RAW
 from imgfs.opener import open_snapshot, shown_source

@@ -22,7 +22,7 @@ import click
 
 from imgfs.cli import parameters
 from imgfs.cli.asking import Asking
-from imgfs.rates import Look, Row, Totals, busiest_first, rows, totals
+from imgfs.status.rates import Look, Row, Totals, busiest_first, rows, totals
 from imgfs.units import format_size
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ import click
 
 from imgfs.cli import parameters
 from imgfs.cli.asking import PATIENCE_S, Asking
+from imgfs.daemon.mounts import clear_dead
 from imgfs.errors import DeadMount, MountError
-from imgfs.mountstate import clear_dead
 
 WAIT_S = 60.0
 

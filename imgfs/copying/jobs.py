@@ -12,7 +12,7 @@ from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 import trio
 
-from imgfs.config import Options
+from imgfs.config.options import Options
 from imgfs.errors import SourceNotFound, UsageError
 from imgfs.formats.probe import RAW
 from imgfs.opener import Sources, absolute, shown_source
@@ -25,11 +25,11 @@ from imgfs.tree.names import (
     image_name,
     is_image,
 )
-from imgfs.url import ObjectUrl, SshUrl, parse
+from imgfs.url.source import ObjectUrl, SshUrl, parse
 from imgfs.views.showing import SHOWN
 
 if TYPE_CHECKING:
-    from imgfs.configfile import ImageSettings
+    from imgfs.config.file import ImageSettings
 
 _GLOB = re.compile(r"[*?[]")
 
@@ -187,7 +187,7 @@ def _listed(files: list[Listed], options: Options) -> list[Wish]:
 def _manifest(path: str, options: Options) -> list[Wish]:
     """[blocks] The images of a TOML file, as `imgfs mount` takes it."""
     # msgspec is for whom there is such a file.
-    from imgfs import configfile
+    from imgfs.config import file as configfile
 
     config = configfile.load(path)
     directory = Path(config.directory)

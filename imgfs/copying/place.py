@@ -17,14 +17,14 @@ from pathlib import Path
 
 import trio
 
-from imgfs.config import Options
+from imgfs.config.options import Options
 from imgfs.copying.destination import Destination, Guard, InPlace, NewFile, SharedFile, part_name
 from imgfs.errors import NotAnImage, SourceChanged, SourceNotFound, TooLarge, UsageError
 from imgfs.opener import Sources, absolute, shown_source
 from imgfs.sources.base import WritableSource
 from imgfs.sources.listing import Listing
-from imgfs.url import ObjectUrl, SshUrl, parse
-from imgfs.url_nbd import NbdCommand, NbdUrl
+from imgfs.url.nbd import NbdCommand, NbdUrl
+from imgfs.url.source import ObjectUrl, SshUrl, parse
 
 
 @dataclass(frozen=True, slots=True)

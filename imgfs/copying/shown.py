@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from hashlib import sha256
 
-from imgfs.config import Options
+from imgfs.config.options import Options
 from imgfs.copying.jobs import Job
 from imgfs.copying.record import Facts
 from imgfs.extents import ExtentList

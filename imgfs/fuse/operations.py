@@ -12,7 +12,7 @@ from typing import Any, cast
 import pyfuse3
 import trio
 
-from imgfs.config import Options, owner
+from imgfs.config.options import Options, owner
 from imgfs.errors import OutOfRange
 from imgfs.fuse.boundary import guard, guarded, native
 from imgfs.fuse.writing import WRITING, WritingOperations

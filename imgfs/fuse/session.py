@@ -17,12 +17,12 @@ from urllib.parse import quote
 
 import trio
 
-from imgfs.config import Options
+from imgfs.config.options import Options
+from imgfs.daemon.mounts import clear_dead, detach, mounted_at, now_serves, serves
+from imgfs.daemon.stop import Stop
 from imgfs.errors import MountError
 from imgfs.fuse.boundary import native, serve_interrupts, serve_killed
 from imgfs.fuse.operations import Operations
-from imgfs.mountstate import clear_dead, detach, mounted_at, now_serves, serves
-from imgfs.stop import Stop
 
 # Only now: it binds to the interposer's functions, which the boundary has loaded.
 import pyfuse3  # isort: skip

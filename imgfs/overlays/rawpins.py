@@ -15,7 +15,7 @@ from pathlib import Path
 
 from imgfs.overlays.layer import replace_file, sync_directory
 from imgfs.overlays.store import state_root
-from imgfs.url import parse
+from imgfs.url.source import parse
 
 log = logging.getLogger(__name__)
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import trio
 
 from imgfs._native import _map
+from imgfs.daemon.mounts import serves
 from imgfs.errors import (
     AccessDenied,
     ImgfsError,
@@ -28,7 +29,6 @@ from imgfs.errors import (
 )
 from imgfs.extents import ExtentList, all_data
 from imgfs.image import Buffer
-from imgfs.mountstate import serves
 from imgfs.sources.base import Identity, SourceStat, WritableSource
 
 ZEROES = 1 << 20  # bytes that are written at once where no hole can be made

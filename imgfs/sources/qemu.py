@@ -23,8 +23,8 @@ from imgfs.sources.nbd.export import Exports
 from imgfs.sources.nbd.link import NbdLink
 from imgfs.sources.nbd.settings import NbdSettings
 from imgfs.sources.nbd.source import NbdSource
-from imgfs.url_nbd import NbdCommand
-from imgfs.url_text import one_line
+from imgfs.url.nbd import NbdCommand
+from imgfs.url.text import one_line
 
 PROGRAM = "qemu-nbd"
 CONNECTIONS = 4

@@ -22,7 +22,7 @@ from imgfs.errors import (
 from imgfs.locks import Lock
 from imgfs.overlays.store import Base
 from imgfs.sources.patience import patiently
-from imgfs.status import ImageStatus, State
+from imgfs.status.fields import ImageStatus, State
 from imgfs.tree.formats import FORMATS, FormatNodes, Shown
 from imgfs.tree.guest import GuestNodes
 from imgfs.tree.names import encode

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.config import Options, parse_options
-from imgfs.configschema import DefaultsTable, HttpTable, ImageTable, S3Table
-from imgfs.manual import ENVIRONMENT, KEYS, NAMES, OPTIONS, STORE_KEYS, Entry, table
+from imgfs.cli.manual import ENVIRONMENT, KEYS, NAMES, OPTIONS, STORE_KEYS, Entry, table
+from imgfs.config.options import Options, parse_options
+from imgfs.config.schema import DefaultsTable, HttpTable, ImageTable, S3Table
 
 REPOSITORY = Path(__file__).parents[2]
 VALUES = {
@@ -95,7 +95,7 @@ def test_pages(pages: dict[str, str]) -> None:
 
 
 def test_the_example_is_a_file_that_can_be_read(pages: dict[str, str], tmp_path: Path) -> None:
-    from imgfs.configfile import load
+    from imgfs.config.file import load
 
     text = pages["imgfs.toml.5"].split("EXAMPLE\n")[1].split("SEE ALSO")[0]
     (tmp_path / "images.toml").write_text(text)

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from imgfs import picture
+from imgfs.cli import picture
 from imgfs.cli.map import draw
 from imgfs.extents import ExtentListBuilder, Flags, from_data_ranges
 from imgfs.guest.usage import Usage

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.mountstate import mounted_at
+from imgfs.daemon.mounts import mounted_at
 from tests.e2e.conftest import IMGFS, imgfs
 
 LOGGING = """
 import logging, sys
-from imgfs import systemd
+from imgfs.daemon import systemd
 {first}
 log = logging.getLogger("x")
 log.info("not shown")

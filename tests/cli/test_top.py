@@ -24,12 +24,12 @@ import pytest
 from rich.console import Console
 
 from imgfs.cli.top import _screen, plain
-from imgfs.rates import Look
-from imgfs.status import CacheStatus, FastPathStatus, ImageStatus, MountStatus
+from imgfs.status.fields import CacheStatus, FastPathStatus, ImageStatus, MountStatus
+from imgfs.status.rates import Look
 from imgfs.units import format_size, parse_size
 from tests.e2e.conftest import MIB, Mount, imgfs, mount, sparse
 from tests.e2e.test_mount_prompts import Terminal
-from tests.test_metrics import parsed
+from tests.status.test_metrics import parsed
 
 __all__ = ["mount", "sparse"]  # fixtures
 
@@ -125,7 +125,7 @@ def test_status_has_the_schema(mount: Mounter, sparse: Path, state: str) -> None
 
 
 def test_metrics_of_a_mount(mount: Mounter, sparse: Path) -> None:
-    from imgfs.metrics import render
+    from imgfs.status.metrics import render
 
     m = mount(sparse)
     (m.point / "disk.raw").read_bytes()

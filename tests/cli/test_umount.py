@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.mountstate import mounted_at
+from imgfs.daemon.mounts import mounted_at
 from tests.e2e.conftest import Mount, imgfs, mount, sparse
 
 __all__ = ["mount", "sparse"]  # fixtures

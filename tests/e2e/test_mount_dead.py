@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.mountstate import is_dead, is_ours_and_dead, mounted_at
+from imgfs.daemon.mounts import is_dead, is_ours_and_dead, mounted_at
 
 from .conftest import Mount, imgfs
 

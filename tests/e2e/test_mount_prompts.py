@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.mountstate import mounted_at
+from imgfs.daemon.mounts import mounted_at
 from tests.servers import Sshd
 
 from .conftest import IMGFS, imgfs

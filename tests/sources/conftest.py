@@ -12,7 +12,7 @@ import pytest
 import trio
 
 from imgfs.sources.ssh.source import SshHosts, SshSource
-from imgfs.url import SshUrl, parse
+from imgfs.url.source import SshUrl, parse
 from tests.servers import Sshd
 from tests.webservers import Nginx
 

@@ -12,8 +12,8 @@ import trio
 from imgfs.errors import ImgfsError, sole
 from imgfs.sources.nbd.settings import NbdSettings
 from imgfs.sources.nbd.source import NbdSource, open_nbd
-from imgfs.url import parse
-from imgfs.url_nbd import NbdUrl
+from imgfs.url.nbd import NbdUrl
+from imgfs.url.source import parse
 
 from .conftest import run
 

@@ -19,7 +19,7 @@ import trio
 from imgfs.errors import SourceChanged, UsageError, sole
 from imgfs.sources.nbd.settings import NbdSettings
 from imgfs.sources.nbd.source import NbdSource, open_command
-from imgfs.url_nbd import NbdCommand
+from imgfs.url.nbd import NbdCommand
 
 from .conftest import MIB, run
 
@@ -175,7 +175,7 @@ import sys, trio
 from pathlib import Path
 from imgfs.sources.nbd.source import open_command
 from imgfs.sources.nbd.settings import NbdSettings
-from imgfs.url_nbd import NbdCommand
+from imgfs.url.nbd import NbdCommand
 
 async def main():
     async with trio.open_nursery() as nursery:

@@ -12,7 +12,7 @@ import obstore
 import obstore.store
 import pytest
 
-from imgfs.config import Options, parse_options
+from imgfs.config.options import Options, parse_options
 from imgfs.errors import (
     AccessDenied,
     ImgfsError,

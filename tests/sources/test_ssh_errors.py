@@ -26,7 +26,7 @@ from imgfs.errors import (
     UsageError,
 )
 from imgfs.sources.ssh.source import SshHosts, SshSource
-from imgfs.url import SshUrl
+from imgfs.url.source import SshUrl
 from tests.servers import Sshd
 
 from .conftest import MIB, opened, run, url_of

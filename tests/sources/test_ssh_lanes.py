@@ -13,7 +13,7 @@ import trio
 from imgfs.errors import SourceChanged
 from imgfs.sources.ssh.lanes import LANES, LEAST, LONG_S, MOST, RATE, Lane, channel_window, emptiest
 from imgfs.sources.ssh.source import SshHosts, SshSource
-from imgfs.url import SshUrl, parse
+from imgfs.url.source import SshUrl, parse
 from tests.delayproxy import DelayProxy
 from tests.servers import Sshd
 

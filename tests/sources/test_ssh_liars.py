@@ -17,7 +17,7 @@ import trio
 from imgfs.errors import ImgfsError, ProtocolViolation, ShortRead, SourceChanged, SourceTimeout
 from imgfs.sources.ssh.settings import SshSettings
 from imgfs.sources.ssh.source import SshHosts
-from imgfs.url import SshUrl
+from imgfs.url.source import SshUrl
 
 from .conftest import MIB, run
 from .test_ssh_extents import true_extents

@@ -94,7 +94,7 @@ def test_home_relative(sshd: Sshd, image: Path) -> None:
     url = f"ssh://root@127.0.0.1:{sshd.port}/~/{relative}"
 
     async def main() -> None:
-        from imgfs.url import SshUrl, parse
+        from imgfs.url.source import SshUrl, parse
 
         parsed = parse(url)
         assert isinstance(parsed, SshUrl)
@@ -129,7 +129,7 @@ def test_ssh_config_is_used(sshd: Sshd, image: Path, tmp_path: Path) -> None:
     )
 
     async def main() -> None:
-        from imgfs.url import SshUrl
+        from imgfs.url.source import SshUrl
 
         hosts = SshHosts()
         url = SshUrl(None, "kool", None, os.fsencode(image))

@@ -27,7 +27,7 @@ from imgfs.sources.base import WritableSource
 from imgfs.sources.file import open_file
 from imgfs.sources.ssh.settings import SshSettings
 from imgfs.sources.ssh.source import SshHosts
-from imgfs.url import SshUrl
+from imgfs.url.source import SshUrl
 from tests.nbd_servers import Nbdkit, QemuNbd
 from tests.servers import Sshd
 

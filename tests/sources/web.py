@@ -11,7 +11,7 @@ import trio
 from imgfs.sources.bridge import Bridge
 from imgfs.sources.objects.settings import ObjectSettings
 from imgfs.sources.objects.source import ObjectSource, open_object
-from imgfs.url import ObjectUrl, parse
+from imgfs.url.source import ObjectUrl, parse
 
 from .conftest import run
 

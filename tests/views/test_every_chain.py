@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from imgfs.config import parse_options
+from imgfs.config.options import parse_options
 from imgfs.extents import ExtentList
 from imgfs.opener import open_disk
 from tests.formats import qemu

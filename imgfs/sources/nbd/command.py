@@ -26,8 +26,8 @@ from pathlib import Path
 import trio
 
 from imgfs.errors import ImgfsError, SourceUnreachable, UsageError
-from imgfs.url_nbd import NbdCommand, NbdUrl
-from imgfs.url_text import one_line
+from imgfs.url.nbd import NbdCommand, NbdUrl
+from imgfs.url.text import one_line
 
 log = logging.getLogger(__name__)
 

@@ -52,7 +52,7 @@ from imgfs.sources.nbd.errors import (
     option_error,
     reply_error,
 )
-from imgfs.url_nbd import NbdUrl
+from imgfs.url.nbd import NbdUrl
 
 ALLOCATION = "base:allocation"
 BURST = 16  # replies that are taken before other tasks have their turn

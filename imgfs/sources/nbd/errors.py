@@ -19,7 +19,7 @@ from imgfs.errors import (
     SourceUnreachable,
     UnsupportedFeature,
 )
-from imgfs.url_text import one_line
+from imgfs.url.text import one_line
 
 MISSING = "NBD needs the nbd module of libnbd: install the package python3-libnbd"
 

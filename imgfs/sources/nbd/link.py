@@ -37,7 +37,7 @@ from imgfs.sources.nbd.buffers import buffer
 from imgfs.sources.nbd.connection import Connection, Done, Facts, Status
 from imgfs.sources.nbd.errors import Broken
 from imgfs.sources.nbd.settings import NbdSettings
-from imgfs.url_nbd import NbdUrl
+from imgfs.url.nbd import NbdUrl
 
 log = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from imgfs.sources.nbd.extents import NbdExtents
 from imgfs.sources.nbd.link import NbdLink
 from imgfs.sources.nbd.settings import NbdSettings
 from imgfs.sources.nbd.write import NbdWriter
-from imgfs.url_nbd import NbdCommand, NbdUrl
+from imgfs.url.nbd import NbdCommand, NbdUrl
 
 
 class NbdSource(WritableSource):

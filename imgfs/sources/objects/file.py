@@ -48,7 +48,7 @@ from imgfs.sources.objects.errors import (
 )
 from imgfs.sources.objects.settings import ObjectSettings
 from imgfs.sources.objects.store import PIECE, Store, longest_s, looked_for, make_store
-from imgfs.url import ObjectUrl
+from imgfs.url.source import ObjectUrl
 
 log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from imgfs.sources.bridge import Bridge
 from imgfs.sources.listing import Listed, Listing
 from imgfs.sources.objects.pages import list_objects
 from imgfs.sources.objects.settings import ObjectSettings
-from imgfs.url import ObjectUrl
+from imgfs.url.source import ObjectUrl
 
 AGE_S = 10.0  # nothing says that a prefix has changed but listing it again
 

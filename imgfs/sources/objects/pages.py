@@ -28,7 +28,7 @@ from imgfs.sources.objects.errors import (
 )
 from imgfs.sources.objects.settings import ObjectSettings
 from imgfs.sources.objects.store import looked_for, make_store
-from imgfs.url import ObjectUrl
+from imgfs.url.source import ObjectUrl
 
 PAGE = 1000  # the most that S3 gives at once
 BEHIND = "\U0010ffff"  # after all that a name may begin with

@@ -10,7 +10,7 @@ from imgfs.sources.base import Source, SourceStat
 from imgfs.sources.bridge import Bridge
 from imgfs.sources.objects.file import ObjectFile
 from imgfs.sources.objects.settings import ObjectSettings
-from imgfs.url import ObjectUrl
+from imgfs.url.source import ObjectUrl
 
 
 class ObjectSource(Source):

@@ -15,7 +15,7 @@ import obstore.store
 from imgfs import __version__
 from imgfs.errors import UsageError
 from imgfs.sources.objects.settings import KEY, SECRET, ObjectSettings
-from imgfs.url import ObjectUrl
+from imgfs.url.source import ObjectUrl
 
 Store: TypeAlias = obstore.store.HTTPStore | obstore.store.S3Store
 

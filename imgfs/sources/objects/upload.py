@@ -23,7 +23,7 @@ from imgfs.sources.objects.errors import (
 )
 from imgfs.sources.objects.settings import ObjectSettings
 from imgfs.sources.objects.store import looked_for, make_store
-from imgfs.url import ObjectUrl
+from imgfs.url.source import ObjectUrl
 
 MOST_PARTS = 10_000
 LEAST_PART = 8 << 20

@@ -33,7 +33,7 @@ from imgfs.sources.ssh.errors import Broken, file_errors
 from imgfs.sources.ssh.helper import Look, Ranges, Token
 from imgfs.sources.ssh.lanes import Lane, emptiest
 from imgfs.sources.ssh.link import Session, SshLink, in_background
-from imgfs.url import SshUrl
+from imgfs.url.source import SshUrl
 
 log = logging.getLogger(__name__)
 

@@ -42,7 +42,7 @@ from imgfs.sources.ssh.helper import Helpers
 from imgfs.sources.ssh.lanes import LONG_S, Lanes
 from imgfs.sources.ssh.login import Answers, has_known_key, options
 from imgfs.sources.ssh.settings import SshSettings
-from imgfs.url import SshUrl
+from imgfs.url.source import SshUrl
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from imgfs.sources.bridge import Bridge
 from imgfs.sources.listing import Listed, Listing
 from imgfs.sources.ssh.errors import file_errors
 from imgfs.sources.ssh.link import Session, SshLink
-from imgfs.url import SshUrl
+from imgfs.url.source import SshUrl
 
 NS = 1_000_000_000
 SETTLED_S = 2  # SFTP has whole seconds: a directory may change twice in one

@@ -12,7 +12,7 @@ import asyncssh
 
 from imgfs.errors import UsageError
 from imgfs.sources.ssh.settings import Prompt, SshSettings
-from imgfs.url import SshUrl
+from imgfs.url.source import SshUrl
 
 #: AES in hardware is about twice as fast as chacha20, OpenSSH's default, in asyncssh.
 CIPHERS = ["aes128-gcm@openssh.com", "aes256-gcm@openssh.com", "aes128-ctr", "aes192-ctr"]

@@ -23,7 +23,7 @@ from imgfs.sources.ssh.link import SshLink
 from imgfs.sources.ssh.listing import SshListing
 from imgfs.sources.ssh.settings import SshSettings
 from imgfs.sources.ssh.write import SshWriter
-from imgfs.url import SshUrl
+from imgfs.url.source import SshUrl
 
 
 class SshSource(WritableSource):

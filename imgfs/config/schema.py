@@ -1,6 +1,6 @@
 """What may stand in the TOML file of many images, and the error that says where it does not.
 
-Types only; what the values mean is `imgfs.configfile`'s.
+Types only; what the values mean is `imgfs.config.file`'s.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from typing import Annotated, Any, Literal, NoReturn, TypeAlias, TypeVar, get_ar
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
+from imgfs.config.tomllines import Key, find_lines
 from imgfs.errors import UsageError
-from imgfs.tomllines import Key, find_lines
 
 Format: TypeAlias = Literal[
     "raw", "qcow2", "vmdk", "vdi", "vhd", "vhdx",

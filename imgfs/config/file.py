@@ -34,14 +34,14 @@ from typing import Any
 
 from msgspec import UNSET, Struct
 
-from imgfs.config import Options, format_name
-from imgfs.configschema import DefaultsTable, Document, FileTable, HttpTable, ImageTable, S3Table
+from imgfs.config.options import Options, format_name
+from imgfs.config.schema import DefaultsTable, Document, FileTable, HttpTable, ImageTable, S3Table
+from imgfs.config.tomllines import Key
 from imgfs.errors import UsageError
 from imgfs.sources.objects.settings import FETCHED, KEY, SECRET, ObjectSettings, from_environment
-from imgfs.tomllines import Key
 from imgfs.units import parse_size
-from imgfs.url import ObjectUrl, SshUrl, parse
-from imgfs.url_nbd import COMMAND
+from imgfs.url.nbd import COMMAND
+from imgfs.url.source import ObjectUrl, SshUrl, parse
 
 MOST_BYTES = 4 << 20  # of the file: more is an image, mistaken for one
 READAHEAD_OFF, READAHEAD_FREE = 0, -1
@@ -82,7 +82,7 @@ class ImageSettings:
     source: str | None = field(default=None, repr=False)
     #: a server to start in the file's directory; its words may be secrets
     command: tuple[str, ...] | None = field(default=None, repr=False)
-    format: str | None = None  #: a name that configschema.Format has
+    format: str | None = None  #: a name that imgfs.config.schema.Format has
     backing: str | None = field(default=None, repr=False)  #: as `source`; `any`: what headers name
     snapshot: str | None = None  #: id or name of one inside of the image
     luks_key: str | None = None  #: absolute path of a file with a passphrase

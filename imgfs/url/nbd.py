@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import quote, quote_from_bytes, unquote_to_bytes
 
 from imgfs.errors import UsageError
-from imgfs.url_text import one_line, port_number, shown
+from imgfs.url.text import one_line, port_number, shown
 
 COMMAND = "nbd+command"
 SCHEMES = frozenset({"nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock"})

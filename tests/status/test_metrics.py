@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from imgfs.metrics import render
-from imgfs.status import STATES, FastPathStatus, ImageStatus, MountStatus
+from imgfs.status.fields import STATES, FastPathStatus, ImageStatus, MountStatus
+from imgfs.status.metrics import render
 
 # Tighter than a reader has to be: what render() writes has no blanks to spare.
 LABEL = r'[a-zA-Z_][a-zA-Z0-9_]*="(?:[^"\\\n]|\\[\\"n])*"'

@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from imgfs.guest.usage import OUTSIDE, Amounts, Part, Usage
 from imgfs.units import format_size
-from imgfs.url_text import one_line
+from imgfs.url.text import one_line
 
 COLUMNS = 150
 ROWS = 56  # of the whole disk, at most

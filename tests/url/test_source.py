@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.errors import UsageError
-from imgfs.url import ObjectUrl, SshUrl, parse
+from imgfs.url.source import ObjectUrl, SshUrl, parse
 
 
 @pytest.mark.parametrize(

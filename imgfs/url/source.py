@@ -1,6 +1,6 @@
 """What a person names as a SOURCE: a path, ssh://[user@]host[:port]/path, http(s):// or s3://.
 
-NBD's URLs are in url_nbd.
+NBD's URLs are in imgfs.url.nbd.
 
 `ssh://host/~/x` is relative to the home directory on the server, as in git; a path that really
 begins with /~ is written /%7E.  Names may hold any bytes but NUL: those that are not UTF-8 are
@@ -20,10 +20,10 @@ from dataclasses import dataclass
 from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from imgfs.errors import UsageError
-from imgfs.url_nbd import COMMAND, SCHEMES, NbdCommand, NbdUrl, parse_command, parse_nbd
-from imgfs.url_text import one_line as _line
-from imgfs.url_text import port_number as _port
-from imgfs.url_text import shown as _shown
+from imgfs.url.nbd import COMMAND, SCHEMES, NbdCommand, NbdUrl, parse_command, parse_nbd
+from imgfs.url.text import one_line as _line
+from imgfs.url.text import port_number as _port
+from imgfs.url.text import shown as _shown
 
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 _AUTHORITY = re.compile(r"(?:(?P<user>[^@]*)@)?(?P<host>\[[^\]]*\]|[^:\[\]]*)(?::(?P<port>.*))?")

@@ -1,8 +1,9 @@
 """What a mount tells of itself in `.imgfs/status.json`: the schema, and nothing else.
 
-`imgfs.app` makes it, `imgfs.metrics` renders it, `imgfs top` reads it, perhaps of another version:
-a figure that is not known is left out, and readers take nothing that is NotRequired for granted.
-Names may be surrogates where they are not UTF-8, as os.fsdecode makes them; JSON escapes those.
+`imgfs.app` makes it, `imgfs.status.metrics` renders it, `imgfs top` reads it, perhaps of another
+version: a figure that is not known is left out, and readers take nothing that is NotRequired for
+granted.  Names may be surrogates where they are not UTF-8, as os.fsdecode makes them; JSON escapes
+those.
 """
 
 from __future__ import annotations

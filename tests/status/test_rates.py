@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from imgfs.rates import Look, Row, Totals, busiest_first, rows, totals
+from imgfs.status.rates import Look, Row, Totals, busiest_first, rows, totals
 
 
 def look(at_s: float, fast: dict[str, Any] | None = None, **images: dict[str, Any]) -> Look:

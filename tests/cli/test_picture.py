@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from imgfs import picture
+from imgfs.cli import picture
 from imgfs.extents import from_data_ranges
 from imgfs.guest.usage import Amounts, Part, Usage
 

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgfs.config import Options
-from imgfs.configfile import (
+from imgfs.config.file import (
     PREFETCH_FREE,
     PREFETCH_OFF,
     READAHEAD_FREE,
@@ -24,6 +23,7 @@ from imgfs.configfile import (
     difference,
     load,
 )
+from imgfs.config.options import Options
 from imgfs.errors import UsageError
 from imgfs.sources.objects.settings import from_environment
 

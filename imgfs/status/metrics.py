@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
-from imgfs.status import STATES, MountStatus
+from imgfs.status.fields import STATES, MountStatus
 
 Labels: TypeAlias = dict[str, str]
 Sample: TypeAlias = tuple[Labels, int | float]

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgfs.tomllines import find_lines
+from imgfs.config.tomllines import find_lines
 
 
 @pytest.mark.parametrize(

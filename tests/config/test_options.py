@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from imgfs.config import Options, parse_options
+from imgfs.config.options import Options, parse_options
 from imgfs.errors import UsageError
 
 

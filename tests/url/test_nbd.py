@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from imgfs.errors import UsageError
-from imgfs.url import parse
-from imgfs.url_nbd import MOST_NAME, NbdCommand, NbdUrl
+from imgfs.url.nbd import MOST_NAME, NbdCommand, NbdUrl
+from imgfs.url.source import parse
 
 
 def url(export: bytes = b"", transport: str = "tcp", **more: Any) -> NbdUrl:

@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """A status (imgfs.status.MountStatus), and when it was made, in seconds of any clock."""
+    """A status (imgfs.status.fields.MountStatus), and when it was made, in seconds of any clock."""
 
     status: Mapping[str, Any]
     at_s: float

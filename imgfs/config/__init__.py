@@ -1,0 +1,1 @@
+"""What a person asks for: mount options, and the TOML file of many images."""
