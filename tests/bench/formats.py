@@ -5,7 +5,9 @@
 Needs fio, qemu-img and qemu-storage-daemon (qemu-system-common).  Sources are local, and in the
 page cache; what a mount has in it of its own is dropped before each copy.
 
-shown      `cp` of NAME.qcow2 of a raw image, and `qemu-img convert -O qcow2` of that image; of
+shown      `cp` of NAME.qcow2 of a raw image, and `qemu-img convert -O qcow2` of that image, and of
+           NAME.raw, as who has no such name would do it for an image elsewhere; `cp` of the image
+           itself, which reads and writes as the first does, with no FUSE between; `cp` of
            NAME.vdi, and of xmount's
 decoded    `cp` of NAME.raw of a qcow2, and of qemu-storage-daemon's FUSE export of it
 random     4 KiB reads past the page cache, of the same two
@@ -46,6 +48,7 @@ RANDOM = {
 }
 EXPORT = "qemu-storage-daemon"
 CONVERT = "qemu-img convert"
+CONVERT_MOUNTED = "qemu-img convert of NAME.raw"
 
 
 def exported(image: Path, work: Path) -> contextlib.AbstractContextManager[Path]:
@@ -73,15 +76,24 @@ def timed(action: Callable[[], object]) -> float:
     return time.perf_counter() - begun
 
 
-def copy(path: Path, target: Path) -> float:
-    """Seconds of a `cp` of what no page cache has of the mount."""
+def forget(path: Path) -> None:
+    """Drop what the page cache has of a file of a mount."""
     fd = os.open(path, os.O_RDONLY)
     os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(fd)
+
+
+def copy(path: Path, target: Path, *options: str) -> float:
     try:
-        return timed(lambda: subprocess.run(["cp", path, target], check=True))
+        return timed(lambda: subprocess.run(["cp", *options, path, target], check=True))
     finally:
         target.unlink()
+
+
+def copy_cold(path: Path, target: Path) -> float:
+    """Seconds of a `cp` of what no page cache has of the mount."""
+    forget(path)
+    return copy(path, target)
 
 
 def convert(image: Path, target: Path) -> float:
@@ -135,14 +147,20 @@ def measure(work: Path, options: argparse.Namespace, report: Report) -> None:
             vdis[name] = stack.enter_context(peer(raw, work, "vdi"))
         for _ in range(options.rounds):
             what = "cp of a shown qcow2"
-            report.note(what, "MB/s", "imgfs", SIZE / copy(shown, target) / 1e6)
+            report.note(what, "MB/s", "imgfs", SIZE / copy_cold(shown, target) / 1e6)
             report.note(what, "MB/s", CONVERT, SIZE / convert(raw, target) / 1e6)
+            forget(of_raw)
+            report.note(what, "MB/s", CONVERT_MOUNTED, SIZE / convert(of_raw, target) / 1e6)
+            # Without copy_file_range(2), which there is not from one file system to another.
+            taken = copy(raw, target, "--reflink=never")
+            report.note(what, "MB/s", "the file", SIZE / taken / 1e6)
             if options.shown:
                 continue
             for name, path in vdis.items():
-                report.note("cp of a shown vdi", "MB/s", name, SIZE / copy(path, target) / 1e6)
+                report.note("cp of a shown vdi", "MB/s", name, SIZE / copy_cold(path, target) / 1e6)
             for name, path in (("imgfs", of_disk), (EXPORT, export)):
-                report.note("cp of a decoded qcow2", "MB/s", name, SIZE / copy(path, target) / 1e6)
+                taken = copy_cold(path, target)
+                report.note("cp of a decoded qcow2", "MB/s", name, SIZE / taken / 1e6)
             for what, words in RANDOM.items():
                 for name, path in (("imgfs", of_disk), (EXPORT, export)):
                     rate = fio(path, words, options.seconds)
