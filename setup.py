@@ -2,17 +2,13 @@
 
 import shlex
 import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 
 from setuptools import Extension, setup
 
+NATIVE = Path("imgfs/_native")
 COMMON = ["-O2", "-g", "-std=gnu11", "-Wall", "-Wextra", "-fvisibility=hidden"]
-HEADERS = [
-    f"imgfs/_native/{name}.h"
-    for name in (
-        *("api", "entry", "fast", "log", "objects", "pieces"),
-        *("scan", "segmap", "segmap_walk", "store"),
-    )
-]
 
 
 def pkg_config(option: str) -> list[str]:
@@ -22,37 +18,30 @@ def pkg_config(option: str) -> list[str]:
     return shlex.split(out.stdout)
 
 
-def native(name: str, sources: list[str], cflags: list[str], libs: list[str]) -> Extension:
+def native(
+    name: str, *sources: str, cflags: Sequence[str] = (), libs: Sequence[str] = ()
+) -> Extension:
+    found = [path for source in sources for path in sorted(NATIVE.glob(source))]
     return Extension(
         f"imgfs._native.{name}",
-        [f"imgfs/_native/{source}.c" for source in sources],
-        depends=HEADERS,
-        extra_compile_args=COMMON + cflags,
-        extra_link_args=libs,
+        [str(path) for path in found],
+        depends=[str(path) for path in NATIVE.glob("*/*.h")],
+        include_dirs=[str(path) for path in NATIVE.iterdir() if path.is_dir()],
+        extra_compile_args=[*COMMON, *cflags],
+        extra_link_args=list(libs),
     )
 
 
 setup(
     ext_modules=[
-        native(
-            "_map",
-            [
-                *("holdobject", "mapmodule", "mapput", "mapset", "mapwrite"),
-                *("log", "logobject", "scan"),
-                *("store", "storeheld", "storeobject", "storewatch"),
-                *("segmap", "segchunks", "segcopy", "segfill", "segmove", "segread"),
-                *("segstores", "segwrite"),
-            ],
-            [],
-            ["-lpthread"],
-        ),
-        native("_tables", ["tables"], [], []),
-        native("_pieces", ["pieces", "scan"], [], []),
+        native("_map", "store/*.c", "map/*.c", "objects/*.c", libs=["-lpthread"]),
+        native("_tables", "formats/tables.c"),
+        native("_pieces", "formats/pieces.c", "store/scan.c"),
         native(
             "_fuse",
-            ["fusemodule", "inodes", "interpose", "queue", "requests", "splices", "writes"],
-            pkg_config("--cflags"),
-            [*pkg_config("--libs"), "-lpthread", "-ldl"],
+            "fuse/*.c",
+            cflags=pkg_config("--cflags"),
+            libs=[*pkg_config("--libs"), "-lpthread", "-ldl"],
         ),
     ]
 )

@@ -1,4 +1,13 @@
-"""Loading the native parts in the one way that works."""
+"""Loading the native parts in the one way that works.
+
+Their C is in folders, each of which may include what stands before it:
+
+    store/    block stores: a file, and which of its blocks are there
+    map/      the segment map over stores, writing through it, and the log of what was written
+    objects/  both as Python's objects: the module `_map`
+    formats/  tables into extents, extents into pieces: `_tables` and `_pieces`
+    fuse/     the interposer and the request threads: `_fuse`
+"""
 
 from __future__ import annotations
 

@@ -41,7 +41,9 @@ MOST_WINDOW = 16 << 20  # or, if that is more,
 LINES = 2  # times what may be on its way at once
 SLACK = 64 << 10  # what a sequential reader may leave out
 CANDIDATES = 64
-REQUEST = 512 << 10  # the most that the kernel asks for at once (MAX_PAYLOAD in _native/fast.h)
+REQUEST = (
+    512 << 10
+)  # the most that the kernel asks for at once (MAX_PAYLOAD in _native/fuse/fast.h)
 ONE_READ = 1 << 20  # what a program may well ask for at once, without reading on
 
 

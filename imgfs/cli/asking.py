@@ -77,7 +77,7 @@ class Asking:
 
     def _look(self, number: int, text: bytes) -> Look:
         if number:
-            if number == errno.ENOTCONN:
+            if number in (errno.ENOTCONN, errno.ECONNABORTED):  # the other: while it was asked
                 said = f"its process has ended; run: fusermount3 -u {self._mountpoint}"
                 raise DeadMount(f"{self._mountpoint}: {said}")
             what = "is not a live imgfs mount"

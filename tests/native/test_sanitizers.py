@@ -10,18 +10,7 @@ import pytest
 
 HERE = Path(__file__).parent
 NATIVE = HERE.parents[1] / "imgfs" / "_native"
-CORE = [
-    "store",
-    "storeheld",
-    "storewatch",
-    "segmap",
-    "segchunks",
-    "segread",
-    "segwrite",
-    "segfill",
-    "segcopy",
-]
-CORE += ["segmove", "segstores", "scan", "log"]
+CORE = [path for folder in ("store", "map") for path in sorted((NATIVE / folder).glob("*.c"))]
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))
 WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 
@@ -29,9 +18,10 @@ WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 def build(directory: Path, sanitizers: str) -> Path:
     program = directory / "core_driver"
     drivers = ["core_driver.c", "core_stress.c", "core_writes.c"]
-    sources = [*(HERE / name for name in drivers), *(NATIVE / f"{name}.c" for name in CORE)]
+    sources = [*(HERE / name for name in drivers), *CORE]
     flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
-    command = ["gcc", "-std=gnu11", "-g", "-O1", *WARNINGS, *flags, f"-I{NATIVE}"]
+    command = ["gcc", "-std=gnu11", "-g", "-O1", *WARNINGS, *flags]
+    command += [f"-I{NATIVE}/{folder}" for folder in ("store", "map", "objects")]
     subprocess.run([*command, *sources, "-o", program, "-lpthread"], check=True, timeout=120)
     return program
 
