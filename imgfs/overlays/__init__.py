@@ -15,7 +15,8 @@ those that are damaged the snapshots are refused, the others can be used.  A lay
 names is removed when the directory is used next, unless a line is damaged, which may name it.
 
 Whoever opens a snapshot to read it holds all of its layers for reading (locks.py); to write it, the
-first one for writing and the others for reading.  What is held cannot be deleted.
+first one for writing and the others for reading, which a process has open once (reading.py).  What
+is held cannot be deleted.
 
 A log is a header and batches (log.py): ranges, of whole blocks of 4 KiB but at the end of the disk,
 each DATA (its bytes are in `data`), ZERO, or BELOW (the next layer's, or the base's: what is copied

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import threading
 from array import array
+from collections.abc import Iterable
 from pathlib import Path
 
 from imgfs._native import _map
@@ -44,6 +46,7 @@ class Layer:
         self.data = data
         self.lock = lock
         self._file = log
+        self._holders, self._guard = 1, threading.Lock()
         content = path.joinpath("log").read_bytes()
         batches, end, size = decode(content, str(path / "log"))
         room, last = len(content), len(batches)
@@ -156,9 +159,32 @@ class Layer:
         """Others may write it from now on."""
         self.lock.close()
 
+    def hold(self) -> bool:
+        """One more is to close it, of those who only read it.  False: it is closed, or its files
+        are not what they were when it was opened."""
+        with self._guard:
+            if not self._holders or self.is_writable or self.log.is_lost or not self._is_current():
+                return False
+            self._holders += 1
+            return True
+
+    def _is_current(self) -> bool:
+        for name, fd in (("data", self.data), ("log", self._file)):
+            try:
+                if not os.path.samestat((self.path / name).stat(), os.fstat(fd)):
+                    return False
+            except FileNotFoundError:
+                return False
+        # Another batch of a merge would stand there.
+        return not os.pread(self._file, 8, self.log.end).strip(b"\0")
+
     def close(self, *, is_whole: bool = True) -> None:
         """Not whole: there are bytes that the log does not tell of, and the next opening is to give
         back their space."""
+        with self._guard:
+            self._holders -= 1
+            if self._holders:
+                return
         if self.is_writable and is_whole and not self.log.is_lost:
             self.mark_closed()
         os.close(self.data)
@@ -172,15 +198,22 @@ def stored_bytes(path: Path) -> int:
 
 
 def make_layer(path: Path, size: int) -> None:
-    """A new one that changes nothing of a disk of `size` bytes; durable but for its name."""
+    """A new one that changes nothing of a disk of `size` bytes; as durable as `layer_files` are."""
     path.mkdir(mode=0o700)
-    fd = os.open(path / "data", os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    try:
-        os.ftruncate(fd, size)
-        os.fsync(fd)
-    finally:
-        os.close(fd)
-    os.close(_write_new(path / "log", header(size)))
+    flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+    for name, content in (("data", b""), ("log", header(size))):
+        fd = os.open(path / name, flags, 0o600)
+        try:
+            write_all(fd, content, 0)
+            if name == "data":
+                os.ftruncate(fd, size)
+        finally:
+            os.close(fd)
+
+
+def layer_files(path: Path) -> list[Path]:
+    """What of a new layer is to be forced out."""
+    return [path / "data", path / "log", path]
 
 
 def open_layer(path: Path, *, writable: bool = False, alone: bool = True) -> Layer:
@@ -215,13 +248,16 @@ def open_layer(path: Path, *, writable: bool = False, alone: bool = True) -> Lay
         raise
 
 
-def _write_new(path: Path, content: bytes) -> int:
-    """Put a file of this content in the place of what is there; durable.  Returns it, open."""
+def _write_new(path: Path, content: bytes, others: Iterable[Path] = ()) -> int:
+    """Put a file of this content in the place of what is there; durable, and the others before.
+
+    Returns it, open.
+    """
     fresh = path.with_name(path.name + ".new")
     fd = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
         write_all(fd, content, 0)
-        os.fsync(fd)
+        _sync(fd, others)
         fresh.rename(path)
         sync_directory(path.parent)
     except BaseException:
@@ -232,9 +268,23 @@ def _write_new(path: Path, content: bytes) -> int:
     return fd
 
 
-def replace_file(path: Path, content: bytes) -> None:
+def _sync(fd: int, others: Iterable[Path]) -> None:
+    """Force out this file, and those files and directories."""
+    with contextlib.ExitStack() as stack:
+        fds = [fd]
+        for path in others:
+            fds.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+            stack.callback(os.close, fds[-1])
+        for each in fds:
+            # Begins to write: so the file system's journal has all in one turn, not in many.
+            os.posix_fadvise(each, 0, 0, os.POSIX_FADV_DONTNEED)
+        for each in fds:
+            os.fsync(each)
+
+
+def replace_file(path: Path, content: bytes, others: Iterable[Path] = ()) -> None:
     """As `_write_new`, closed."""
-    os.close(_write_new(path, content))
+    os.close(_write_new(path, content, others))
 
 
 def sync_directory(path: Path) -> None:

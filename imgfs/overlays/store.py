@@ -12,7 +12,7 @@ import secrets
 import shutil
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from imgfs.errors import (
 )
 from imgfs.overlays.layer import (
     Layer,
+    layer_files,
     make_layer,
     open_layer,
     replace_file,
@@ -37,6 +38,7 @@ from imgfs.overlays.layer import (
     sync_directory,
 )
 from imgfs.overlays.locks import LayerLock
+from imgfs.overlays.reading import open_to_read, share
 from imgfs.overlays.records import Records, Snapshot, SnapshotPath
 from imgfs.overlays.records import decode as decode_records
 from imgfs.overlays.records import encode as encode_records
@@ -220,15 +222,16 @@ class SnapshotStore:
             self._sweep(records)
             below: tuple[str, ...] = ()
             fresh: Layer | None = None
+            made = [self._new_layer(size)]
             if path[:-1]:
                 parent = self._find(path[:-1], records)
                 if top is None or not top.is_empty:
                     fresh, parent = self._freeze(parent, size, top)
                     known[parent.path] = parent
+                    made.append(parent.layers[0])
                 below = parent.layers[1:]
-            mine = Snapshot(path, (self._new_layer(size), *below), int(time.time()))
-            known[path] = mine
-            self._save_frozen(records.with_snapshots(known.values()), fresh, top)
+            known[path] = Snapshot(path, (made[0], *below), int(time.time()))
+            self._save_frozen(records.with_snapshots(known.values()), made, fresh, top)
             return fresh
 
     def freeze(self, path: SnapshotPath, size: int, top: Layer) -> Layer:
@@ -242,7 +245,8 @@ class SnapshotStore:
             fresh, snapshot = self._freeze(self._find(path, records), size, top)
             assert fresh is not None
             known[path] = snapshot
-            self._save_frozen(records.with_snapshots(known.values()), fresh, top)
+            records = records.with_snapshots(known.values())
+            self._save_frozen(records, snapshot.layers[:1], fresh, top)
             return fresh
 
     def _freeze(
@@ -256,9 +260,11 @@ class SnapshotStore:
         fresh = None if top is None else open_layer(self.layer_path(name), writable=True)
         return fresh, replace(snapshot, layers=(name, *snapshot.layers))
 
-    def _save_frozen(self, records: Records, fresh: Layer | None, top: Layer | None) -> None:
+    def _save_frozen(
+        self, records: Records, made: Iterable[str], fresh: Layer | None, top: Layer | None
+    ) -> None:
         try:
-            self._save_records(records)
+            self._save_records(records, made)
         except BaseException:
             if fresh is not None:
                 fresh.close()
@@ -266,6 +272,7 @@ class SnapshotStore:
         if fresh is not None and top is not None:
             top.mark_closed()
             top.lock.only_read()
+            share(top)
 
     def delete(self, path: SnapshotPath) -> None:
         """Raises SnapshotNotFound, NotEmpty when it has snapshots, Busy when it is open."""
@@ -364,8 +371,11 @@ class SnapshotStore:
         with self.locked(), self._free(path):
             try:
                 for index, name in enumerate(self.get(path).layers):
-                    is_ours = writable and index == 0
-                    found.append(open_layer(self.layer_path(name), writable=is_ours))
+                    layer_path = self.layer_path(name)
+                    if writable and index == 0:
+                        found.append(open_layer(layer_path, writable=True))
+                    else:
+                        found.append(open_to_read(layer_path))
             except BaseException:
                 for layer in found:
                     layer.close()
@@ -387,9 +397,9 @@ class SnapshotStore:
         return self.directory / "layers" / name
 
     def _new_layer(self, size: int) -> str:
+        """To be forced out by `_save_records`."""
         name = secrets.token_hex(8)
         make_layer(self.layer_path(name), size)
-        sync_directory(self.directory / "layers")
         return name
 
     def _sweep(self, records: Records) -> None:
@@ -401,8 +411,12 @@ class SnapshotStore:
             if path.name not in used:
                 shutil.rmtree(path, ignore_errors=True)
 
-    def _save_records(self, records: Records) -> None:
-        replace_file(self.directory / "snapshots", encode_records(records))
+    def _save_records(self, records: Records, made: Iterable[str] = ()) -> None:
+        """`made` are the layers that nothing has named before."""
+        others = [file for name in made for file in layer_files(self.layer_path(name))]
+        if others:
+            others.append(self.directory / "layers")
+        replace_file(self.directory / "snapshots", encode_records(records), others)
 
     def _save(self, name: str, content: dict[str, Any]) -> None:
         text = json.dumps({"version": VERSION, **content}, indent=1).encode()

@@ -21,8 +21,9 @@ from imgfs.errors import (
     ReadOnlyView,
     SnapshotNotFound,
 )
-from imgfs.overlays.layer import Layer, Ranges, open_layer
+from imgfs.overlays.layer import Layer, Ranges
 from imgfs.overlays.merge import Pair, begin_merge
+from imgfs.overlays.reading import open_to_read
 from imgfs.overlays.records import SnapshotPath
 from imgfs.overlays.store import Base, SnapshotStore
 from imgfs.overlays.trim import WORTH, Trim, begin_trim
@@ -230,12 +231,12 @@ class Snapshots:
                 async with self._changing:
                     if view in self._views.values():
                         path = self.store.layer_path(lower)
-                        await view.join(lower, lower, partial(open_layer, path))
+                        await view.join(lower, lower, partial(open_to_read, path))
 
     async def _join_in_views(self, pair: Pair) -> None:
         path = self.store.layer_path(pair.kept)
         for view in self._views.values():
-            await view.join(pair.upper, pair.lower, partial(open_layer, path))
+            await view.join(pair.upper, pair.lower, partial(open_to_read, path))
 
     async def aclose(self) -> None:
         """Make all that was written durable.  Raises nothing: who wrote it was told at fsync."""

@@ -19,7 +19,7 @@ SHOWN = {"qcow2": "qcow2", "vmdk": "vmdk", "vdi": "vdi", "vhd": "vpc", "vhdx": "
 MOST_SNAPSHOTS = 6
 LARGEST = SIZE * 3 // 2
 PATIENCE_S = 60.0
-AT_FIRST = ("Connection refused", "connection closed", "cannot connect")
+AT_FIRST = ("Connection refused", "connection closed", "Connection lost", "cannot connect")
 
 
 def same(path: Path, wanted: bytes | bytearray | Path) -> None:
