@@ -37,6 +37,7 @@ setup(
         native("_map", "store/*.c", "map/*.c", "objects/*.c", libs=["-lpthread"]),
         native("_tables", "formats/tables.c"),
         native("_pieces", "formats/pieces.c", "store/scan.c"),
+        native("_heap", "heap.c"),
         native(
             "_fuse",
             "fuse/*.c",

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
+from imgfs._native import _heap
 from imgfs.cache.cached import CachedImage, Policy, open_cached
 from imgfs.cache.directory import default_limit, make_root, sweep
 from imgfs.cache.space import CacheSpace
@@ -23,6 +24,7 @@ from imgfs.errors import CacheError, CorruptImage, UnsupportedFeature, UsageErro
 from imgfs.opener import Sources, absolute, shown_url
 from imgfs.sources.base import Source, WritableSource
 from imgfs.sources.listing import Listed
+from imgfs.sources.nbd import buffers
 from imgfs.status.fields import CacheStatus, FastPathStatus, ImageStatus, MountStatus
 from imgfs.stored import StoredViews, Wanted
 from imgfs.tree.image import ImageNodes
@@ -41,6 +43,8 @@ log = logging.getLogger(__name__)
 
 CHECK_S = 5.0
 MERGE_S = 2.0  # how often it is asked whether there are layers to merge
+TRIM_S = 30.0  # how often memory that nobody needs is given back
+ARENAS = 2  # of the C library's memory, for a dozen threads that mostly wait
 
 
 class Caches:
@@ -267,6 +271,12 @@ class Mount:
             for image in list(self._images):
                 await image.snapshots.merge()
 
+    async def trim_memory(self) -> None:
+        while True:
+            await trio.sleep(TRIM_S)
+            buffers.let_go()
+            await trio.to_thread.run_sync(_heap.trim)
+
     async def reload_when(self, asked: trio.MemoryReceiveChannel[None]) -> None:
         """Read the TOML file again each time; one with a mistake changes nothing."""
         async for _ in asked:
@@ -337,6 +347,7 @@ async def run_mount(
     from imgfs.fuse.operations import Operations
 
     _allow_many_files()
+    _heap.limit_arenas(ARENAS)
     was_ready = False
     async with trio.open_nursery() as nursery:
         sources = Sources(options, nursery)
@@ -359,6 +370,7 @@ async def run_mount(
                 ready()
                 was_ready = True
                 nursery.start_soon(mount.merge_layers)
+                nursery.start_soon(mount.trim_memory)
                 await mount.watch()
 
             operations = Operations(mount.tree, options, answered.set)

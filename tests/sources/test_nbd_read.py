@@ -224,6 +224,16 @@ def test_buffers_are_used_again_when_nobody_looks_at_them(servers: Maker) -> Non
                 assert bytes(view) == bytes(await source.read(at, len(view)))
         assert len(nbd_buffers._buffers) == nbd_buffers.MOST
 
+        kept.clear()
+        nbd_buffers.let_go()
+        assert len(nbd_buffers._buffers) == nbd_buffers.MOST  # all were needed
+        several = [nbd_buffers.buffer(2 * MIB) for _ in range(3)]
+        several.clear()
+        nbd_buffers.let_go()
+        assert len(nbd_buffers._buffers) == 3
+        nbd_buffers.let_go()
+        assert not nbd_buffers._buffers
+
     run(main)
 
 
