@@ -56,6 +56,10 @@ class NbdServer:
         assert self._process is not None
         return self._process.pid
 
+    def has_ended(self) -> bool:
+        """By itself."""
+        return self._process is not None and self._process.poll() is not None
+
     def send(self, number: signal.Signals) -> None:
         os.kill(self.pid, number)
 

@@ -8,6 +8,7 @@ So who is to bring servers back must have nothing open that is behind one.
 from __future__ import annotations
 
 import json
+import select
 import signal
 import subprocess
 import sys
@@ -65,6 +66,14 @@ class Servers:
     def kill_sessions(self) -> None:
         self._sshd.kill_sessions()
 
+    def revive(self) -> None:
+        """nbdkit 1.32 now and then fails an assertion when a client goes away ("sock >= 0")."""
+        for server in (self._nbd, self._export):
+            if server.has_ended():
+                print("  nbdkit ended by itself, and is started again", file=sys.stderr, flush=True)
+                server.stop()
+                server.start()
+
     def stop_all(self) -> None:
         for server in self._all.values():
             server.stop()
@@ -78,7 +87,13 @@ def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     servers = Servers(Path(sys.argv[1]))
     try:
-        for line in sys.stdin:
+        while True:
+            if not select.select([sys.stdin], [], [], 1)[0]:
+                servers.revive()
+                continue
+            line = sys.stdin.readline()  # there is one at a time
+            if not line:
+                break
             name, *arguments = json.loads(line)
             print(json.dumps(getattr(servers, name)(*arguments)), flush=True)
     finally:
