@@ -21,16 +21,17 @@ from imgfs.cache.space import CacheSpace
 from imgfs.config.options import Options
 from imgfs.daemon.stop import Stop
 from imgfs.errors import CacheError, CorruptImage, UnsupportedFeature, UsageError
-from imgfs.opener import Sources, absolute, shown_url
+from imgfs.opener.sources import Sources
+from imgfs.opener.stored import StoredViews, Wanted
 from imgfs.sources.base import Source, WritableSource
 from imgfs.sources.listing import Listed
 from imgfs.sources.nbd import buffers
 from imgfs.status.fields import CacheStatus, FastPathStatus, ImageStatus, MountStatus
-from imgfs.stored import StoredViews, Wanted
 from imgfs.tree.image import ImageNodes
 from imgfs.tree.images import ImagesNodes, ListedImages
 from imgfs.tree.names import image_name
 from imgfs.tree.nodes import Tree
+from imgfs.url.shown import absolute, shown_url
 from imgfs.url.source import parse
 from imgfs.views.opening import Chain
 from imgfs.views.raw import RawView

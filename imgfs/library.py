@@ -17,7 +17,7 @@ from imgfs.errors import UsageError
 from imgfs.extents import ExtentList
 from imgfs.formats.probe import RAW
 from imgfs.guest.disk import Guest
-from imgfs.opener import open_disk, open_snapshot
+from imgfs.opener.disks import open_disk, open_snapshot
 from imgfs.overlays.store import SnapshotStore, snapshot_path
 from imgfs.views.opening import Chain
 from imgfs.views.showing import SHOWN, encoded

@@ -14,7 +14,7 @@ import trio
 
 import imgfs
 from tests.e2e.conftest import MIB, sparse, sshd
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 __all__ = ["sparse", "sshd"]  # fixtures
 

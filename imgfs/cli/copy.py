@@ -16,7 +16,7 @@ from imgfs.copying.progress import JsonLines, Lines, Reporter
 from imgfs.daemon.stop import terminable
 from imgfs.errors import ImgfsError
 from imgfs.formats.probe import RAW
-from imgfs.opener import opening
+from imgfs.opener.disks import opening
 from imgfs.views.showing import SHOWN
 
 _FORMATS = [RAW, *(extension[1:] for extension in SHOWN)]

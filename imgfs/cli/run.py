@@ -10,7 +10,7 @@ import trio
 
 from imgfs.cli.terminal import Terminal, is_there
 from imgfs.config.options import Options
-from imgfs.opener import open_disk
+from imgfs.opener.disks import open_disk
 from imgfs.views.opening import Chain
 
 Result = TypeVar("Result")

@@ -23,7 +23,7 @@ from imgfs.cli.run import with_disk
 from imgfs.config.options import Options, parse_options
 from imgfs.errors import Busy, ImgfsError, SourceNotFound, UsageError
 from imgfs.formats.probe import RAW
-from imgfs.opener import open_snapshot, shown_source
+from imgfs.opener.disks import open_snapshot
 from imgfs.overlays.commit import committing
 from imgfs.overlays.rawpins import pin_raw
 from imgfs.overlays.records import SnapshotPath
@@ -31,6 +31,7 @@ from imgfs.overlays.store import SnapshotStore, snapshot_path, stores
 from imgfs.pieces import Kind
 from imgfs.sources.base import WritableSource
 from imgfs.units import format_size
+from imgfs.url.shown import shown_source
 from imgfs.views.committing import write_changes
 from imgfs.views.delta import changes, delta
 from imgfs.views.opening import Chain

@@ -18,9 +18,10 @@ from imgfs.copying.record import Facts, Notes, Record
 from imgfs.copying.shown import Shown, showing
 from imgfs.errors import ImgfsError, NeverDurable, NoSpace, SourceChanged, UsageError
 from imgfs.extents import ExtentList
-from imgfs.opener import Opened, shown_source
+from imgfs.opener.disks import Opened
 from imgfs.sources.file import FileSource
 from imgfs.units import format_size
+from imgfs.url.shown import shown_source
 from imgfs.views.opening import Chain
 from imgfs.views.view import View
 

@@ -27,7 +27,7 @@ from imgfs.copying.progress import Copy, Reporter
 from imgfs.copying.record import Facts, Record
 from imgfs.copying.shares import Plan, Share, Task
 from imgfs.errors import ImgfsError, SourceUnreachable, UsageError
-from imgfs.opener import shown_source
+from imgfs.url.shown import shown_source
 
 try:
     import distributed

@@ -15,7 +15,7 @@ import trio
 from imgfs.config.options import Options
 from imgfs.errors import SourceNotFound, UsageError
 from imgfs.formats.probe import RAW
-from imgfs.opener import Sources, absolute, shown_source
+from imgfs.opener.sources import Sources
 from imgfs.overlays.rawpins import is_pinned_raw
 from imgfs.sources.listing import Listed
 from imgfs.tree.names import (
@@ -25,6 +25,7 @@ from imgfs.tree.names import (
     image_name,
     is_image,
 )
+from imgfs.url.shown import absolute, shown_source
 from imgfs.url.source import ObjectUrl, SshUrl, parse
 from imgfs.views.showing import SHOWN
 

@@ -20,10 +20,11 @@ import trio
 from imgfs.config.options import Options
 from imgfs.copying.destination import Destination, Guard, InPlace, NewFile, SharedFile, part_name
 from imgfs.errors import NotAnImage, SourceChanged, SourceNotFound, TooLarge, UsageError
-from imgfs.opener import Sources, absolute, shown_source
+from imgfs.opener.sources import Sources
 from imgfs.sources.base import WritableSource
 from imgfs.sources.listing import Listing
 from imgfs.url.nbd import NbdCommand, NbdUrl
+from imgfs.url.shown import absolute, shown_source
 from imgfs.url.source import ObjectUrl, SshUrl, parse
 
 

@@ -29,7 +29,8 @@ from imgfs.copying.record import Facts, Notes
 from imgfs.copying.shown import Shown, showing
 from imgfs.errors import NeverDurable, SourceChanged, SourceNotFound
 from imgfs.extents import ExtentList
-from imgfs.opener import Opened, opening, shown_source
+from imgfs.opener.disks import Opened, opening
+from imgfs.url.shown import shown_source
 
 SHARE = 256 * MIB  # of data, at least
 MOST_SHARES = 256

@@ -12,7 +12,8 @@ from imgfs.copying.jobs import Job
 from imgfs.copying.record import Facts
 from imgfs.extents import ExtentList
 from imgfs.library import shown_as
-from imgfs.opener import Opened, shown_source
+from imgfs.opener.disks import Opened
+from imgfs.url.shown import shown_source
 from imgfs.views.opening import Chain
 from imgfs.views.sparse import SparseView, look
 from imgfs.views.view import View

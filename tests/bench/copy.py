@@ -26,7 +26,7 @@ from pathlib import Path
 from tests.bench.report import MIB, Report, add_options, in_turn, installed
 from tests.bench.ssh import Job, wait_until, warm, write_config
 from tests.images import scatter
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 IMGFS = [sys.executable, "-m", "imgfs.cli.main", "copy", "--no-progress"]
 Peer = Callable[[Job], contextlib.AbstractContextManager[list[object]]]

@@ -27,7 +27,7 @@ from pathlib import Path
 
 from tests.bench.report import MIB, Report, add_options, in_turn, installed
 from tests.images import fill
-from tests.webservers import Nginx
+from tests.servers.web import Nginx
 
 PR_SET_CHILD_SUBREAPER = 36
 

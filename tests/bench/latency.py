@@ -2,14 +2,14 @@
 
     .venv/bin/python -m tests.bench.latency [--rounds 3] [--delays 0 20 200] [--json FILE]
 
-Needs sshfs, rclone, nbdkit, nbdfuse (libnbd-bin) and qemu-img with qemu-block-extra.  All reach
-one sshd through tests/delayproxy.py: so many milliseconds of round trip, 1 Gbit/s.  Everything
+Needs sshfs, rclone, nbdkit, nbdfuse (libnbd-bin) and qemu-img with qemu-block-extra. All reach one
+sshd through tests/servers/delay_proxy.py: so many milliseconds of round trip, 1 Gbit/s. Everything
 starts cold: a new connection, a new mount with an empty cache; only the source is in the server's
-page cache.  Sequential: the image is read from its start in steps of 1 MiB until --data MiB have
+page cache. Sequential: the image is read from its start in steps of 1 MiB until --data MiB have
 come or --seconds are over, from the open on; MB/s, also of the proxy with nothing at either end.
-Random: the same mount then reads 4 KiB here and there, one after the other, in a part that was
-not read yet; the median of milliseconds.  qemu-img convert shows no file: only its copying is
-timed, login included.
+Random: the same mount then reads 4 KiB here and there, one after the other, in a part that was not
+read yet; the median of milliseconds. qemu-img convert shows no file: only its copying is timed,
+login included.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from pathlib import Path
 
 from tests.bench.report import MIB, Report, add_options, in_turn, installed
 from tests.bench.ssh import wait_until, warm, write_config
-from tests.delayproxy import DelayProxy, carried
 from tests.images import fill
-from tests.servers import Sshd
+from tests.servers.delay_proxy import DelayProxy, carried
+from tests.servers.ssh import Sshd
 
 RATE = 125e6
 CONVERT = "qemu-img convert"

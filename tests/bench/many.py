@@ -30,7 +30,7 @@ from pathlib import Path
 
 from tests.bench.report import MIB, Report, add_options
 from tests.bench.ssh import cpu
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 IMGFS = [sys.executable, "-m", "imgfs.cli.main"]
 IDLE_S = 5.0

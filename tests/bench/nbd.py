@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tests.bench.report import MIB, Report, add_options, in_turn, installed
 from tests.images import fill, scatter
-from tests.nbd_servers import Nbdkit
+from tests.servers.nbd import Nbdkit
 
 
 @dataclass(frozen=True)

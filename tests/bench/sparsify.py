@@ -34,7 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.report import MIB, Report, add_options
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 SIZE = 8192 * MIB
 START = MIB

@@ -28,8 +28,8 @@ from pathlib import Path
 
 from tests.bench.report import MIB, Report, add_options, in_turn, installed
 from tests.images import fill, scatter
-from tests.proxy import CountingProxy
-from tests.servers import Sshd
+from tests.servers.counting_proxy import CountingProxy
+from tests.servers.ssh import Sshd
 
 PR_SET_CHILD_SUBREAPER = 36
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.conftest import IMGFS, MIB, Mount, imgfs, mount, sparse, sshd
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 __all__ = ["mount", "sparse", "sshd"]  # fixtures
 Completed = subprocess.CompletedProcess[str]

@@ -17,13 +17,13 @@ from imgfs.copying.engine import PIECE
 from imgfs.copying.shares import divide
 from imgfs.extents import from_data_ranges
 from tests.cli.test_copy import copy, images, names, out, same, state, stored
-from tests.dask_cluster import Cluster
 from tests.e2e.conftest import MIB, sparse, sshd
 from tests.images import scatter
-from tests.nbd_servers import Nbdkit
-from tests.servers import Sshd
+from tests.servers.dask_cluster import Cluster
+from tests.servers.nbd import Nbdkit
+from tests.servers.ssh import Sshd
+from tests.servers.web import Bucket, Weed
 from tests.sources.conftest import servers
-from tests.webservers import Bucket, Weed
 
 __all__ = ["out", "servers", "sparse", "sshd", "state"]  # fixtures
 Servers = Callable[..., Any]

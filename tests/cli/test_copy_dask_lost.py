@@ -16,10 +16,10 @@ from typing import Any
 import pytest
 
 from tests.cli.test_copy import copy, images, names, out, refused, same, state
-from tests.dask_cluster import Cluster
 from tests.e2e.conftest import IMGFS, MIB
 from tests.images import fill
-from tests.servers import free_port
+from tests.servers.dask_cluster import Cluster
+from tests.servers.ports import free_port
 
 __all__ = ["out", "state"]  # fixtures
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))

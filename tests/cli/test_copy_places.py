@@ -12,10 +12,10 @@ import pytest
 
 from tests.cli.test_copy import FORMATS, copy, names, out, refused, same, state, stored
 from tests.e2e.conftest import MIB, sparse, sshd
-from tests.nbd_servers import Nbdkit, QemuNbd
-from tests.servers import Sshd
+from tests.servers.nbd import Nbdkit, QemuNbd
+from tests.servers.ssh import Sshd
+from tests.servers.web import Bucket, Weed
 from tests.sources.conftest import servers
-from tests.webservers import Bucket, Weed
 
 __all__ = ["out", "servers", "sparse", "sshd", "state"]  # fixtures
 Servers = Callable[..., Any]

@@ -17,8 +17,9 @@ import pytest
 from tests.cli.test_copy import copy, names, out, refused, state
 from tests.e2e.conftest import IMGFS, MIB, sparse, sshd
 from tests.images import fill, scatter
-from tests.nbd_servers import Nbdkit
-from tests.servers import Sshd, free_port
+from tests.servers.nbd import Nbdkit
+from tests.servers.ports import free_port
+from tests.servers.ssh import Sshd
 from tests.sources.conftest import servers
 
 __all__ = ["out", "servers", "sparse", "sshd", "state"]  # fixtures

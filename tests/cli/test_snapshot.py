@@ -13,7 +13,7 @@ import pytest
 
 from imgfs.overlays.store import SnapshotStore
 from tests.e2e.conftest import Mount, imgfs, mount, sparse, sshd
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 __all__ = ["mount", "sparse", "sshd"]  # fixtures
 Mounter = Callable[..., Mount]

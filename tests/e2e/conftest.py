@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 IMGFS = [sys.executable, "-m", "imgfs.cli.main"]
 MIB = 1 << 20

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.nbd_servers import QemuNbd
-from tests.servers import Sshd
+from tests.servers.nbd import QemuNbd
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, Mount, imgfs
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 from . import guest
 from .conftest import MIB, Mount, imgfs

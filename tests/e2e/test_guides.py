@@ -14,7 +14,7 @@ from textwrap import dedent
 
 import pytest
 
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 from . import guest
 

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.delayproxy import DelayProxy
 from tests.images import fill
-from tests.servers import Sshd
+from tests.servers.delay_proxy import DelayProxy
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, Mount
 from .test_mount_cache import MOST_MEMORY, resident

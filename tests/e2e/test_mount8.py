@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 # mount(8) gives its helpers no PATH, so imgfs must be where the shell looks by itself.  It is put
 # there in a mount namespace of the test's own, which ends with the test.

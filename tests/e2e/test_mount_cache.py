@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.images import fill
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, Mount, imgfs
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.cache.fills import FAILED_S
-from tests.webservers import Nginx, Weed, make_certificate
+from tests.servers.web import Nginx, Weed, make_certificate
 
 from .conftest import MIB, Mount, imgfs
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.nbd_servers import Nbdkit, QemuNbd
+from tests.servers.nbd import Nbdkit, QemuNbd
 
 from .conftest import MIB, Mount, imgfs
 

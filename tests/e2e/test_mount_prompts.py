@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.daemon.mounts import mounted_at
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 from .conftest import IMGFS, imgfs
 from .test_mount_signals import nothing_left, processes, wait_until

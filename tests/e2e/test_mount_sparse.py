@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from imgfs.views.showing import SHOWN
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, Mount, imgfs
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.formats import qemu
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, Mount
 from .test_mount_formats import SHOWN

@@ -13,7 +13,7 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.images import fill
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, Mount, imgfs
 

@@ -20,8 +20,8 @@ from hypothesis.stateful import (
 )
 
 from tests.fsx import Fsx
-from tests.nbd_servers import QemuNbd
-from tests.servers import Sshd
+from tests.servers.nbd import QemuNbd
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, Mount, imgfs
 

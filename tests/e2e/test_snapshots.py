@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.fsx import Fsx
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, Mount, imgfs
 

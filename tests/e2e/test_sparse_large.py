@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.delayproxy import DelayProxy
-from tests.servers import Sshd
+from tests.servers.delay_proxy import DelayProxy
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, Mount
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.proxy import CountingProxy
-from tests.servers import Sshd
+from tests.servers.counting_proxy import CountingProxy
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, Mount
 from .test_mount_sparse import START, loop_mounted, run

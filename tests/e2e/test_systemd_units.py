@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 
 from tests.e2e.machine import Machine
-from tests.servers import Sshd, free_port
+from tests.servers.ports import free_port
+from tests.servers.ssh import Sshd
 
 REPOSITORY = Path(__file__).parents[2]
 MIB = 1 << 20

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from tests.images import scatter
-from tests.proxy import CountingProxy
-from tests.servers import Sshd
+from tests.servers.counting_proxy import CountingProxy
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, Mount
 

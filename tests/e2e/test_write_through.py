@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.nbd_servers import Nbdkit, QemuNbd
-from tests.servers import Sshd
+from tests.servers.nbd import Nbdkit, QemuNbd
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, Mount, imgfs
 

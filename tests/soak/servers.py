@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tests.nbd_servers import Nbdkit
-from tests.servers import Sshd
-from tests.webservers import Nginx
+from tests.servers.nbd import Nbdkit
+from tests.servers.ssh import Sshd
+from tests.servers.web import Nginx
 
 
 class Servers:

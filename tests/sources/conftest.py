@@ -13,8 +13,8 @@ import trio
 
 from imgfs.sources.ssh.source import SshHosts, SshSource
 from imgfs.url.source import SshUrl, parse
-from tests.servers import Sshd
-from tests.webservers import Nginx
+from tests.servers.ssh import Sshd
+from tests.servers.web import Nginx
 
 MIB = 1 << 20
 

@@ -12,10 +12,10 @@ import pytest
 from imgfs.sources.base import Source
 from imgfs.sources.file import open_file
 from imgfs.sources.objects.settings import from_environment
-from tests.conformance import CHECKS, TIMEOUT_S, Check, Kind, Served
-from tests.nbd_servers import Nbdkit, NbdServer, QemuNbd
-from tests.servers import Sshd
-from tests.webservers import Bucket, Nginx, Weed
+from tests.servers.nbd import Nbdkit, NbdServer, QemuNbd
+from tests.servers.ssh import Sshd
+from tests.servers.web import Bucket, Nginx, Weed
+from tests.sources.conformance import CHECKS, TIMEOUT_S, Check, Kind, Served
 
 from . import nbd, web
 from .conftest import opened, run

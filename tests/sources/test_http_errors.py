@@ -23,8 +23,8 @@ from imgfs.errors import (
     SourceUnreachable,
 )
 from imgfs.sources.objects.source import ObjectSource
-from tests.servers import free_port
-from tests.webservers import Liar, Nginx, make_certificate, serving
+from tests.servers.ports import free_port
+from tests.servers.web import Liar, Nginx, make_certificate, serving
 
 from .conftest import MIB
 from .web import use

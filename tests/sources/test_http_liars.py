@@ -19,7 +19,7 @@ from imgfs.errors import (
     UnsupportedFeature,
 )
 from imgfs.sources.objects.source import ObjectSource
-from tests.webservers import Liar, serving
+from tests.servers.web import Liar, serving
 
 from .conftest import MIB
 from .web import use

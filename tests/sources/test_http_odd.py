@@ -10,7 +10,7 @@ import trio
 
 from imgfs.errors import SourceChanged
 from imgfs.sources.objects.source import ObjectSource
-from tests.webservers import Liar, serving
+from tests.servers.web import Liar, serving
 
 from .conftest import MIB
 from .web import use

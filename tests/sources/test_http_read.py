@@ -18,7 +18,7 @@ import trio
 
 from imgfs.errors import SourceChanged
 from imgfs.sources.objects.source import ObjectSource
-from tests.webservers import Nginx, make_certificate
+from tests.servers.web import Nginx, make_certificate
 
 from .conftest import MIB, run
 from .web import opened, use

@@ -23,8 +23,8 @@ from imgfs.errors import (
     SourceUnreachable,
     UnsupportedFeature,
 )
-from tests.nbd_servers import Nbdkit, QemuNbd
-from tests.servers import free_port
+from tests.servers.nbd import Nbdkit, QemuNbd
+from tests.servers.ports import free_port
 
 from .conftest import MIB, run
 from .nbd import opened, refused

@@ -20,7 +20,7 @@ from imgfs.errors import ProtocolViolation, UnsupportedFeature
 from imgfs.extents import ExtentList, Flags, all_data
 from imgfs.sources.nbd import extents as nbd_extents
 from imgfs.sources.nbd.extents import SEGMENT, NbdExtents, decode
-from tests.nbd_servers import Nbdkit, QemuNbd
+from tests.servers.nbd import Nbdkit, QemuNbd
 
 from .conftest import MIB, run
 from .nbd import opened

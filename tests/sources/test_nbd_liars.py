@@ -19,8 +19,8 @@ from imgfs.errors import (
     SourceUnreachable,
 )
 from imgfs.extents import all_data
-from tests import nbd_liar
-from tests.nbd_liar import PythonNbd, Session
+from tests.servers import nbd_liar
+from tests.servers.nbd_liar import PythonNbd, Session
 
 from .conftest import MIB, run
 from .nbd import opened, refused

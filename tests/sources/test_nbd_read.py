@@ -13,7 +13,7 @@ import trio
 
 from imgfs.sources.base import Identity
 from imgfs.sources.nbd import buffers as nbd_buffers
-from tests.nbd_servers import Nbdkit, NbdServer, QemuNbd
+from tests.servers.nbd import Nbdkit, NbdServer, QemuNbd
 
 from .conftest import MIB, run
 from .nbd import opened

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from imgfs.errors import AccessDenied, UnsupportedFeature
-from tests.nbd_servers import Nbdkit, QemuNbd, make_certificates, make_psk
+from tests.servers.nbd import Nbdkit, QemuNbd, make_certificates, make_psk
 
 from .conftest import run
 from .nbd import opened, refused

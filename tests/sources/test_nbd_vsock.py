@@ -11,7 +11,7 @@ from pathlib import Path
 import trio
 
 from imgfs.errors import SourceUnreachable
-from tests.nbd_servers import Nbdkit
+from tests.servers.nbd import Nbdkit
 
 from .conftest import run
 from .nbd import opened, refused

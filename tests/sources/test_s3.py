@@ -27,8 +27,8 @@ from imgfs.sources.bridge import Bridge
 from imgfs.sources.objects.pages import PAGE, Entry, list_objects
 from imgfs.sources.objects.settings import ObjectSettings, from_environment
 from imgfs.sources.objects.source import ObjectSource
-from tests.servers import free_port
-from tests.webservers import Bucket, Weed
+from tests.servers.ports import free_port
+from tests.servers.web import Bucket, Weed
 
 from .conftest import MIB, run
 from .web import url_of, use

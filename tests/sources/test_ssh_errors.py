@@ -27,7 +27,7 @@ from imgfs.errors import (
 )
 from imgfs.sources.ssh.source import SshHosts, SshSource
 from imgfs.url.source import SshUrl
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, opened, run, url_of
 

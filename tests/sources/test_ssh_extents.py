@@ -15,7 +15,7 @@ import pytest
 from imgfs._native import _map
 from imgfs.extents import ExtentList, Flags, from_data_ranges
 from imgfs.sources.ssh.helper import NoHelper, _extend, from_boundaries
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, opened, run
 

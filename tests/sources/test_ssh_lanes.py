@@ -14,8 +14,8 @@ from imgfs.errors import SourceChanged
 from imgfs.sources.ssh.lanes import LANES, LEAST, LONG_S, MOST, RATE, Lane, channel_window, emptiest
 from imgfs.sources.ssh.source import SshHosts, SshSource
 from imgfs.url.source import SshUrl, parse
-from tests.delayproxy import DelayProxy
-from tests.servers import Sshd
+from tests.servers.delay_proxy import DelayProxy
+from tests.servers.ssh import Sshd
 
 MIB = 1 << 20
 TRIP_S = 0.05

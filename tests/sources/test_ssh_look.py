@@ -12,7 +12,7 @@ import pytest
 from imgfs.errors import NotAnImage, SourceChanged, SourceNotFound
 from imgfs.sources.ssh import helper as ssh_helper
 from imgfs.sources.ssh.source import SshHosts, SshSource
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, run, url_of
 from .test_ssh_extents import true_extents

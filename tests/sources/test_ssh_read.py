@@ -13,7 +13,7 @@ import trio
 from imgfs.sources.ssh.handles import MOST_OPEN
 from imgfs.sources.ssh.link import SshLink
 from imgfs.sources.ssh.source import SshHosts, SshSource
-from tests.servers import Sshd
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, opened, run, url_of
 

@@ -28,8 +28,8 @@ from imgfs.sources.file import open_file
 from imgfs.sources.ssh.settings import SshSettings
 from imgfs.sources.ssh.source import SshHosts
 from imgfs.url.source import SshUrl
-from tests.nbd_servers import Nbdkit, QemuNbd
-from tests.servers import Sshd
+from tests.servers.nbd import Nbdkit, QemuNbd
+from tests.servers.ssh import Sshd
 
 from .conftest import MIB, run, url_of
 from .nbd import opened as opened_nbd

@@ -13,7 +13,7 @@ import trio
 
 from imgfs.config.options import parse_options
 from imgfs.extents import ExtentList
-from imgfs.opener import open_disk
+from imgfs.opener.disks import open_disk
 from tests.formats import qemu
 
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))

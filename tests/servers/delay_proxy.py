@@ -7,7 +7,7 @@ from a sender only what the line has room for.  Its sockets' buffers are small o
 reads from, so that little queues in front of the line; what the receiver does not take waits in the
 proxy, so that no window of TCP's is ever the limit.  Not modelled: loss, slow start.
 
-    .venv/bin/python -m tests.delayproxy      what the proxy itself can carry
+    .venv/bin/python -m tests.servers.delay_proxy      what the proxy itself can carry
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ from urllib.parse import quote
 import obstore
 import obstore.store
 
-from tests.servers import free_port, free_ports
+from tests.servers.ports import free_port, free_ports
 
 NGINX = """
 {user}

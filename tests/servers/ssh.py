@@ -1,4 +1,4 @@
-"""Real servers for the tests, on loopback, ended by their own pids."""
+"""A real sshd for the tests, on loopback, ended by its own pids."""
 
 from __future__ import annotations
 
@@ -14,22 +14,7 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 from imgfs.sources.ssh.settings import SshSettings
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
-
-
-def free_ports(count: int) -> list[int]:
-    """Different ones."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for sock in sockets:
-            sock.bind(("127.0.0.1", 0))
-        return [sock.getsockname()[1] for sock in sockets]
+from tests.servers.ports import free_port
 
 
 class Sshd:

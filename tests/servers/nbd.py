@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import quote_from_bytes
 
 from imgfs.sources.nbd.settings import NbdSettings
-from tests.servers import free_port
+from tests.servers.ports import free_port
 
 
 def wait_for(path: Path, process: subprocess.Popen[bytes]) -> None:

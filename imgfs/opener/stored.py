@@ -9,7 +9,6 @@ from pathlib import Path
 
 import trio
 
-from imgfs.beside import beside
 from imgfs.cache.cached import CachedImage, Policy
 from imgfs.config.options import Options
 from imgfs.errors import CorruptImage, ImgfsError, SourceNotFound, UsageError
@@ -19,6 +18,7 @@ from imgfs.locks import Lock
 from imgfs.overlays.rawpins import is_pinned_raw, pin_raw, unpin_raw
 from imgfs.sources.base import Source
 from imgfs.sources.file import FileSource
+from imgfs.url.beside import beside
 from imgfs.views.drive import drive, run_on
 from imgfs.views.opening import Asked, Chain, open_chain
 from imgfs.views.raw import RawView

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from imgfs.beside import beside
 from imgfs.errors import UsageError
+from imgfs.url.beside import beside
 from imgfs.url.source import parse
 
 BESIDE = [

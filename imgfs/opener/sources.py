@@ -1,29 +1,20 @@
-"""From what a person names to what is open: sources, and the disks in them."""
+"""Opens the sources that a person names, and lists directories of them."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import trio
 
-from imgfs.cache.cached import Policy
 from imgfs.config.options import Options
-from imgfs.errors import UsageError, sole
+from imgfs.errors import UsageError
 from imgfs.formats.served import Node
-from imgfs.overlays.records import SnapshotPath
-from imgfs.overlays.store import SnapshotStore
 from imgfs.sources.base import Source
 from imgfs.sources.file import open_file
 from imgfs.sources.listing import Listing, LocalListing
-from imgfs.stored import StoredViews, Wanted
 from imgfs.url.nbd import NbdCommand, NbdUrl
-from imgfs.url.source import ObjectUrl, SshUrl, parse
-from imgfs.views.opening import Chain
-from imgfs.views.overlay import OverlayView
+from imgfs.url.source import ObjectUrl, parse
 
 if TYPE_CHECKING:
     from imgfs.sources.bridge import Bridge
@@ -129,94 +120,3 @@ class Sources:
 
             self._hosts = SshHosts(self._asyncio())
         return self._hosts
-
-
-class Opened:
-    """Disks of one process that share its connections; each can be closed before the others."""
-
-    def __init__(self, sources: Sources) -> None:
-        """For `opening` only."""
-        self.sources = sources
-
-    @asynccontextmanager
-    async def disk(
-        self, text: str, options: Options, directory: Path | None = None
-    ) -> AsyncIterator[tuple[str, Chain]]:
-        """The disk in a source, for as long as the block runs, and the source as it is shown.
-
-        `directory` is where a command of it is to run.
-        """
-        where = parse(text)
-        text = absolute(where) if isinstance(where, str) else text
-
-        async def open_source(wanted: Wanted) -> Source:
-            return await self.sources.open(wanted.text, wanted.options, wanted.directory)
-
-        stored = StoredViews(open_source, self.sources.open_by_qemu)
-        try:
-            view = await stored.get(Wanted(text, options, Policy(), directory))
-            yield shown_source(text), await stored.chain(view.name, view, options.format)
-        finally:
-            with trio.CancelScope(shield=True):
-                await stored.aclose()
-
-
-@asynccontextmanager
-async def opening(options: Options) -> AsyncIterator[Opened]:
-    """What opens disks, for as long as the block runs.  What happens in it is raised as it is."""
-    try:
-        async with trio.open_nursery() as nursery:
-            sources = Sources(options, nursery)
-            try:
-                yield Opened(sources)
-            finally:
-                with trio.CancelScope(shield=True):
-                    await sources.aclose()
-                nursery.cancel_scope.cancel()
-    except BaseExceptionGroup as group:
-        raise sole(group) from None
-
-
-@asynccontextmanager
-async def open_disk(text: str, options: Options) -> AsyncIterator[tuple[str, Chain]]:
-    """One disk, as `Opened.disk` gives it."""
-    async with opening(options) as opened, opened.disk(text, options) as found:
-        yield found
-
-
-@asynccontextmanager
-async def open_snapshot(
-    path: SnapshotPath, url: str, chain: Chain, *, check: bool = True, writable: bool = False
-) -> AsyncIterator[OverlayView]:
-    """The disk of a snapshot of what `open_disk` gave; nobody writes it meanwhile, and with
-    `writable` nobody reads it either.
-
-    Raises SnapshotNotFound, CorruptSnapshot, Busy when somebody does, OSError; with `check`
-    SourceChanged, too, when it is over another base.
-    """
-    store = SnapshotStore(url)
-    if check:
-        await trio.to_thread.run_sync(store.check_base, chain.base(url))
-    layers = await trio.to_thread.run_sync(partial(store.open_layers, path, writable=writable))
-    disk = OverlayView("/".join(path), layers[0].size, layers, chain.disk)
-    try:
-        yield disk
-    finally:
-        with trio.CancelScope(shield=True):
-            await disk.aclose()
-
-
-def shown_url(where: SshUrl | ObjectUrl | NbdUrl | NbdCommand) -> str:
-    """A command's arguments are nobody else's business."""
-    return where.name if isinstance(where, NbdCommand) else where.text
-
-
-def shown_source(text: str) -> str:
-    """What a person named, as it is shown: absolute, and without a secret.  Raises UsageError."""
-    where = parse(text)
-    return absolute(where) if isinstance(where, str) else shown_url(where)
-
-
-def absolute(path: str) -> str:
-    """With the / that says that a directory is meant."""
-    return str(Path(path).absolute()) + ("/" if path.endswith("/") else "")

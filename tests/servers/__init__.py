@@ -1,0 +1,1 @@
+"""Real servers, servers that lie, and proxies; on loopback, ended by their own pids."""
