@@ -25,7 +25,7 @@ class Status(TypedDict):
     bytes_written: int
     writes_spliced: int  # of the writes: those whose bytes were not copied here
     zeroes: int
-    syncs: int  # FSYNCs answered natively
+    syncs: int  # FSYNCs answered natively, and writes with O_DSYNC
     handed_over: int  # writes and zeroes for which no request thread could be spared
 
 def arm(max_background: int = 1024) -> None:
@@ -71,6 +71,9 @@ def interrupt_parked(unique: int) -> bool:
 
 def current_unique() -> int:
     """The number of the request that pyfuse3 took last: valid in a handler's first step."""
+
+def current_dsync() -> bool:
+    """Of the request that pyfuse3 took last: is it a WRITE that the answer says is on the disk?"""
 
 def current_pid() -> int:
     """The thread that this request is for, valid as long; 0 when it is not in our namespace."""

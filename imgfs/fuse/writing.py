@@ -119,10 +119,13 @@ class WritingOperations(pyfuse3.Operations):
 
     @guarded
     async def write(self, handle: int, offset: int, data: bytes) -> int:
+        must_sync = native.current_dsync()  # before anything is awaited
         opened = self._writer(handle)
         view = opened.writer.view
         before = view.map
         await view.write(offset, data)
+        if must_sync:
+            await opened.writer.sync()
         if view.map is not before:
             native.publish(opened.inode, view.map)
         return len(data)

@@ -34,6 +34,7 @@ extern unsigned max_background;      /* asked of the kernel in INIT */
 extern atomic_uint max_write;        /* learnt from INIT; bytes */
 extern uint64_t current_unique;      /* of the request that pyfuse3 took last */
 extern uint32_t current_pid;         /* the thread that it is for; 0: in no namespace of ours */
+extern bool current_dsync;           /* it is a WRITE that must be on the disk when it is answered */
 
 int real_session_fd(struct fuse_session *se);
 /* Implemented by fusemodule.c: hand an operation that pyfuse3 lacks to Python. */
@@ -152,6 +153,10 @@ struct segmap *map_of(uint64_t inode);                        /* with a referenc
 
 /* ---- writes.c ---- */
 
+/* Is it by a file that was opened with direct_io (writing.py)?  Its bytes go past the kernel's page cache. */
+bool is_past_cache(const struct fuse_write_in *arg);
+/* Of such a file the kernel sends no FSYNC by itself, whether O_DSYNC is the file's or RWF_DSYNC the write's. */
+bool is_dsync(const struct fuse_write_in *arg);
 /* A WRITE, FALLOCATE or FSYNC: true when it is answered, false when Python must do it.  May wait for a
  * disk. */
 bool try_change(const char *buf, size_t size, struct segmap *map);

@@ -287,6 +287,13 @@ static PyObject *current_pid_(PyObject *self, PyObject *unused)
 	return PyLong_FromUnsignedLong(current_pid);
 }
 
+static PyObject *current_dsync_(PyObject *self, PyObject *unused)
+{
+	(void)self;
+	(void)unused;
+	return PyBool_FromLong(current_dsync);
+}
+
 /* ---- inodes ---- */
 
 static PyObject *publish(PyObject *self, PyObject *args)
@@ -332,6 +339,7 @@ static PyMethodDef functions[] = {
 	{ "interrupt_parked", interrupt_parked, METH_O, NULL },
 	{ "current_unique", current_unique_, METH_NOARGS, NULL },
 	{ "current_pid", current_pid_, METH_NOARGS, NULL },
+	{ "current_dsync", current_dsync_, METH_NOARGS, NULL },
 	{ "publish", publish, METH_VARARGS, NULL },
 	{ "retract", retract, METH_O, NULL },
 	{ NULL, NULL, 0, NULL },

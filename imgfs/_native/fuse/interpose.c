@@ -17,6 +17,7 @@ unsigned max_background = 1024;
 atomic_uint max_write;
 uint64_t current_unique;
 uint32_t current_pid;
+bool current_dsync;
 
 static void (*their_init)(void *userdata, struct fuse_conn_info *conn);
 
@@ -115,6 +116,14 @@ EXPORT int fuse_session_fd(struct fuse_session *se)
 	return queue_event_fd();
 }
 
+static bool asks_for_dsync(const char *buf, size_t size)
+{
+	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
+	const struct fuse_write_in *arg = (const void *)(in + 1);
+
+	return in->opcode == FUSE_WRITE && size >= sizeof(*in) + sizeof(*arg) && is_dsync(arg);
+}
+
 EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *buf)
 {
 	struct request *rq;
@@ -141,6 +150,7 @@ EXPORT int fuse_session_receive_buf(struct fuse_session *se, struct fuse_buf *bu
 	buf->flags = 0;
 	current_unique = rq->unique;
 	current_pid = ((const struct fuse_in_header *)buf->mem)->pid;
+	current_dsync = asks_for_dsync(buf->mem, buf->size);
 	free(rq);
 	return (int)size;
 }

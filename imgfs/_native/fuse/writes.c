@@ -22,6 +22,16 @@ static unsigned n_writers;
 
 /* ---- answers ---- */
 
+bool is_past_cache(const struct fuse_write_in *arg)
+{
+	return (arg->flags & O_DIRECT) || (arg->flags & O_ACCMODE) == O_WRONLY;
+}
+
+bool is_dsync(const struct fuse_write_in *arg)
+{
+	return (arg->flags & O_DSYNC) && is_past_cache(arg);
+}
+
 /* -EINVAL: it goes beyond the map, or not by blocks. */
 static bool only_python(int result)
 {
@@ -77,6 +87,17 @@ static bool try_sync(const struct fuse_in_header *in, struct segmap *map)
 	return true;
 }
 
+/* 0 also when the bytes are written, but only Python can make them safe: it writes them again. */
+static int write_bytes(const struct fuse_write_in *arg, struct segmap *map)
+{
+	int result = maps->write(map, arg->offset, arg->size, arg + 1);
+
+	if (result <= 0 || !is_dsync(arg))
+		return result;
+	atomic_fetch_add_explicit(&stats.syncs, 1, memory_order_relaxed);
+	return maps->sync(map);
+}
+
 bool try_change(const char *buf, size_t size, struct segmap *map)
 {
 	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
@@ -86,7 +107,7 @@ bool try_change(const char *buf, size_t size, struct segmap *map)
 
 		return size >= sizeof(*in) + sizeof(*arg) &&
 		       size - sizeof(*in) - sizeof(*arg) >= arg->size &&
-		       answer_write(in, arg, maps->write(map, arg->offset, arg->size, arg + 1));
+		       answer_write(in, arg, write_bytes(arg, map));
 	}
 	if (in->opcode == FUSE_FSYNC)
 		return try_sync(in, map);
