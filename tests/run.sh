@@ -1,5 +1,6 @@
 #!/bin/sh
-# Install what the tests need and run them all: sh tests/run.sh [--long] [pytest arguments]
+# Install what the tests need and run them: sh tests/run.sh [--long] [pytest arguments]
+# Without arguments that is all of them, two files at a time: most of them wait for something.
 set -eu
 cd "$(dirname "$0")/.."
 . contrib/install.sh
@@ -36,4 +37,7 @@ need_packages bcache-tools btrfs-progs f2fs-tools lvm2 ntfs-3g partclone xfsprog
 need_packages man-db groff-base systemd systemd-sysv dbus dbus-user-session libpam-systemd
 need_guest_kernel
 need_venv '[test]'
+# Where PYTHONDONTWRITEBYTECODE is set each of the thousands of commands would compile all of it.
+.venv/bin/python -m compileall -q imgfs tests
+[ $# -gt 0 ] || set -- -n 2 --dist loadfile
 exec .venv/bin/python -m pytest "$@"

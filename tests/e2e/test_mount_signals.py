@@ -102,10 +102,19 @@ def frozen(tmp_path: Path) -> Iterator[Sshd]:
     server.stop()
 
 
+def is_connected(server: Sshd) -> bool:
+    """The kernel takes the connection; field 1 is the local address, field 3 the state."""
+    lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+    return any(
+        local.endswith(f":{server.port:04X}") and state == "01"
+        for _, local, _, state, *_ in map(str.split, lines)
+    )
+
+
 @pytest.mark.parametrize("words", [["-f"], []], ids=["foreground", "background"])
 def test_signal_while_connecting(point: Path, frozen: Sshd, words: list[str]) -> None:
     process = start(frozen.url(point.parent / "x.img"), point, "-o", frozen.options, *words)
-    time.sleep(1.5)
+    wait_until(lambda: is_connected(frozen), 20)
     assert process.poll() is None
     process.terminate()
     said = process.communicate(timeout=5)[1]
@@ -116,7 +125,7 @@ def test_signal_while_connecting(point: Path, frozen: Sshd, words: list[str]) ->
 
 def test_nothing_outlives_a_command_that_is_killed(point: Path, frozen: Sshd) -> None:
     process = start(frozen.url(point.parent / "x.img"), point, "-o", frozen.options)
-    time.sleep(1.5)
+    wait_until(lambda: is_connected(frozen), 20)
     assert len(processes(point)) == 2
     process.kill()
     process.communicate(timeout=5)

@@ -23,6 +23,7 @@ import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -264,7 +265,8 @@ def main(words: list[str], say: Callable[[str], None] = print) -> int:
     parser.add_argument("--keep", type=Path, help="where to put what was found")
     given = parser.parse_args(words)
     with tempfile.TemporaryDirectory() as folder:
-        made = [s for s in subjects(Path(folder)) if given.only in (None, s.name)]
+        found = (s for s in subjects(Path(folder)) if given.only in (None, s.name))
+        made = list(islice(found, 1 if given.only else None))
     if not made:
         parser.error(f"there is no {given.only}")
     bound_memory()

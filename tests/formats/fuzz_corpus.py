@@ -9,6 +9,7 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 
 import google_crc32c
@@ -46,8 +47,8 @@ def _nothing(changed: bytearray) -> None:
 
 
 def subjects(folder: Path) -> Iterator[Subject]:
-    """All of them; files are made in `folder`."""
-    for found in (*_by_qemu(folder), *_by_hand(), *_guests(folder)):
+    """All of them, made one by one; files are made in `folder`."""
+    for found in chain(_by_qemu(folder), _by_hand(), _guests(folder)):
         used = range(0, len(found.content), 512)
         places = tuple(at for at in used if any(found.content[at : at + 512]))
         size = found.size or len(found.content)

@@ -40,8 +40,11 @@ def test_small(runs: list[tuple[int, int]]) -> None:
     check(builder.finish(builder.end))
 
 
-@pytest.mark.parametrize("size", [1, 512, 65536, (1 << 30) - 512, 1 << 40, (3 << 40) + 7])
-@pytest.mark.parametrize("count", [0, 1, 40])
+SIZES = [(size, count) for size in (1, 512, 65536, (1 << 30) - 512) for count in (0, 1, 40)]
+LARGE = [(1 << 40, 1), ((3 << 40) + 7, 40)]  # take seconds each
+
+
+@pytest.mark.parametrize(("size", "count"), SIZES + LARGE)
 def test_large(size: int, count: int) -> None:
     rng = random.Random(size + count)
     check(from_data_ranges(iter(random_ranges(rng, size, count)), size))

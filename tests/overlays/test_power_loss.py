@@ -27,7 +27,7 @@ from .writer import BASE, BASES, SECTOR, SIZE, content
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))
 SEEDS = range(12 if LONG else 3)
 STEPS = 150 if LONG else 60
-CRASHES = 600 if LONG else 120
+CRASHES = 600 if LONG else 80
 
 
 @dataclass(slots=True)
