@@ -28,6 +28,7 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
+from imgfs._native import _heap
 from tests.soak.gate import Gate, Worker
 from tests.soak.watch import MIB, Sample, children, judged, sample, slope
 from tests.soak.workers import Snapshots, all_workers
@@ -150,6 +151,7 @@ def main() -> None:
     parser.add_argument("--work", default="/var/tmp")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
     options = parser.parse_args()
+    _heap.limit_arenas(1)  # else a dozen threads keep gigabytes of models that are gone
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
     # Who outlives its parent comes to us, and is found.
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):

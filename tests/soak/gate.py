@@ -105,6 +105,7 @@ class Worker(threading.Thread):
                     self.settle()
                     self.note("wait")
                     self.gate.wait()
+                    self.begun = time.monotonic()  # how long the others took is not its doing
                     continue
                 self.step()
                 self.steps += 1
