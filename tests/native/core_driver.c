@@ -15,31 +15,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core.h"
 #include "scan.h"
 #include "segmap.h"
 #include "store.h"
-
-#define CHECK(what)                                                                            \
-	do {                                                                                   \
-		if (!(what)) {                                                                 \
-			fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #what);     \
-			abort();                                                               \
-		}                                                                              \
-	} while (0)
-
-/* xorshift64*: each thread has its own state, so a seed gives the same choices. */
-static uint64_t draw(uint64_t *state)
-{
-	*state ^= *state >> 12;
-	*state ^= *state << 25;
-	*state ^= *state >> 27;
-	return *state * UINT64_C(2685821657736338717);
-}
-
-static uint64_t below(uint64_t *state, uint64_t limit)
-{
-	return draw(state) % limit;
-}
 
 static int file_new(const char *directory, const char *name, uint64_t size)
 {
@@ -417,9 +396,6 @@ static void run_model(uint64_t seed, uint64_t steps, const char *directory)
 	store_unref(m->stores[1]);
 	free(m);
 }
-
-void run_stress(uint64_t seed, uint64_t steps, int fd);
-void run_writes(uint64_t seed, uint64_t steps, const char *directory);
 
 /* scan_file finds what was written, and the holes between. */
 static void run_scan(const char *directory)

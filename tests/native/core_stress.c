@@ -16,16 +16,9 @@
 #include <time.h>
 #include <unistd.h>
 
+#include "core.h"
 #include "segmap.h"
 #include "store.h"
-
-#define CHECK(what)                                                                            \
-	do {                                                                                   \
-		if (!(what)) {                                                                 \
-			fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #what);     \
-			abort();                                                               \
-		}                                                                              \
-	} while (0)
 
 /* Long reads of few blocks: then an eviction that does not wait is caught at once. */
 #define BLOCK 65536u
@@ -33,8 +26,6 @@
 #define BLOCKS 24u
 #define ZERO_FROM (BLOCKS * 3 / 4)
 #define READERS 4
-
-void run_stress(uint64_t seed, uint64_t steps, int fd);
 
 struct shared {
 	struct segmap *map;
@@ -44,12 +35,6 @@ struct shared {
 	atomic_bool stop;
 	atomic_uint_fast64_t hits, asked, evicted;
 };
-
-static uint64_t below(uint64_t *state, uint64_t limit)
-{
-	*state = *state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-	return (*state >> 33) % limit;
-}
 
 static void fill_block(uint64_t *words, uint64_t block, uint64_t generation)
 {

@@ -15,17 +15,10 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "core.h"
 #include "log.h"
 #include "segmap.h"
 #include "store.h"
-
-#define CHECK(what)                                                                            \
-	do {                                                                                   \
-		if (!(what)) {                                                                 \
-			fprintf(stderr, "%s:%d: not so: %s\n", __FILE__, __LINE__, #what);     \
-			abort();                                                               \
-		}                                                                              \
-	} while (0)
 
 #define BLOCKS 1021u
 #define TAIL 1000u             /* the last block is shorter */
@@ -33,8 +26,6 @@
 #define WRITERS 4
 #define LAYERS 40
 #define UNKNOWN 255
-
-void run_writes(uint64_t seed, uint64_t steps, const char *directory);
 
 struct layer {
 	struct store *st;
@@ -59,12 +50,6 @@ struct writer {
 	struct world *w;
 	unsigned number;
 };
-
-static uint64_t below(uint64_t *state, uint64_t limit)
-{
-	*state = *state * UINT64_C(6364136223846793005) + UINT64_C(1442695040888963407);
-	return (*state >> 33) % limit;
-}
 
 static uint64_t block_end(uint64_t block)
 {

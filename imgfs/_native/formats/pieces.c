@@ -1,5 +1,6 @@
 /* imgfs._native._pieces: packed lists of pieces, made and looked through.  See _pieces.pyi. */
 #define PY_SSIZE_T_CLEAN
+#include "array.h"
 #include "entry.h"
 #include "pieces.h"
 #include "scan.h"
@@ -7,8 +8,6 @@
 #include <stdbool.h>
 #include <stdlib.h>
 #include <string.h>
-
-static PyObject *array_type;
 
 /* ---- tables as pieces ---- */
 
@@ -122,12 +121,6 @@ static int64_t make(const uint8_t *table, size_t entries, int width, int big_end
 	return (int64_t)at;
 }
 
-static PyObject *numbers(const uint64_t *items, size_t count)
-{
-	return PyObject_CallFunction(array_type, "sy#", "Q", count ? (const char *)items : "",
-				     (Py_ssize_t)(count * sizeof(*items)));
-}
-
 static PyObject *py_entries(PyObject *self, PyObject *args)
 {
 	unsigned long long start, unit, end, most;
@@ -159,8 +152,8 @@ static PyObject *py_entries(PyObject *self, PyObject *args)
 	}
 	PyBuffer_Release(&table);
 	PyBuffer_Release(&rules);
-	ends = done < 0 ? NULL : numbers(made.ends, made.count);
-	offsets = ends ? numbers(made.offsets, made.count) : NULL;
+	ends = done < 0 ? NULL : array_of(made.ends, made.count);
+	offsets = ends ? array_of(made.offsets, made.count) : NULL;
 	if (offsets)
 		result = Py_BuildValue("LOy#O", (long long)done, ends,
 				       made.count ? (const char *)made.kinds : "",
@@ -388,7 +381,7 @@ static PyObject *py_extents(PyObject *self, PyObject *args)
 	if (err)
 		PyErr_NoMemory();
 	else
-		ends = numbers(found.ends, found.n);
+		ends = array_of(found.ends, found.n);
 	if (ends)
 		result = Py_BuildValue("Ny#", ends, found.n ? (const char *)found.flags : "",
 				       (Py_ssize_t)found.n);
@@ -411,11 +404,5 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__pieces(void)
 {
-	PyObject *array = PyImport_ImportModule("array");
-
-	if (!array)
-		return NULL;
-	array_type = PyObject_GetAttrString(array, "array");
-	Py_DECREF(array);
-	return array_type ? PyModule_Create(&definition) : NULL;
+	return PyModule_Create(&definition);
 }

@@ -2,13 +2,12 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
+#include "array.h"
 #include "entry.h"
 
 #include <stdbool.h>
 #include <stdint.h>
 #include <string.h>
-
-static PyObject *array_type;
 
 struct runs {
 	uint64_t *items;
@@ -33,16 +32,9 @@ static bool append(struct runs *runs, uint64_t item)
 /* Takes the runs; NULL with an exception set. */
 static PyObject *finish(struct runs *runs, bool ok)
 {
-	PyObject *bytes = NULL, *array = NULL;
+	PyObject *array = ok ? array_of(runs->items, runs->count) : PyErr_NoMemory();
 
-	if (ok)
-		bytes = PyBytes_FromStringAndSize((const char *)runs->items,
-						  (Py_ssize_t)(runs->count * sizeof(uint64_t)));
-	else
-		PyErr_NoMemory();
 	PyMem_RawFree(runs->items);
-	if (bytes)
-		array = PyObject_CallFunction(array_type, "sN", "Q", bytes);
 	return array;
 }
 
@@ -165,11 +157,5 @@ static struct PyModuleDef definition = {
 
 PyMODINIT_FUNC PyInit__tables(void)
 {
-	PyObject *array = PyImport_ImportModule("array");
-
-	if (!array)
-		return NULL;
-	array_type = PyObject_GetAttrString(array, "array");
-	Py_DECREF(array);
-	return array_type ? PyModule_Create(&definition) : NULL;
+	return PyModule_Create(&definition);
 }

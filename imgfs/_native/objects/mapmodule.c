@@ -1,27 +1,11 @@
 /* imgfs._native._map: stores and segment maps for Python.  See _map.pyi for the contract. */
 #define PY_SSIZE_T_CLEAN
 #include "api.h"
+#include "array.h"
 #include "objects.h"
 #include "scan.h"
 
 #include <errno.h>
-
-PyObject *array_of(const uint64_t *numbers, size_t n)
-{
-	PyObject *module = PyImport_ImportModule("array"), *array = NULL, *done;
-
-	if (module)
-		array = PyObject_CallMethod(module, "array", "s", "Q");
-	Py_XDECREF(module);
-	if (!array)
-		return NULL;
-	done = PyObject_CallMethod(array, "frombytes", "y#", n ? (const char *)numbers : "",
-				   (Py_ssize_t)(n * sizeof(uint64_t)));
-	if (!done)
-		Py_CLEAR(array);
-	Py_XDECREF(done);
-	return array;
-}
 
 static PyObject *scan_result(const struct scan *found)
 {

@@ -1,5 +1,6 @@
 /* The methods of SegmentMap that write; see _map.pyi for the contract. */
 #define PY_SSIZE_T_CLEAN
+#include "array.h"
 #include "objects.h"
 
 #include <errno.h>
@@ -32,7 +33,8 @@ PyObject *map_set_target(MapObject *self, PyObject *args)
 	return none_or(err);
 }
 
-PyObject *map_write(MapObject *self, PyObject *args)
+static PyObject *with_bytes(MapObject *self, PyObject *args,
+			    int (*change)(struct segmap *, uint64_t, uint64_t, const void *))
 {
 	unsigned long long offset;
 	Py_buffer data;
@@ -41,25 +43,20 @@ PyObject *map_write(MapObject *self, PyObject *args)
 	if (!PyArg_ParseTuple(args, "Ky*", &offset, &data))
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
-	result = segmap_write(self->map, offset, (uint64_t)data.len, data.buf);
+	result = change(self->map, offset, (uint64_t)data.len, data.buf);
 	Py_END_ALLOW_THREADS
 	PyBuffer_Release(&data);
 	return bool_or(result);
 }
 
+PyObject *map_write(MapObject *self, PyObject *args)
+{
+	return with_bytes(self, args, segmap_write);
+}
+
 PyObject *map_copy_up(MapObject *self, PyObject *args)
 {
-	unsigned long long start;
-	Py_buffer data;
-	int result;
-
-	if (!PyArg_ParseTuple(args, "Ky*", &start, &data))
-		return NULL;
-	Py_BEGIN_ALLOW_THREADS
-	result = segmap_copy_up(self->map, start, (uint64_t)data.len, data.buf);
-	Py_END_ALLOW_THREADS
-	PyBuffer_Release(&data);
-	return bool_or(result);
+	return with_bytes(self, args, segmap_copy_up);
 }
 
 PyObject *map_zero(MapObject *self, PyObject *args)
@@ -217,26 +214,25 @@ static PyObject *tuple_of(struct ranges *found)
 	return result;
 }
 
-PyObject *map_take(MapObject *self, PyObject *unused)
-{
-	struct ranges taken;
-	int err;
-
-	(void)unused;
-	Py_BEGIN_ALLOW_THREADS
-	err = segmap_take(self->map, &taken);
-	Py_END_ALLOW_THREADS
-	return err ? none_or(err) : tuple_of(&taken);
-}
-
-PyObject *map_ranges(MapObject *self, PyObject *unused)
+static PyObject *told(MapObject *self, int (*find)(struct segmap *, struct ranges *))
 {
 	struct ranges found;
 	int err;
 
-	(void)unused;
 	Py_BEGIN_ALLOW_THREADS
-	err = segmap_ranges(self->map, &found);
+	err = find(self->map, &found);
 	Py_END_ALLOW_THREADS
 	return err ? none_or(err) : tuple_of(&found);
+}
+
+PyObject *map_take(MapObject *self, PyObject *unused)
+{
+	(void)unused;
+	return told(self, segmap_take);
+}
+
+PyObject *map_ranges(MapObject *self, PyObject *unused)
+{
+	(void)unused;
+	return told(self, segmap_ranges);
 }

@@ -73,8 +73,6 @@ PyObject *map_settle(MapObject *self, PyObject *unused);
 PyObject *map_take(MapObject *self, PyObject *unused);
 PyObject *map_ranges(MapObject *self, PyObject *unused);
 
-/* array('Q') of n numbers. */
-PyObject *array_of(const uint64_t *numbers, size_t n);
 /* A Store's store, NULL for None; -1 with TypeError set for anything else. */
 int optional_store(PyObject *obj, struct store **st);
 
