@@ -18,13 +18,12 @@ import contextlib
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench.report import MIB, Report, add_options, in_turn, installed
-from tests.bench.ssh import Job, wait_until, warm, write_config
+from tests.bench.report import MIB, Report, in_turn, installed, parser_of, run_bench
+from tests.bench.ssh import Job, nbdkit_words, tunnel, warm, write_config
 from tests.images import scatter
 from tests.servers.ssh import Sshd
 
@@ -47,41 +46,14 @@ def rsync(job: Job) -> Iterator[list[object]]:
     yield ["rsync", "-S", "-e", f"ssh -F {job.config}", f"{job.host}:{job.source}", job.target]
 
 
-def _nbdkit_ssh(job: Job, command: str) -> list[object]:
-    login = [f"host={job.host}", f"config={job.config}", f"port={job.port}", "user=root"]
-    login += [f"identity={job.sshd.directory / 'user'}"]
-    login += [f"known-hosts={job.sshd.directory / 'known'}"]
-    return ["nbdkit", "-r", "-U", "-", "ssh", *login, job.source, "--run", command]
-
-
 @contextlib.contextmanager
 def nbdcopy(job: Job) -> Iterator[list[object]]:
-    yield _nbdkit_ssh(job, f"nbdcopy $uri {job.target}")
+    yield nbdkit_words(job, f"nbdcopy $uri {job.target}")
 
 
 @contextlib.contextmanager
 def qemu_img(job: Job) -> Iterator[list[object]]:
-    yield _nbdkit_ssh(job, f"qemu-img convert -f raw -W -m 16 $uri {job.target}")
-
-
-@contextlib.contextmanager
-def tunnel(job: Job) -> Iterator[str]:
-    """The URL of an nbdkit on the server."""
-    here, there, pid = (job.work / name for name in ("here.sock", "there.sock", "there.pid"))
-    serve = f"exec nbdkit -f -r -U {there} -P {pid} file {job.source}"
-    process = subprocess.Popen(
-        ["ssh", "-F", job.config, "-L", f"{here}:{there}", job.host, serve],
-        stdin=subprocess.DEVNULL,
-    )
-    try:
-        wait_until(lambda: here.exists() and pid.exists() and bool(pid.read_text()), "tunnel")
-        yield f"nbd+unix:///?socket={here}"
-    finally:
-        with contextlib.suppress(OSError, ValueError):
-            os.kill(int(pid.read_text()), 15)
-        process.wait(20)
-        for path in (here, there, pid):
-            path.unlink(missing_ok=True)
+    yield nbdkit_words(job, f"qemu-img convert -f raw -W -m 16 $uri {job.target}")
 
 
 @contextlib.contextmanager
@@ -169,35 +141,32 @@ def many(job: Job, options: argparse.Namespace, report: Report) -> None:
             path.unlink()
 
 
+def measure(work: Path, options: argparse.Namespace, report: Report) -> None:
+    (work / "sshd").mkdir()
+    sshd = Sshd(work / "sshd")
+    try:
+        write_config(work / "config", sshd, sshd.port)
+        source = work / "source.img"
+        job = Job(sshd, sshd.port, work / "config", "default", source, work / "copy", work)
+        if options.data:
+            scatter(source, options.sparse * MIB, options.data * MIB)
+            single(job, options, report)
+            source.unlink()
+        if options.many:
+            many(job, options, report)
+    finally:
+        sshd.stop()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_options(parser, rounds=3)
+    parser = parser_of(__doc__, rounds=3)
     parser.add_argument("--data", type=int, default=1024, help="MiB of data")
     parser.add_argument("--sparse", type=int, default=8192, help="MiB that they are spread over")
     parser.add_argument("--many", type=int, default=50, help="images; 0: none")
     parser.add_argument("--many-rounds", type=int, default=1)
     parser.add_argument("--work", default="/var/tmp", help="where; a tmpfs leaves the disk out")
     parser.add_argument("--only", action="append", help="this peer, and imgfs")
-    options = parser.parse_args()
-    report = Report()
-    with tempfile.TemporaryDirectory(dir=options.work) as name:
-        work = Path(name)
-        os.environ["XDG_STATE_HOME"] = f"{work}/state"
-        (work / "sshd").mkdir()
-        sshd = Sshd(work / "sshd")
-        try:
-            write_config(work / "config", sshd, sshd.port)
-            source = work / "source.img"
-            job = Job(sshd, sshd.port, work / "config", "default", source, work / "copy", work)
-            if options.data:
-                scatter(source, options.sparse * MIB, options.data * MIB)
-                single(job, options, report)
-                source.unlink()
-            if options.many:
-                many(job, options, report)
-        finally:
-            sshd.stop()
-    report.finish(options.json)
+    run_bench(parser, measure)
 
 
 if __name__ == "__main__":

@@ -25,19 +25,18 @@ import argparse
 import contextlib
 import os
 import subprocess
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import trio
 
-from imgfs.sources.file import open_file
+from imgfs.sources.local.file import open_file
 from imgfs.views.opening import open_chain
 from imgfs.views.raw import RawView
 from imgfs.views.through import StoredView
 from tests.bench.read import SIZE, fio, served, through_imgfs
-from tests.bench.report import Report, add_options, installed
+from tests.bench.report import Report, installed, parser_of, run_bench
 from tests.big_qcow2 import CLUSTER, scattered, write_qcow2
 from tests.images import fill
 
@@ -173,15 +172,10 @@ def measure(work: Path, options: argparse.Namespace, report: Report) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_options(parser, rounds=5)
+    parser = parser_of(__doc__, rounds=5)
     parser.add_argument("--seconds", type=float, default=2)
     parser.add_argument("--shown", action="store_true", help="cp of a shown qcow2, and no more")
-    options = parser.parse_args()
-    report = Report()
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
-        measure(Path(work), options, report)
-    report.finish(options.json)
+    run_bench(parser, measure)
 
 
 if __name__ == "__main__":

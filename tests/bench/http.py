@@ -14,22 +14,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.report import MIB, Report, add_options, in_turn, installed
+from tests.bench.report import MIB, Report, adopt_daemons, in_turn, installed, parser_of, run_bench
 from tests.images import fill
 from tests.servers.web import Nginx
-
-PR_SET_CHILD_SUBREAPER = 36
 
 LIBRARY = """
 import sys, trio
@@ -156,37 +152,33 @@ def run_one(peer: Peer, job: Job) -> Sample:
     return Sample(copied - ready, copied - begun, children() - before)
 
 
+def measure(work: Path, options: argparse.Namespace, report: Report) -> None:
+    for name in ("www", "nginx"):
+        (work / name).mkdir()
+    source, target = work / "www/disk.img", work / "copy"
+    fill(source, options.data * MIB)
+    # rclone finds the file in a listing only.
+    server = Nginx(work / "nginx", work / "www", more="autoindex on;")
+    try:
+        for number in range(options.rounds):
+            for name, peer in in_turn(installed(PEERS), number):
+                subprocess.run(["cat", source], stdout=subprocess.DEVNULL, check=True)
+                sample = run_one(peer, Job(server.url("disk.img"), target, work))
+                if number == 0 and target.exists():
+                    subprocess.run(["cmp", source, target], check=True)
+                target.unlink(missing_ok=True)
+                report.note("copy", "s", name, sample.copy_s)
+                report.note("all, with the mount", "s", name, sample.whole_s)
+                report.note("CPU", "s", name, sample.cpu_s)
+    finally:
+        server.stop()
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_options(parser, rounds=5)
+    parser = parser_of(__doc__, rounds=5)
     parser.add_argument("--data", type=int, default=1024, help="MiB")
-    options = parser.parse_args()
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl")
-    report = Report()
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as text:
-        work = Path(text)
-        os.environ["XDG_CACHE_HOME"] = f"{work}/cache"
-        for name in ("www", "nginx"):
-            (work / name).mkdir()
-        source, target = work / "www/disk.img", work / "copy"
-        fill(source, options.data * MIB)
-        # rclone finds the file in a listing only.
-        server = Nginx(work / "nginx", work / "www", more="autoindex on;")
-        try:
-            for number in range(options.rounds):
-                for name, peer in in_turn(installed(PEERS), number):
-                    subprocess.run(["cat", source], stdout=subprocess.DEVNULL, check=True)
-                    sample = run_one(peer, Job(server.url("disk.img"), target, work))
-                    if number == 0 and target.exists():
-                        subprocess.run(["cmp", source, target], check=True)
-                    target.unlink(missing_ok=True)
-                    report.note("copy", "s", name, sample.copy_s)
-                    report.note("all, with the mount", "s", name, sample.whole_s)
-                    report.note("CPU", "s", name, sample.cpu_s)
-        finally:
-            server.stop()
-    report.finish(options.json)
+    adopt_daemons()
+    run_bench(parser, measure)
 
 
 if __name__ == "__main__":

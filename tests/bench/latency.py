@@ -21,13 +21,12 @@ import random
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.report import MIB, Report, add_options, in_turn, installed
+from tests.bench.report import MIB, Report, in_turn, installed, parser_of, run_bench
 from tests.bench.ssh import wait_until, warm, write_config
 from tests.images import fill
 from tests.servers.delay_proxy import DelayProxy, carried
@@ -202,19 +201,13 @@ def run(work: Path, options: argparse.Namespace, report: Report) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_options(parser, rounds=3)
+    parser = parser_of(__doc__, rounds=3)
     parser.add_argument("--delays", type=int, nargs="+", default=[0, 20, 200], metavar="MS")
     parser.add_argument("--data", type=int, default=1536, help="MiB to be read in sequence")
     parser.add_argument("--seconds", type=float, default=15, help="at most, for that")
     parser.add_argument("--count", type=int, default=20, help="random reads")
     parser.add_argument("--only", default="", metavar="NAME", help="the peers named NAME...")
-    options = parser.parse_args()
-    report = Report()
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
-        os.environ["XDG_CACHE_HOME"] = f"{work}/cache"
-        run(Path(work), options, report)
-    report.finish(options.json)
+    run_bench(parser, run)
 
 
 if __name__ == "__main__":

@@ -23,12 +23,11 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.bench.report import MIB, Report, add_options
+from tests.bench.report import MIB, Report, parser_of, run_bench
 from tests.bench.ssh import cpu
 from tests.servers.ssh import Sshd
 
@@ -116,14 +115,9 @@ def measure(work: Path, options: argparse.Namespace, report: Report) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_options(parser, rounds=1)
+    parser = parser_of(__doc__, rounds=1)
     parser.add_argument("--images", type=int, default=1000)
-    options = parser.parse_args()
-    report = Report()
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
-        measure(Path(work), options, report)
-    report.finish(options.json)
+    run_bench(parser, measure)
 
 
 if __name__ == "__main__":

@@ -13,16 +13,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.report import MIB, Report, add_options, in_turn, installed
+from tests.bench.report import MIB, Report, in_turn, installed, parser_of, run_bench
 from tests.images import fill, scatter
 from tests.servers.nbd import Nbdkit
 
@@ -133,17 +131,11 @@ def measure(work: Path, options: argparse.Namespace, report: Report) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_options(parser, rounds=5)
+    parser = parser_of(__doc__, rounds=5)
     parser.add_argument("--data", type=int, default=512, help="MiB of data in either image")
     parser.add_argument("--sparse", type=int, default=4096, help="MiB that the sparse one spans")
     parser.add_argument("--tcp", action="store_true", help="over loopback, not a unix socket")
-    options = parser.parse_args()
-    report = Report()
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
-        os.environ["XDG_CACHE_HOME"] = f"{work}/cache"
-        measure(Path(work), options, report)
-    report.finish(options.json)
+    run_bench(parser, measure)
 
 
 if __name__ == "__main__":

@@ -14,12 +14,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.bench.report import Report, add_options, installed
+from tests.bench.report import Report, installed, parser_of, run_bench
 
 SIZE = 512 << 20
 EXTENTS = 100_000
@@ -165,14 +164,9 @@ def measure(work: Path, options: argparse.Namespace, report: Report) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_options(parser, rounds=5)
+    parser = parser_of(__doc__, rounds=5)
     parser.add_argument("--seconds", type=float, default=2)
-    options = parser.parse_args()
-    report = Report()
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
-        measure(Path(work), options, report)
-    report.finish(options.json)
+    run_bench(parser, measure)
 
 
 if __name__ == "__main__":

@@ -13,18 +13,21 @@ MiB (of memory, of what crossed the wire) less is better, of all other units mor
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import os
 import shutil
 import statistics
 import sys
+import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 MIB = 1 << 20
+PR_SET_CHILD_SUBREAPER = 36
 LESS = frozenset({"s", "ms", "MiB"})
 Peer = TypeVar("Peer")
 
@@ -133,6 +136,33 @@ def shown(value: float) -> str:
 def add_options(parser: argparse.ArgumentParser, rounds: int) -> None:
     parser.add_argument("--rounds", type=int, default=rounds)
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
+
+
+def parser_of(what: str | None, rounds: int) -> argparse.ArgumentParser:
+    """A bench's command line; what is peculiar to it is still to be added."""
+    parser = argparse.ArgumentParser(description=what)
+    add_options(parser, rounds)
+    return parser
+
+
+def adopt_daemons() -> None:
+    """Daemons come to us when their parents end, and their CPU is ours to count."""
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")
+
+
+Measure = Callable[[Path, argparse.Namespace, Report], None]
+
+
+def run_bench(parser: argparse.ArgumentParser, measure: Measure) -> None:
+    """Measure in a directory for the bench alone, with caches and state of its own, and tell it."""
+    options = parser.parse_args()
+    report = Report()
+    with tempfile.TemporaryDirectory(dir=getattr(options, "work", None) or "/var/tmp") as work:
+        os.environ["XDG_CACHE_HOME"] = f"{work}/cache"
+        os.environ["XDG_STATE_HOME"] = f"{work}/state"
+        measure(Path(work), options, report)
+    report.finish(options.json)
 
 
 def in_turn(peers: Mapping[str, Peer], number: int) -> list[tuple[str, Peer]]:

@@ -15,23 +15,20 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
 import os
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.report import MIB, Report, add_options, in_turn, installed
+from tests.bench.report import MIB, Report, adopt_daemons, in_turn, installed, parser_of, run_bench
 from tests.images import fill, scatter
 from tests.servers.counting_proxy import CountingProxy
 from tests.servers.ssh import Sshd
 
-PR_SET_CHILD_SUBREAPER = 36
 TICKS = os.sysconf("SC_CLK_TCK")
 #: Names of hosts in the ssh_config that all peers are given: OpenSSH's ciphers, and imgfs's first.
 CIPHERS = {"": "default", ", aes128-gcm": "gcm"}
@@ -106,17 +103,21 @@ def ssh_tar(job: Job) -> Iterator[list[object]]:
     yield ["bash", "-o", "pipefail", "-c", pipe]
 
 
-@contextlib.contextmanager
-def nbdkit_ssh(job: Job) -> Iterator[list[object]]:
+def nbdkit_words(job: Job, command: str) -> list[object]:
     login = [f"host={job.host}", f"config={job.config}", f"port={job.port}", "user=root"]
     login += [f"identity={job.sshd.directory / 'user'}"]
     login += [f"known-hosts={job.sshd.directory / 'known'}"]
-    copy = ["--run", f"nbdcopy $uri {job.target}"]
-    yield ["nbdkit", "-r", "-U", "-", "ssh", *login, job.source, *copy]
+    return ["nbdkit", "-r", "-U", "-", "ssh", *login, job.source, "--run", command]
 
 
 @contextlib.contextmanager
-def nbdkit_file(job: Job) -> Iterator[list[object]]:
+def nbdkit_ssh(job: Job) -> Iterator[list[object]]:
+    yield nbdkit_words(job, f"nbdcopy $uri {job.target}")
+
+
+@contextlib.contextmanager
+def tunnel(job: Job) -> Iterator[str]:
+    """The URL of an nbdkit on the server."""
     here, there, pid = (job.work / name for name in ("here.sock", "there.sock", "there.pid"))
     serve = f"exec nbdkit -f -r -U {there} -P {pid} file {job.source}"
     process = subprocess.Popen(
@@ -126,13 +127,19 @@ def nbdkit_file(job: Job) -> Iterator[list[object]]:
     try:
         # nbdkit writes its pid when it listens.
         wait_until(lambda: here.exists() and pid.exists() and bool(pid.read_text()), "tunnel")
-        yield ["nbdcopy", f"nbd+unix:///?socket={here}", job.target]
+        yield f"nbd+unix:///?socket={here}"
     finally:
         with contextlib.suppress(OSError, ValueError):
             os.kill(int(pid.read_text()), 15)
         process.wait(20)
         for path in (here, there, pid):
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def nbdkit_file(job: Job) -> Iterator[list[object]]:
+    with tunnel(job) as url:
+        yield ["nbdcopy", url, job.target]
 
 
 def both(name: str, peer: Peer) -> dict[str, tuple[str, Peer]]:
@@ -289,22 +296,14 @@ def note(report: Report, image: str, name: str, sample: Sample, is_timed: bool) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_options(parser, rounds=3)
+    parser = parser_of(__doc__, rounds=3)
     parser.add_argument("--data", type=int, default=512, help="MiB of data in either image")
     parser.add_argument("--sparse", type=int, default=4096, help="MiB that the sparse one spans")
     parser.add_argument("--all", action="store_true", help="scp and sshfs of the sparse image too")
     parser.add_argument("--only", metavar="NAME", help="imgfs and the peers named NAME...")
     parser.add_argument("--no-proxy", action="store_true")
-    options = parser.parse_args()
-    # Daemons come to us when their parents end, and their CPU is ours to count.
-    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
-        raise OSError(ctypes.get_errno(), "prctl")
-    report = Report()
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
-        os.environ["XDG_CACHE_HOME"] = f"{work}/cache"
-        measure(Path(work), options, report)
-    report.finish(options.json)
+    adopt_daemons()
+    run_bench(parser, measure)
 
 
 if __name__ == "__main__":

@@ -19,13 +19,12 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.bench.report import MIB, Report, add_options, installed
+from tests.bench.report import MIB, Report, installed, parser_of, run_bench
 
 
 @dataclass(frozen=True)
@@ -223,15 +222,10 @@ def measure(work: Path, options: argparse.Namespace, report: Report) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    add_options(parser, rounds=5)
+    parser = parser_of(__doc__, rounds=5)
     parser.add_argument("--size", type=int, default=512, help="of the disk, MiB")
     parser.add_argument("--only", default="", help="figures with this in their names")
-    options = parser.parse_args()
-    report = Report()
-    with tempfile.TemporaryDirectory(dir="/var/tmp") as work:
-        measure(Path(work), options, report)
-    report.finish(options.json)
+    run_bench(parser, measure)
 
 
 if __name__ == "__main__":

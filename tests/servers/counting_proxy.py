@@ -7,7 +7,8 @@ import fcntl
 import os
 import socket
 import threading
-import time
+
+from tests.servers.proxy import Proxy
 
 PIPE = 1 << 20
 
@@ -19,8 +20,9 @@ class _Pump:
         self.count = 0
         self._source = source
         self._sink = sink
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        self.thread.start()
+        thread = threading.Thread(target=self._run, daemon=True)
+        self.threads = [thread]
+        thread.start()
 
     def _run(self) -> None:
         # splice neither copies through Python nor holds the GIL.
@@ -43,61 +45,8 @@ class _Pump:
             os.close(writable)
 
 
-class CountingProxy:
-    """Listens on `port` of 127.0.0.1 and connects on to `target` there, until it is closed.
+class CountingProxy(Proxy):
+    """As `Proxy` says; what it delivers it only splices."""
 
-    `up` and `down` are the bytes of TCP payload so far, from and to the clients.
-    """
-
-    def __init__(self, target: int) -> None:
-        self._target = target
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
-        self._sockets: list[socket.socket] = []
-        self._ups: list[_Pump] = []
-        self._downs: list[_Pump] = []
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
-
-    @property
-    def up(self) -> int:
-        return sum(pump.count for pump in self._ups)
-
-    @property
-    def down(self) -> int:
-        return sum(pump.count for pump in self._downs)
-
-    def wait_idle(self, timeout_s: float = 10) -> None:
-        """Return when every connection has ended.  Raises TimeoutError when one does not."""
-        deadline = time.monotonic() + timeout_s
-        for pump in (*self._ups, *self._downs):
-            pump.thread.join(max(0, deadline - time.monotonic()))
-            if pump.thread.is_alive():
-                raise TimeoutError("a connection through the proxy is still open")
-
-    def close(self) -> None:
-        """End every connection.  Raises TimeoutError when a thread does not end."""
-        for each in (self._listener, *self._sockets):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
-        self.wait_idle()
-        for each in (self._listener, *self._sockets):
-            each.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            try:
-                server = socket.create_connection(("127.0.0.1", self._target))
-            except OSError:
-                client.close()
-                continue
-            for each in (client, server):
-                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._sockets += [client, server]
-            self._ups.append(_Pump(client, server))
-            self._downs.append(_Pump(server, client))
+    def _pumps(self, client: socket.socket, server: socket.socket) -> tuple[_Pump, _Pump]:
+        return _Pump(client, server), _Pump(server, client)

@@ -18,6 +18,8 @@ import socket
 import threading
 import time
 
+from tests.servers.proxy import Proxy
+
 CHUNK = 128 << 10
 QUEUE = 256 << 10  # of the socket that is read from
 CATCH_UP_S = 0.02  # so long a pump that was not woken in time makes up for it
@@ -86,68 +88,17 @@ class _Pump:
                     each.shutdown(socket.SHUT_RDWR)
 
 
-class DelayProxy:
-    """Listens on `port` of 127.0.0.1 and connects on to `target` there, until it is closed.
-
-    `round_trip_s` is split evenly between the directions; `rate` is bytes a second in each of
-    them, None for no limit.  `up` and `down` are the bytes delivered so far, from and to
-    the clients.
+class DelayProxy(Proxy):
+    """`round_trip_s` is split evenly between the directions; `rate` is bytes a second in each of
+    them, None for no limit.
     """
 
     def __init__(self, target: int, round_trip_s: float, rate: float | None = None) -> None:
-        self._target = target
         self._lines = [_Line(round_trip_s / 2, rate) for _ in range(2)]
-        self._listener = socket.socket()
-        self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, QUEUE)
-        self._listener.bind(("127.0.0.1", 0))
-        self._listener.listen()
-        self.port: int = self._listener.getsockname()[1]
-        self._sockets: list[socket.socket] = []
-        self._ups: list[_Pump] = []
-        self._downs: list[_Pump] = []
-        self._thread = threading.Thread(target=self._accept, daemon=True)
-        self._thread.start()
+        super().__init__(target, receive_buffer=QUEUE)
 
-    @property
-    def up(self) -> int:
-        return sum(pump.count for pump in self._ups)
-
-    @property
-    def down(self) -> int:
-        return sum(pump.count for pump in self._downs)
-
-    def close(self) -> None:
-        """End every connection.  Raises TimeoutError when a thread does not end."""
-        for each in (self._listener, *self._sockets):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-        pumps = [thread for pump in (*self._ups, *self._downs) for thread in pump.threads]
-        for thread in (self._thread, *pumps):
-            thread.join(10)
-            if thread.is_alive():
-                raise TimeoutError("a thread of the proxy does not end")
-        for each in (self._listener, *self._sockets):
-            each.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            server = socket.socket()
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, QUEUE)
-            try:
-                server.connect(("127.0.0.1", self._target))
-            except OSError:
-                client.close()
-                server.close()
-                continue
-            for each in (client, server):
-                each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._sockets += [client, server]
-            self._ups.append(_Pump(client, server, self._lines[0]))
-            self._downs.append(_Pump(server, client, self._lines[1]))
+    def _pumps(self, client: socket.socket, server: socket.socket) -> tuple[_Pump, _Pump]:
+        return _Pump(client, server, self._lines[0]), _Pump(server, client, self._lines[1])
 
 
 def carried(round_trip_s: float, rate: float | None, total: int) -> float:

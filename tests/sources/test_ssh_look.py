@@ -156,6 +156,15 @@ def test_what_is_no_image_is_refused_as_ever(sshd: Sshd, image: Path, tmp_path: 
     looked_at(sshd, image, use)
 
 
+def let_lie(monkeypatch: pytest.MonkeyPatch, true: str, lie: str) -> None:
+    """The helper's program, with that put for this."""
+    command, program, name = ssh_helper.HELPERS["python3"]
+    text = bytes.fromhex(program.decode()).decode()
+    assert true in text
+    changed = command, text.replace(true, lie).encode().hex().encode(), name
+    monkeypatch.setitem(ssh_helper.HELPERS, "python3", changed)
+
+
 @pytest.mark.parametrize(
     ("true", "lie"),
     [
@@ -172,14 +181,7 @@ def test_a_helper_that_lies(
     sshd: Sshd, image: Path, monkeypatch: pytest.MonkeyPatch, true: str, lie: str
 ) -> None:
     """The file is then opened as without one."""
-    command, program, name = ssh_helper.HELPERS["python3"]
-    text = bytes.fromhex(program.decode()).decode()
-    assert true in text
-    monkeypatch.setitem(
-        ssh_helper.HELPERS,
-        "python3",
-        (command, text.replace(true, lie, 2).encode().hex().encode(), name),
-    )
+    let_lie(monkeypatch, true, lie)
 
     async def use(hosts: SshHosts, source: SshSource) -> None:
         assert source.glimpse is None
@@ -200,14 +202,7 @@ def test_a_helper_that_lies(
 def test_a_helper_that_lies_of_bytes(
     sshd: Sshd, image: Path, monkeypatch: pytest.MonkeyPatch, true: str, lie: str
 ) -> None:
-    command, program, name = ssh_helper.HELPERS["python3"]
-    text = bytes.fromhex(program.decode()).decode()
-    assert true in text
-    monkeypatch.setitem(
-        ssh_helper.HELPERS,
-        "python3",
-        (command, text.replace(true, lie).encode().hex().encode(), name),
-    )
+    let_lie(monkeypatch, true, lie)
 
     async def use(hosts: SshHosts, source: SshSource) -> None:
         assert source.glimpse is not None
