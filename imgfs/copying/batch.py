@@ -19,7 +19,7 @@ from imgfs.copying.shown import Shown, showing
 from imgfs.errors import ImgfsError, NeverDurable, NoSpace, SourceChanged, UsageError
 from imgfs.extents import ExtentList
 from imgfs.opener.disks import Opened
-from imgfs.sources.file import FileSource
+from imgfs.sources.local.file import FileSource
 from imgfs.units import format_size
 from imgfs.url.shown import shown_source
 from imgfs.views.opening import Chain

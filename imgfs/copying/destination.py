@@ -18,8 +18,8 @@ from imgfs.errors import NeverDurable
 from imgfs.extents import ExtentList, all_data
 from imgfs.image import Buffer, Image
 from imgfs.sources.base import Source, WritableSource
-from imgfs.sources.file import FileSource
 from imgfs.sources.listing import Listing
+from imgfs.sources.local.file import FileSource
 
 Guard = Callable[[], Awaitable[None]]
 

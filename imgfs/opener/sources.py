@@ -11,8 +11,9 @@ from imgfs.config.options import Options
 from imgfs.errors import UsageError
 from imgfs.formats.served import Node
 from imgfs.sources.base import Source
-from imgfs.sources.file import open_file
-from imgfs.sources.listing import Listing, LocalListing
+from imgfs.sources.listing import Listing
+from imgfs.sources.local.file import open_file
+from imgfs.sources.local.listing import LocalListing
 from imgfs.url.nbd import NbdCommand, NbdUrl
 from imgfs.url.source import ObjectUrl, parse
 

@@ -17,7 +17,7 @@ from imgfs.formats.served import Node
 from imgfs.locks import Lock
 from imgfs.overlays.rawpins import is_pinned_raw, pin_raw, unpin_raw
 from imgfs.sources.base import Source
-from imgfs.sources.file import FileSource
+from imgfs.sources.local.file import FileSource
 from imgfs.url.beside import beside
 from imgfs.views.drive import drive, run_on
 from imgfs.views.opening import Asked, Chain, open_chain

@@ -6,7 +6,19 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from imgfs.errors import SourceUnreachable
 from imgfs.image import Image, WritableImage
+
+
+class Broken(Exception):
+    """The connection is of no use any more; another one may be.  `error` is what to say of it.
+
+    It never leaves a source.
+    """
+
+    def __init__(self, error: SourceUnreachable) -> None:
+        super().__init__(str(error))
+        self.error = error
 
 
 @dataclass(frozen=True, slots=True)

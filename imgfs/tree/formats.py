@@ -61,47 +61,42 @@ class Format:
 FORMATS: Mapping[str, Maker] = {extension: Format(extension) for extension in SHOWN}
 
 
+@dataclass(frozen=True, slots=True)
+class Showing:
+    """How a disk is shown in a tree."""
+
+    tree: Tree
+    makers: Mapping[str, Maker]  #: by what stands behind the disk's name
+    current: Callable[[], Awaitable[Shown]]  #: the disk as it is to be shown now
+    follow: Callable[[View], None] = lambda view: None  #: hears of every view
+    changed: Callable[[Node], Awaitable[None]] | None = None
+    fleeting: bool = False  #: the kernel must ask for the names each time
+
+
 class FormatNodes:
     """The files of a disk in a directory.
 
-    `current` gives the disk as it is to be shown now.  When that is another one than a file was
-    made of, the name gets a node of its own for the new one, and who has the old one open keeps it.
-    `follow` hears of every view.  With `fleeting` the kernel must ask for the names each time.
+    When the current disk is another one than a file was made of, the name gets a node of its own
+    for the new one, and who has the old one open keeps it.
     """
 
-    def __init__(
-        self,
-        tree: Tree,
-        directory: Node,
-        name: str,
-        makers: Mapping[str, Maker],
-        current: Callable[[], Awaitable[Shown]],
-        *,
-        follow: Callable[[View], None] = lambda view: None,
-        changed: Callable[[Node], Awaitable[None]] | None = None,
-        fleeting: bool = False,
-    ) -> None:
-        self._tree = tree
+    def __init__(self, showing: Showing, directory: Node, name: str) -> None:
+        self._showing = showing
         self._directory = directory
-        self._current = current
-        self._follow = follow
-        self._changed = changed
-        self._fleeting = fleeting
         self._making = Lock()
         self._made_of: dict[int, View] = {}  # by the inodes of the names' nodes
-        for extension, maker in makers.items():
+        for extension, maker in showing.makers.items():
             self._add(encode(name + extension), maker)
 
     def _add(self, name: bytes, maker: Maker) -> Node:
-        node = self._tree.add(
-            self._directory, name, changed=self._changed, is_fleeting=self._fleeting
-        )
+        how = self._showing
+        node = how.tree.add(self._directory, name, changed=how.changed, is_fleeting=how.fleeting)
         node.renew = partial(self._renew, node, maker)
         return node
 
     async def _renew(self, node: Node, maker: Maker) -> Node:
         async with self._making:
-            shown = await self._current()
+            shown = await self._showing.current()
             name = self._name_of(node)
             made_of = self._made_of.get(node.inode)
             if made_of is shown.disk:
@@ -119,7 +114,7 @@ class FormatNodes:
                 else:
                     node.prepare = make
             except UnsupportedFeature as exc:
-                self._tree.remove(self._directory, name)
+                self._showing.tree.remove(self._directory, name)
                 raise SourceNotFound(str(exc)) from exc
             self._made_of[node.inode] = shown.disk
             return node
@@ -130,7 +125,7 @@ class FormatNodes:
             if shown.disk.stale is not None:
                 view.mark_stale(shown.disk.stale)
             node.view, node.shape, node.prepare = view, None, None
-            self._follow(view)
+            self._showing.follow(view)
 
     def _name_of(self, node: Node) -> bytes:
         """The name that it has by now.  Raises SourceNotFound when another has taken it."""

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 
 from imgfs.guest.disk import Guest
 from imgfs.locks import Lock
-from imgfs.tree.formats import FormatNodes, Maker, Shown
+from imgfs.tree.formats import FormatNodes, Showing, Shown
 from imgfs.tree.names import encode, shown
-from imgfs.tree.nodes import Node, Tree
+from imgfs.tree.nodes import Node
 from imgfs.views.slice import SliceView, parts_of
 from imgfs.views.sparse import SparseView, look
 from imgfs.views.view import View
@@ -18,49 +18,24 @@ log = logging.getLogger(__name__)
 
 
 class GuestNodes:
-    """The two directories of one disk.  Nothing is read before somebody looks at a name in them.
+    """The two directories of one disk.  Nothing is read before somebody looks at a name in them."""
 
-    The arguments are as of `FormatNodes`.
-    """
-
-    def __init__(
-        self,
-        tree: Tree,
-        directory: Node,
-        name: str,
-        makers: Mapping[str, Maker],
-        current: Callable[[], Awaitable[Shown]],
-        *,
-        follow: Callable[[View], None] = lambda view: None,
-        changed: Callable[[Node], Awaitable[None]] | None = None,
-        fleeting: bool = False,
-    ) -> None:
+    def __init__(self, showing: Showing, directory: Node, name: str) -> None:
         self.name = name  #: of the disk; of the files in sparse/ when somebody looks first
-        self._tree = tree
-        self._current = current
-        self._follow = follow
-        self._changed = changed
-        self._fleeting = fleeting
+        self._showing = showing
         self._looking = Lock()
         self._known: tuple[View, Guest] | None = None
         self._sparse: tuple[View, Shown] | None = None
-        sparse = tree.add(directory, b"sparse", children={})
+        sparse = showing.tree.add(directory, b"sparse", children={})
 
         async def look_into() -> None:
             if not sparse.children:
-                FormatNodes(
-                    tree,
-                    sparse,
-                    self.name,
-                    {".raw": _as_it_is, **makers},
-                    self._sparsified,
-                    follow=follow,
-                    changed=changed,
-                    fleeting=fleeting,
-                )
+                makers = {".raw": _as_it_is, **showing.makers}
+                sparsified = replace(showing, makers=makers, current=self._sparsified)
+                FormatNodes(sparsified, sparse, self.name)
 
         sparse.refresh = look_into
-        self._partitions = tree.add(directory, b"partitions", children={})
+        self._partitions = showing.tree.add(directory, b"partitions", children={})
         self._partitions.refresh = self._refresh
         self._ranges: dict[bytes, list[tuple[int, int]]] = {}
 
@@ -70,7 +45,7 @@ class GuestNodes:
         return None if self._known is None or self._known[0].stale else self._known[1]
 
     async def _look(self) -> tuple[Shown, Guest]:
-        current = await self._current()
+        current = await self._showing.current()
         async with self._looking:
             if self._known is None or self._known[0] is not current.disk:
                 guest = await look(current.disk)
@@ -93,7 +68,7 @@ class GuestNodes:
         children = self._partitions.children
         assert children is not None
         for name in [name for name in children if found.get(name) != self._ranges.get(name)]:
-            self._tree.remove(self._partitions, name)
+            self._showing.tree.remove(self._partitions, name)
         self._ranges = found
         for name, ranges in found.items():
             if name not in children:
@@ -103,16 +78,8 @@ class GuestNodes:
         async def make(current: Shown, text: str) -> View:
             return SliceView(text, current.disk, ranges)
 
-        FormatNodes(
-            self._tree,
-            self._partitions,
-            name.decode("utf-8", "surrogateescape"),
-            {"": make},
-            self._current,
-            follow=self._follow,
-            changed=self._changed,
-            fleeting=self._fleeting,
-        )
+        showing = replace(self._showing, makers={"": make})
+        FormatNodes(showing, self._partitions, name.decode("utf-8", "surrogateescape"))
 
 
 async def _as_it_is(current: Shown, name: str) -> View:

@@ -23,7 +23,7 @@ from imgfs.locks import Lock
 from imgfs.overlays.store import Base
 from imgfs.sources.patience import patiently
 from imgfs.status.fields import ImageStatus, State
-from imgfs.tree.formats import FORMATS, FormatNodes, Shown
+from imgfs.tree.formats import FORMATS, FormatNodes, Showing, Shown
 from imgfs.tree.guest import GuestNodes
 from imgfs.tree.names import encode
 from imgfs.tree.nodes import Node, Tree
@@ -108,9 +108,9 @@ class ImageNodes:
         )
 
         self.snapshots.add_to(tree, directory)
-        where = tree, directory, self.name, FORMATS, self._shown
-        FormatNodes(*where, follow=self._follow, changed=self._changed)
-        self._guest = GuestNodes(*where, follow=self._follow, changed=self._changed)
+        showing = Showing(tree, FORMATS, self._shown, self._follow, self._changed)
+        FormatNodes(showing, directory, self.name)
+        self._guest = GuestNodes(showing, directory, self.name)
 
     def add_original(self, tree: Tree, directory: Node) -> None:
         """Put the source's bytes as stored there, under the file's own name."""

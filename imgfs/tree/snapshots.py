@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 from collections.abc import Awaitable, Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from weakref import WeakKeyDictionary
@@ -27,7 +27,7 @@ from imgfs.overlays.reading import open_to_read
 from imgfs.overlays.records import SnapshotPath
 from imgfs.overlays.store import Base, SnapshotStore
 from imgfs.overlays.trim import WORTH, Trim, begin_trim
-from imgfs.tree.formats import FORMATS, FormatNodes, Shown
+from imgfs.tree.formats import FORMATS, FormatNodes, Showing, Shown
 from imgfs.tree.guest import GuestNodes
 from imgfs.tree.names import encode, is_reserved
 from imgfs.tree.names import shown as shown_name
@@ -330,16 +330,10 @@ class SnapshotFolder(Folder):
         raw = parent.tree.add(self.node, name + b".raw")
         raw.prepare = partial(self._open_raw, raw)
         SnapshotsFolder(parent.snapshots, parent.tree, self.node, self)
-        FormatNodes(
-            parent.tree,
-            self.node,
-            _text(name),
-            {**FORMATS, ".delta.qcow2": self._delta},
-            self._frozen,
-            fleeting=True,
-        )
-        where = parent.tree, self.node, _text(name)
-        self._guest = GuestNodes(*where, FORMATS, self._frozen, fleeting=True)
+        showing = Showing(parent.tree, FORMATS, self._frozen, fleeting=True)
+        with_delta = replace(showing, makers={**FORMATS, ".delta.qcow2": self._delta})
+        FormatNodes(with_delta, self.node, _text(name))
+        self._guest = GuestNodes(showing, self.node, _text(name))
 
     @property
     def path(self) -> SnapshotPath:

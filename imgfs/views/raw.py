@@ -14,7 +14,7 @@ from imgfs.extents import ExtentList
 from imgfs.image import Buffer
 from imgfs.locks import Lock
 from imgfs.sources.base import Source
-from imgfs.sources.file import FileSource
+from imgfs.sources.local.file import FileSource
 from imgfs.views.view import View
 
 CHECK_S = 5.0  # how often, while it is read uncached, the source is asked whether it is the same

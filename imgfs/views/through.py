@@ -39,7 +39,7 @@ from imgfs.errors import (
 from imgfs.extents import ExtentList
 from imgfs.image import Buffer
 from imgfs.sources.base import Source, WritableSource
-from imgfs.sources.file import FileSource
+from imgfs.sources.local.file import FileSource
 from imgfs.views.behind import WriteBehind
 from imgfs.views.raw import RawView
 from imgfs.views.writable import Writable

@@ -278,7 +278,8 @@ def test_workers_that_see_something_else(cluster: Cluster, tmp_path: Path, out: 
     cluster.end(other)
     # Elsewhere, but as much: else the file would have another size already.
     preload = (
-        "from imgfs.extents import from_data_ranges\nfrom imgfs.sources.file import FileSource\n"
+        "from imgfs.extents import from_data_ranges\n"
+        "from imgfs.sources.local.file import FileSource\n"
         f"ranges = [({12 * MIB}, {60 * MIB})]\n"
         "async def other(self): return from_data_ranges(iter(ranges), self.size)\n"
         "FileSource._all_extents = other\n"

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.sources.base import Source
-from imgfs.sources.file import open_file
+from imgfs.sources.local.file import open_file
 from imgfs.sources.objects.settings import from_environment
 from tests.servers.nbd import Nbdkit, NbdServer, QemuNbd
 from tests.servers.ssh import Sshd

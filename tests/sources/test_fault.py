@@ -16,7 +16,7 @@ from imgfs.cache.fills import FAILED_S
 from imgfs.cache.space import CacheSpace
 from imgfs.errors import ShortRead, SourceChanged, SourceUnreachable
 from imgfs.sources.fault import Fault, FaultSource
-from imgfs.sources.file import open_file
+from imgfs.sources.local.file import open_file
 
 from .conftest import MIB, run
 

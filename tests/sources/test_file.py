@@ -10,7 +10,7 @@ import trio
 
 from imgfs._native import _map
 from imgfs.errors import NotAnImage, SourceChanged, SourceNotFound
-from imgfs.sources.file import open_file
+from imgfs.sources.local.file import open_file
 
 from .conftest import MIB, run
 

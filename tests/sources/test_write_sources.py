@@ -24,7 +24,7 @@ from imgfs.errors import (
     UnsupportedFeature,
 )
 from imgfs.sources.base import WritableSource
-from imgfs.sources.file import open_file
+from imgfs.sources.local.file import open_file
 from imgfs.sources.ssh.settings import SshSettings
 from imgfs.sources.ssh.source import SshHosts
 from imgfs.url.source import SshUrl

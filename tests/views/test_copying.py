@@ -17,7 +17,7 @@ from imgfs.overlays.merge import begin_merge
 from imgfs.overlays.records import SnapshotPath
 from imgfs.overlays.store import Base, SnapshotStore
 from imgfs.overlays.trim import begin_trim
-from imgfs.sources.file import open_file
+from imgfs.sources.local.file import open_file
 from imgfs.views.copying import Progress, copy_range
 from imgfs.views.overlay import SnapshotView, layers_in_use
 from imgfs.views.raw import RawView

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from imgfs.errors import CorruptImage, SourceChanged
 from imgfs.formats.disk import Disk
 from imgfs.pieces import Codec, Coded, PieceList, PieceListBuilder
-from imgfs.sources.file import open_file
+from imgfs.sources.local.file import open_file
 from imgfs.steps import Steps, read
 from imgfs.views.decoded import DecodedView, Layer
 from imgfs.views.raw import RawView

@@ -27,7 +27,7 @@ BASE = Base("/disk", 0, "raw", "stat", "1")
 
 @asynccontextmanager
 async def snapshot(store: SnapshotStore, name: str, base: Path) -> AsyncIterator[SnapshotView]:
-    from imgfs.sources.file import open_file
+    from imgfs.sources.local.file import open_file
     from imgfs.views.raw import RawView
 
     below = RawView(await open_file(str(base)))

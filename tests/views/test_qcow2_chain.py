@@ -10,7 +10,7 @@ import trio
 
 from imgfs.formats.layout import About
 from imgfs.formats.qcow2_layout import layout
-from imgfs.sources.file import open_file
+from imgfs.sources.local.file import open_file
 from imgfs.views.encoded import EncodedView
 from imgfs.views.opening import open_chain
 from imgfs.views.raw import RawView

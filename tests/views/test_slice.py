@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from imgfs.sources.file import open_file
+from imgfs.sources.local.file import open_file
 from imgfs.views.raw import RawView
 from imgfs.views.slice import SliceView
 

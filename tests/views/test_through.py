@@ -7,7 +7,7 @@ from pathlib import Path
 
 import trio
 
-from imgfs.sources.file import open_file
+from imgfs.sources.local.file import open_file
 from imgfs.views.through import ThroughView
 
 MIB = 1 << 20

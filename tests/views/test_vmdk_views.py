@@ -10,7 +10,7 @@ import trio
 
 from imgfs.errors import CorruptImage
 from imgfs.formats import vmdk_stream_layout
-from imgfs.sources.file import open_file
+from imgfs.sources.local.file import open_file
 from imgfs.views.encoded import EncodedView
 from imgfs.views.opening import open_chain
 from imgfs.views.raw import RawView

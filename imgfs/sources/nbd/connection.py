@@ -41,11 +41,11 @@ from imgfs.errors import (
     UnsupportedFeature,
 )
 from imgfs.image import Buffer
+from imgfs.sources.base import Broken
 from imgfs.sources.nbd.errors import (
     REPLIES,
     STATUS_REPLIES,
     WRITE_REPLIES,
-    Broken,
     Replies,
     connection_error,
     library,

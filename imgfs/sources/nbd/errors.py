@@ -19,17 +19,10 @@ from imgfs.errors import (
     SourceUnreachable,
     UnsupportedFeature,
 )
+from imgfs.sources.base import Broken
 from imgfs.url.text import one_line
 
 MISSING = "NBD needs the nbd module of libnbd: install the package python3-libnbd"
-
-
-class Broken(Exception):
-    """The connection is of no use any more; another one may be.  `error` is what to say of it."""
-
-    def __init__(self, error: SourceUnreachable) -> None:
-        super().__init__(str(error))
-        self.error = error
 
 
 def library() -> Any:

@@ -33,9 +33,9 @@ from imgfs.errors import (
     SourceTimeout,
     SourceUnreachable,
 )
+from imgfs.sources.base import Broken
 from imgfs.sources.nbd.buffers import buffer
 from imgfs.sources.nbd.connection import Connection, Done, Facts, Status
-from imgfs.sources.nbd.errors import Broken
 from imgfs.sources.nbd.settings import NbdSettings
 from imgfs.url.nbd import NbdUrl
 

@@ -24,18 +24,13 @@ from imgfs.errors import (
     UnsupportedFeature,
     UsageError,
 )
+from imgfs.sources.base import Broken
 
+#: What an exception means.  The first that fits counts; {} is its own text.
+Table = tuple[tuple[type[Exception], type[ImgfsError], str], ...]
 
-class Broken(Exception):
-    """The connection is of no use any more; another one may be.  `error` is what to say of it."""
-
-    def __init__(self, error: SourceUnreachable) -> None:
-        super().__init__(str(error))
-        self.error = error
-
-
-#: What a server says of a file.  The first that fits counts; {} is the server's own text.
-FILE_ERRORS: tuple[tuple[type[Exception], type[ImgfsError], str], ...] = (
+#: What a server says of a file.
+FILE_ERRORS: Table = (
     (asyncssh.SFTPNoSuchFile, SourceNotFound, "no such file"),
     (asyncssh.SFTPNoSuchPath, SourceNotFound, "no such file"),
     (asyncssh.SFTPNotADirectory, SourceNotFound, "no such file"),
@@ -62,7 +57,7 @@ ANOTHER_KEY = "the host key is ANOTHER ONE than is known of this host: somebody 
 ANOTHER_KEY += "or the host was set up anew; ask who runs it before `ssh-keygen -R`"
 
 #: What ends a login for good: trying again would give the same answer.
-LOGIN_ERRORS: tuple[tuple[type[Exception], type[ImgfsError], str], ...] = (
+LOGIN_ERRORS: Table = (
     (
         asyncssh.HostKeyNotVerifiable,
         HostKeyError,
@@ -89,6 +84,13 @@ def reason(exc: Exception) -> str:
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
+def _meaning(table: Table, name: str, exc: Exception) -> ImgfsError | None:
+    for foreign, own, text in table:
+        if isinstance(exc, foreign):
+            return own(f"{name}: {text.format(reason(exc))}")
+    return None
+
+
 @contextlib.contextmanager
 def file_errors(name: str) -> Iterator[None]:
     """For requests about a file.  Raises ImgfsError, or Broken when the connection is gone."""
@@ -97,9 +99,8 @@ def file_errors(name: str) -> Iterator[None]:
     except _LOST as exc:
         raise Broken(SourceUnreachable(f"{name}: the connection was lost")) from exc
     except asyncssh.SFTPError as exc:
-        for foreign, own, text in FILE_ERRORS:
-            if isinstance(exc, foreign):
-                raise own(f"{name}: {text.format(reason(exc))}") from exc
+        if (error := _meaning(FILE_ERRORS, name, exc)) is not None:
+            raise error from exc
         raise
     except (asyncssh.Error, OSError) as exc:
         said = f"{name}: the connection was lost ({reason(exc)})"
@@ -120,9 +121,8 @@ def login_errors(where: str) -> Iterator[None]:
     except (asyncssh.Error, OSError, ValueError) as exc:
         if "authentication failures" in str(exc):  # OpenSSH says so with a protocol error
             raise LoginRefused(f"{where}: {REFUSED}") from exc
-        for foreign, own, text in LOGIN_ERRORS:
-            if isinstance(exc, foreign):
-                raise own(f"{where}: {text.format(reason(exc))}") from exc
+        if (error := _meaning(LOGIN_ERRORS, where, exc)) is not None:
+            raise error from exc
         if isinstance(exc, FileNotFoundError | PermissionError) and exc.filename:
             raise UsageError(f"{exc.filename}: {reason(exc)}") from exc
         if isinstance(exc, ValueError):

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 
 import trio
@@ -14,46 +12,21 @@ import trio
 from imgfs._native import _map
 from imgfs.daemon.mounts import serves
 from imgfs.errors import (
-    AccessDenied,
-    ImgfsError,
-    NoSpace,
     NotAnImage,
     NotDurable,
-    ReadOnlyView,
     ShortRead,
     SourceChanged,
     SourceNotFound,
-    TooLarge,
     UnsupportedFeature,
     UsageError,
 )
 from imgfs.extents import ExtentList, all_data
 from imgfs.image import Buffer
 from imgfs.sources.base import Identity, SourceStat, WritableSource
+from imgfs.sources.local.errors import FILES, translated
 
 ZEROES = 1 << 20  # bytes that are written at once where no hole can be made
 SECTOR = 4096  # a device punches whole ones only; this is the longest that there are
-
-_ERRORS: dict[int, tuple[type[ImgfsError], str]] = {
-    errno.ENOENT: (SourceNotFound, "no such file"),
-    errno.ENOTDIR: (SourceNotFound, "no such file"),
-    errno.EACCES: (AccessDenied, "permission denied"),
-    errno.EPERM: (AccessDenied, "permission denied"),
-    errno.EISDIR: (NotAnImage, "is a directory; for all images in it write a / at its end"),
-    errno.EROFS: (ReadOnlyView, "lies on a read-only filesystem"),
-    errno.ENOSPC: (NoSpace, "no space is left on its disk"),
-    errno.EDQUOT: (NoSpace, "the disk quota is used up"),
-    errno.EFBIG: (TooLarge, "its filesystem allows no file as long as that"),
-}
-
-
-@contextlib.contextmanager
-def _translated(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        kind, text = _ERRORS.get(exc.errno or 0, (ImgfsError, exc.strerror or str(exc)))
-        raise kind(f"{path}: {text}") from exc
 
 
 def _identity(st: os.stat_result) -> Identity:
@@ -120,7 +93,7 @@ class FileSource(WritableSource):
     async def check_identity(self) -> None:
         known = self.stat
         try:
-            with _translated(self._path):
+            with translated(self._path, FILES):
                 now = await trio.to_thread.run_sync(os.stat, self._path)
         except SourceNotFound as exc:
             raise SourceChanged(f"{self._path}: was deleted; open it again") from exc
@@ -150,7 +123,7 @@ class FileSource(WritableSource):
         os.close(self.fd)
 
     async def _read(self, offset: int, length: int) -> bytes:
-        with _translated(self._path):
+        with translated(self._path, FILES):
             data = await trio.to_thread.run_sync(
                 os.pread, self.fd, length, offset, abandon_on_cancel=True
             )
@@ -161,7 +134,7 @@ class FileSource(WritableSource):
 
     async def _write(self, offset: int, data: Buffer) -> None:
         self._known = None
-        with _translated(self._path):
+        with translated(self._path, FILES):
             await trio.to_thread.run_sync(_pwrite, self.fd, data, offset)
 
     async def _zero(self, offset: int, length: int) -> None:
@@ -179,7 +152,7 @@ class FileSource(WritableSource):
             except OSError as exc:
                 # Not every filesystem has holes, and not every device.
                 if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
-                    with _translated(self._path):
+                    with translated(self._path, FILES):
                         raise
                 await self._write_zeroes(start, stop)
         await self._write_zeroes(stop, end)
@@ -193,7 +166,7 @@ class FileSource(WritableSource):
         if not self.is_resizable:
             raise UnsupportedFeature(f"{self._path}: a device's size cannot be changed")
         self._known = None
-        with _translated(self._path):
+        with translated(self._path, FILES):
             await trio.to_thread.run_sync(os.ftruncate, self.fd, size)
 
     async def _flush(self) -> None:
@@ -211,7 +184,7 @@ class FileSource(WritableSource):
     async def _all_extents(self) -> ExtentList:
         if not self._want_extents or self.size == 0:
             return all_data(0, self.size)
-        with _translated(self._path):
+        with translated(self._path, FILES):
             ends, flags = await trio.to_thread.run_sync(_map.scan_file, self.fd, self.size)
         return ExtentList(0, ends, flags)
 
@@ -262,7 +235,7 @@ async def open_file(
     serves it itself.  The caller closes it with `aclose`.
     """
     path = str(Path(path).absolute())
-    with _translated(path):
+    with translated(path, FILES):
         fd, st, size = await trio.to_thread.run_sync(
             _open, path, os.O_RDWR if write else os.O_RDONLY
         )
