@@ -54,8 +54,6 @@ def command(
 
 def checked_mountpoint(text: str) -> str:
     """The mount point's absolute path, free of a dead mount of ours.  Raises MountError."""
-    if not text:  # which realpath takes for the working directory
-        raise MountError("'': no such directory; a mount point must exist")
     # The name itself is kept: a dead mount cannot be looked at, and is no symbolic link.
     parent, name = os.path.split(os.path.realpath(text))
     where = str(Path(parent) / name)

@@ -9,6 +9,7 @@ import click
 from click.shell_completion import CompletionItem
 
 from imgfs.cli.manual import OPTIONS
+from imgfs.errors import MountError
 
 
 def _complete_options(
@@ -37,7 +38,15 @@ def _complete_directory(
 
 
 source = click.argument("source", shell_complete=complete_file)
-mountpoint = click.argument("mountpoint", shell_complete=_complete_directory)
+
+
+def _named(context: click.Context, parameter: click.Parameter, value: str) -> str:
+    if not value:  # which pathlib and realpath take for the working directory
+        raise MountError("'': no such directory; a mount point must exist")
+    return value
+
+
+mountpoint = click.argument("mountpoint", callback=_named, shell_complete=_complete_directory)
 options = click.option(
     "-o",
     "options",

@@ -405,11 +405,19 @@ class _Reader:
 
 
 def _is_directory(source: str) -> bool:
-    """By its / at the end: nothing is looked at before an image is used."""
+    """By its / at the end, or on this machine by its name: only what a link leads to, and other
+    machines, are not asked before an image is used."""
     where = parse(source)
     if isinstance(where, str):
-        return where.endswith("/")
+        return where.endswith("/") or _is_local_directory(where)
     return isinstance(where, SshUrl | ObjectUrl) and where.is_directory
+
+
+def _is_local_directory(path: str) -> bool:
+    try:
+        return stat.S_ISDIR(os.lstat(path).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def _https_hosts(image: ImageSettings) -> Iterator[str]:

@@ -130,9 +130,7 @@ async def jobs_of(
         many = many or not is_one
     if not _is_directory(destination):
         if many:
-            raise UsageError(
-                f"{shown_source(destination)}: many images need a directory; write a / at its end"
-            )
+            raise UsageError(f"{shown_source(destination)}: {_no_directory(destination)}")
         return [Job(wishes[0], destination, format or format_of(destination))]
     where = parse(destination)
     if isinstance(where, str) and not Path(where).is_dir():
@@ -203,6 +201,16 @@ def _is_directory(text: str) -> bool:
     if isinstance(where, str):
         return where.endswith("/") or Path(where).is_dir()
     return isinstance(where, SshUrl | ObjectUrl) and where.is_directory
+
+
+def _no_directory(destination: str) -> str:
+    """Why many images cannot go there, and all that is to be done."""
+    where = parse(destination)
+    if isinstance(where, str):
+        if os.path.lexists(where):
+            return "many images need a directory, and it is none"
+        return "many images need a directory, and there is none of this name; make it first"
+    return "many images need a directory; write a / at its end"
 
 
 def _inside(directory: str, name: str) -> str:

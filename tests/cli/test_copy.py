@@ -209,7 +209,12 @@ def test_bars_at_a_terminal(out: Path, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_meant(sparse: Path, out: Path, tmp_path: Path) -> None:
-    assert "many images need a directory" in refused(sparse, sparse, out / "x")
+    said = "many images need a directory, and there is none of this name; make it first"
+    assert refused(sparse, sparse, out / "x") == f"{out}/x: {said}"
+    said = "many images need a directory, and it is none"
+    assert refused(sparse, sparse, sparse) == f"{sparse}: {said}"
+    said = "many images need a directory; write a / at its end"
+    assert refused(sparse, sparse, "ssh://kool/x") == f"ssh://kool/x: {said}"
     assert "no such directory" in refused(sparse, f"{tmp_path}/none/")
     assert "a web server can only be read" in refused(sparse, "http://127.0.0.1/x.raw")
     assert "is where both" in refused(sparse, sparse, out)

@@ -88,3 +88,15 @@ def test_busy_mount(mount: Mounter, sparse: Path) -> None:
         assert (done.returncode, done.stderr.count("\n")) == (1, 1)
         assert "busy" in done.stderr.lower()
     assert imgfs("umount", m.point).returncode == 0
+
+
+@pytest.mark.parametrize("command", ["umount", "top"])
+def test_no_name_is_not_the_working_directory(
+    mount: Mounter, sparse: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    m = mount(sparse)
+    monkeypatch.chdir(m.point)
+    done = imgfs(command, "")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "imgfs: '': no such directory; a mount point must exist\n"
+    assert mounted_at(str(m.point)) is not None

@@ -148,6 +148,28 @@ def test_wrong_passphrase_is_one_line(
     nothing_left(point)
 
 
+@pytest.mark.parametrize("by", ["key=", "config="])
+def test_a_locked_key_without_a_terminal_is_named(
+    point: Path, sshd: Sshd, sparse: Path, tmp_path: Path, by: str
+) -> None:
+    known, locked = sshd.directory / "known", sshd.directory / "locked"
+    file = locked
+    if by == "config=":
+        file = tmp_path / "config"
+        file.write_text(f"Host *\n  IdentityFile {locked}\n")
+    command = [*IMGFS, sshd.url(sparse), point, "-o", f"known_hosts={known},{by}{file}"]
+    done = subprocess.run(
+        command, timeout=60, capture_output=True, text=True, start_new_session=True
+    )
+    assert done.returncode == 1
+    refused = "the server refused the login, and " if by == "config=" else ""
+    assert done.stderr == (
+        f"imgfs: 127.0.0.1:{sshd.port}: {refused}there is no terminal to ask for the passphrase of "
+        f"{locked}; load it into the agent with ssh-add\n"
+    )
+    nothing_left(point)
+
+
 @pytest.mark.parametrize("words", [["-f"], []], ids=["foreground", "background"])
 def test_interrupt_at_the_question(point: Path, sshd: Sshd, sparse: Path, words: list[str]) -> None:
     t = Terminal(sshd.url(sparse), point, "-o", options(sshd), *words)

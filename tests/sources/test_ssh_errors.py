@@ -83,7 +83,8 @@ def test_login_refused(sshd: Sshd, image: Path, tmp_path: Path) -> None:
 def test_key_is_missing_or_encrypted(sshd: Sshd, image: Path, tmp_path: Path) -> None:
     assert "nokey" in refused(sshd, image, UsageError, identity=str(tmp_path / "nokey"))
     key = make_key(tmp_path / "locked", "secret")
-    assert "assphrase" in refused(sshd, image, UsageError, identity=str(key))
+    said = refused(sshd, image, LoginRefused, identity=str(key))
+    assert f"passphrase of {key}; load it into the agent" in said
 
 
 def test_passphrase_is_asked_for_once(sshd: Sshd, image: Path, tmp_path: Path) -> None:
@@ -118,8 +119,22 @@ def test_missing_and_directory_and_fifo(sshd: Sshd, image: Path, tmp_path: Path)
 def test_no_listener(sshd: Sshd, image: Path) -> None:
     sshd.stop()
     begun = time.monotonic()
-    assert "127.0.0.1" in refused(sshd, image, SourceUnreachable)
+    assert sshd.url(image) in refused(sshd, image, SourceUnreachable)
     assert time.monotonic() - begun < 5
+
+
+def test_a_server_that_has_gone_is_told_of_the_file(sshd: Sshd, image: Path) -> None:
+    """Of many images of one server `imgfs top` shows each its own last error."""
+
+    async def main() -> None:
+        async with opened(sshd, image, timeout_s=1) as source:
+            sshd.stop()
+            with pytest.raises(SourceUnreachable) as caught:
+                await source.read(0, MIB)
+            assert str(caught.value).startswith(f"{sshd.url(image)}: ")
+            assert source.counters.last_error == str(caught.value)
+
+    run(main)
 
 
 def test_name_that_does_not_resolve(sshd: Sshd) -> None:

@@ -28,8 +28,8 @@ from imgfs.errors import (
     SourceUnreachable,
 )
 from imgfs.extents import ExtentList, from_data_ranges
-from imgfs.sources.base import Identity, SourceStat
-from imgfs.sources.ssh.errors import Broken, file_errors
+from imgfs.sources.base import Broken, Identity, SourceStat
+from imgfs.sources.ssh.errors import file_errors
 from imgfs.sources.ssh.helper import Look, Ranges, Token
 from imgfs.sources.ssh.lanes import Lane, emptiest
 from imgfs.sources.ssh.link import Session, SshLink, in_background
@@ -110,7 +110,7 @@ class SshFile:
 
     async def open(self) -> SourceStat:
         """Raises SourceNotFound, NotAnImage, AccessDenied and what connecting raises."""
-        await self.link.run(self._looked_at)
+        await self.link.run(self._looked_at, self.name)
         assert self._state is not None
         found = self._state.as_stat()
         self.size = found.size
@@ -136,7 +136,7 @@ class SshFile:
         async def work(session: Session) -> None:
             await self._compared(session)
 
-        await self.link.run(work)
+        await self.link.run(work, self.name)
 
     async def begin_writing(self) -> None:
         """From now on only another file under the path counts as a change; raises as `check`."""
@@ -149,7 +149,7 @@ class SshFile:
         Of None any size will do.
         """
 
-        found = await self.link.run(self._compared)
+        found = await self.link.run(self._compared, self.name)
         stat_ = found.as_stat()
         if size not in (None, stat_.size):
             said = f"has {stat_.size} bytes, and {size} were written"
@@ -183,7 +183,7 @@ class SshFile:
                 lane = emptiest(self.files)
                 return await Batch(self, session, lane, self.files[lane]).run(offset, length)
 
-        return await self.link.run(work)
+        return await self.link.run(work, self.name)
 
     async def peek(self, ranges: Ranges) -> list[bytes] | None:
         """Some short ranges with one request, of a file that is not open; None: read them."""
@@ -199,7 +199,7 @@ class SshFile:
                 raise SourceChanged(f"{self.name}: changed since it was opened")
             return found[0]
 
-        return await self.link.run(work)
+        return await self.link.run(work, self.name)
 
     async def extents(self) -> ExtentList | None:
         """All extents; None where the server cannot tell.  Raises SourceChanged."""
@@ -214,7 +214,7 @@ class SshFile:
                     await self._compared(session)
             return found
 
-        return await self.link.run(work)
+        return await self.link.run(work, self.name)
 
     async def close(self) -> None:
         """Give the handle back; does not wait for the server."""

@@ -36,11 +36,12 @@ from imgfs.errors import (
     SourceUnreachable,
     UsageError,
 )
-from imgfs.sources.ssh.errors import ANOTHER_KEY, Broken, file_errors, login_errors
+from imgfs.sources.base import Broken
+from imgfs.sources.ssh.errors import ANOTHER_KEY, file_errors, login_errors
 from imgfs.sources.ssh.handles import Handles
 from imgfs.sources.ssh.helper import Helpers
 from imgfs.sources.ssh.lanes import LONG_S, Lanes
-from imgfs.sources.ssh.login import Answers, has_known_key, options
+from imgfs.sources.ssh.login import Answers, has_known_key, locked_keys, options
 from imgfs.sources.ssh.settings import SshSettings
 from imgfs.url.source import SshUrl
 
@@ -102,8 +103,10 @@ class SshLink:
         self._quiet_since = 0.0
         self._watchdog: asyncio.TimerHandle | None = None
 
-    async def run(self, work: Callable[[Session], Awaitable[Result]]) -> Result:
+    async def run(self, work: Callable[[Session], Awaitable[Result]], name: str) -> Result:
         """`await work(session)`; again on a new session when that one broke.
+
+        `name` is what it is about: what is raised of the connection names that.
 
         Raises SourceUnreachable or SourceTimeout after `timeout_s` without a connection, or at
         once when there has never been one; SourceTimeout when the session fell silent for as
@@ -116,7 +119,7 @@ class SshLink:
             except Broken as exc:
                 failure = exc.error
                 if not self._ever:
-                    raise type(failure)(str(failure)) from exc
+                    raise self._about(name, failure) from exc
             else:
                 try:
                     with file_errors(self.where):
@@ -127,12 +130,18 @@ class SshLink:
                     failure = session.lost or exc.error
                     session.end(failure)
                     if isinstance(failure, SourceTimeout):
-                        raise SourceTimeout(str(failure)) from exc
+                        raise self._about(name, failure) from exc
             now = self._loop.time()
             deadline = deadline or now + self.settings.timeout_s
             if now >= deadline:
-                raise type(failure)(str(failure))
+                raise self._about(name, failure)
             log.info("%s; trying again", failure)
+
+    def _about(self, name: str, failure: SourceUnreachable) -> SourceUnreachable:
+        text = str(failure)
+        if text.startswith(f"{self.where}: "):
+            text = name + text.removeprefix(self.where)
+        return type(failure)(text)
 
     async def request(self, make: Callable[[], Awaitable[Result]]) -> Result:
         """One request to the SFTP server, when a slot is free.
@@ -257,8 +266,10 @@ class SshLink:
             with login_errors(self.where):
                 chosen = options(self._url, self.settings, self._answers)
                 connection = await asyncssh.connect(**chosen)
-        except LoginRefused as exc:
-            if self._answers is None or not self._answers.gave_up:
+        except (LoginRefused, UsageError) as exc:
+            if self._answers is None and (said := await self._unasked(exc)):
+                raise LoginRefused(said) from exc
+            if self._answers is None or isinstance(exc, UsageError) or not self._answers.gave_up:
                 raise
             raise LoginRefused(f"{self.where}: {self._answers.gave_up}") from exc
         except TypeError as exc:
@@ -269,6 +280,20 @@ class SshLink:
             raise UsageError(said) from exc
         self._asked = self._answers is not None
         return connection
+
+    async def _unasked(self, refused: LoginRefused | UsageError) -> str:
+        """What to say if it is for keys whose passphrases nobody could be asked for; else empty."""
+        is_of_key = isinstance(refused.__cause__, asyncssh.KeyImportError)
+        if not (is_of_key or isinstance(refused, LoginRefused)):
+            return ""
+        locked: list[str] = []
+        with contextlib.suppress(asyncssh.Error, OSError, ValueError):
+            locked = await asyncio.to_thread(locked_keys, self._url, self.settings)
+        if not locked:
+            return ""
+        why = "" if is_of_key else "the server refused the login, and "
+        why += f"there is no terminal to ask for the passphrase of {', '.join(locked)}"
+        return f"{self.where}: {why}; load it into the agent with ssh-add"
 
 
 def in_background(task: Awaitable[Any]) -> asyncio.Future[Any]:

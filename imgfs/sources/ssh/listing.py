@@ -42,7 +42,7 @@ class SshListing(Listing):
                     if (listed := await self._listed(session, name)) is not None
                 ]
 
-        return await self._bridge.call(self._link.run, work)
+        return await self._bridge.call(self._link.run, work, self.url)
 
     is_writable = True
 
@@ -82,14 +82,14 @@ class SshListing(Listing):
             with file_errors(f"{self.url}{name}"):
                 await self._link.request(lambda: change(session.sftp, self._path_of(name)))
 
-        await self._bridge.call(self._link.run, work)
+        await self._bridge.call(self._link.run, work, self.url)
 
     async def token(self) -> str | None:
         async def work(session: Session) -> Any:
             with file_errors(self.url):
                 return await self._link.request(lambda: session.sftp.stat(self._path))
 
-        found = await self._bridge.call(self._link.run, work)
+        found = await self._bridge.call(self._link.run, work, self.url)
         if not found.mtime or time.time() - found.mtime < SETTLED_S:
             return None
         return f"{found.mtime}:{found.size}"

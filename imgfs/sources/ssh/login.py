@@ -6,7 +6,7 @@ import asyncio
 import getpass
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import asyncssh
 
@@ -134,6 +134,27 @@ def has_known_key(url: SshUrl, settings: SshSettings) -> bool:
         known = str(path)
     name = found.host_key_alias or found.host
     return bool(known and asyncssh.match_known_hosts(known, name, "", found.port)[0])
+
+
+def locked_keys(url: SshUrl, settings: SshSettings) -> list[str]:
+    """[blocks] The private keys that a login would use if it had their passphrases."""
+    chosen = options(url, settings, None) | {"client_keys": None}
+    found = asyncssh.SSHClientConnectionOptions(**chosen)
+    configured = cast(list[str] | None, found.config.get("IdentityFile"))
+    files = settings.identity or configured or ()
+    if not files and _has_home():
+        files = [str(path) for path in sorted((Path.home() / ".ssh").glob("id_*"))]
+    return [file for file in ([files] if isinstance(files, str) else files) if _is_locked(file)]
+
+
+def _is_locked(file: str) -> bool:
+    try:
+        asyncssh.read_private_key(Path(file).expanduser())
+    except asyncssh.KeyImportError as exc:
+        return str(exc).startswith("Passphrase")  # as asyncssh itself tells it
+    except (OSError, ValueError):
+        return False
+    return False
 
 
 def _files(settings: SshSettings) -> dict[str, Any]:

@@ -57,7 +57,7 @@ class SshWriter:
                     piece.result()
             self._unsynced = self._unsynced or session
 
-        await self._link.run(work)
+        await self._link.run(work, self._file.name)
 
     async def can_punch(self) -> bool:
         """Is there somebody on the server who can?"""
@@ -65,7 +65,7 @@ class SshWriter:
         async def work(session: Session) -> bool:
             return await session.helpers.can_punch()
 
-        return await self._link.run(work)
+        return await self._link.run(work, self._file.name)
 
     async def zero(self, offset: int, length: int) -> None:
         """By a hole if the server can make one; else zeroes are written.  Raises as `write`."""
@@ -77,7 +77,7 @@ class SshWriter:
                 self._unsynced = self._unsynced or session
             return done
 
-        if not await self._link.run(work):
+        if not await self._link.run(work, self._file.name):
             zeroes = memoryview(bytes(min(length, ZEROES)))
             for at in range(offset, offset + length, ZEROES):
                 await self.write(at, zeroes[: offset + length - at])
@@ -91,7 +91,7 @@ class SshWriter:
                 await self._link.request(partial(file.truncate, size))
             self._unsynced = self._unsynced or session
 
-        await self._link.run(work)
+        await self._link.run(work, self._file.name)
 
     async def sync(self) -> None:
         """Raises NeverDurable when the server cannot, NotDurable when it may have lost what it had
@@ -107,7 +107,7 @@ class SshWriter:
             found.append(session)
 
         try:
-            await self._link.run(work)
+            await self._link.run(work, self._file.name)
         except UnsupportedFeature as exc:
             said = "the server has no fsync@openssh.com: what was written may not survive a crash"
             raise NeverDurable(f"{self._file.name}: {said} there") from exc
