@@ -79,10 +79,10 @@ class Store:
 
         `data` must not change until `unhold`.  False: too many ranges are held.  ValueError: it is empty,
         or goes beyond the end."""
-    def unhold(self, offset: int) -> bool:
-        """Let go of what `hold` was given at this offset; nobody reads it any more then."""
-    def held_left(self, offset: int) -> int:
-        """How many bytes of what is held there nobody has read yet."""
+    def unhold(self, offset: int, length: int) -> bool:
+        """Let go of what `hold` was given as just this range; nobody reads it any more then."""
+    def held_left(self, offset: int, length: int) -> int:
+        """How many bytes of just this range, if it is held, nobody has read yet."""
     def punch(self, offset: int, length: int) -> None:
         """[blocks] Give the range's disk space back.  Raises OSError as fallocate(2) does: a device's
         range must be whole sectors."""

@@ -77,13 +77,15 @@ class Memory:
 
     def _let_go(self) -> None:
         now = self._clock()
-        self._forget(lambda held: held.until <= now or not held.store.held_left(held.offset))
+        self._forget(
+            lambda held: held.until <= now or not held.store.held_left(held.offset, held.length)
+        )
 
     def _forget(self, is_meant: Callable[[_Held], bool]) -> None:
         still: deque[_Held] = deque()
         for held in self._held:
             if is_meant(held):
-                held.store.unhold(held.offset)
+                held.store.unhold(held.offset, held.length)
                 self.used -= held.length
             else:
                 still.append(held)

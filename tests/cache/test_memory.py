@@ -141,11 +141,7 @@ def test_what_is_written_is_held_no_more(tmp_path: Path) -> None:
             await image.read(at, STEP)
             at += STEP
             await trio.testing.wait_all_tasks_blocked(0.002)
-        held = next(
-            start
-            for start in range(0, image.size, BLOCK)
-            if image.store.held_left(start) and not image.store.missing(start, BLOCK)
-        )
+        held = space.memory._held[-1].offset
         source.content = content[:held] + bytes(BLOCK) + content[held + BLOCK :]
         image.spoil(held, held + BLOCK)
         assert bytes(await image.read(held, BLOCK)) == bytes(BLOCK)
@@ -199,3 +195,17 @@ def test_too_many_pieces_are_none() -> None:
     parts = [(number * 8, bytes(8)) for number in range(1000)]
     assert not memory.hold(store, parts)
     assert memory.used == 0 and store.missing(0, 8) == [(0, 1)]
+
+
+def test_two_that_begin_at_one_place() -> None:
+    """The data of a block, and, when its zeroes have been written, the same with what follows."""
+    memory = Memory(lambda: 0.0)
+    with Path(os.devnull).open("rb") as null:
+        store = _map.Store(null.fileno(), 100 * BLOCK)
+    assert memory.hold(store, [(BLOCK, bytes(100))])
+    assert memory.hold(store, [(BLOCK, bytes(3 * BLOCK))])
+    memory.forget(store, 2 * BLOCK, 2 * BLOCK + 1)
+    assert store.missing(BLOCK, 3 * BLOCK) == [(1, 3)] and not store.missing(BLOCK, 100)
+    assert memory.used == 100
+    memory.forget(store, BLOCK, BLOCK + 1)
+    assert store.missing(BLOCK, 1) and memory.used == 0

@@ -154,8 +154,8 @@ static void hold_for_a_while(struct shared *s, uint64_t *words, uint64_t block)
 	CHECK(store_hold(s->st, block * BLOCK, words, BLOCK, words));
 	CHECK(store_held_covers(s->st, block * BLOCK, (block + 1) * BLOCK));
 	nanosleep(&pause, NULL);
-	CHECK(store_held_left(s->st, block * BLOCK) <= BLOCK);
-	CHECK(store_unhold(s->st, block * BLOCK) == words);
+	CHECK(store_held_left(s->st, block * BLOCK, (block + 1) * BLOCK) <= BLOCK);
+	CHECK(store_unhold(s->st, block * BLOCK, (block + 1) * BLOCK) == words);
 	for (i = 0; i < WORDS; i++)
 		words[i] = i;
 }

@@ -36,7 +36,8 @@ def test_it_is_read_where_the_file_has_nothing(tmp_path: Path) -> None:
     assert store.missing(0, BLOCKS * BLOCK) == [(6, 10)]
     assert store.present == 3  # of the file
     assert m.read(6 * BLOCK, 1) is None
-    assert store.unhold(2 * BLOCK) and not store.unhold(2 * BLOCK)
+    assert not store.unhold(2 * BLOCK, BLOCK)
+    assert store.unhold(2 * BLOCK, 3 * BLOCK) and not store.unhold(2 * BLOCK, 3 * BLOCK)
     assert m.read(2 * BLOCK, 1) is None
     assert store.missing(0, 3 * BLOCK) == [(2, 1)]
 
@@ -53,13 +54,13 @@ def test_a_part_of_a_block_is_no_more_than_that(tmp_path: Path) -> None:
 def test_what_is_left_to_be_read(tmp_path: Path) -> None:
     store, m = make(tmp_path / "s")
     assert store.hold(BLOCK, b"h" * (2 * BLOCK))
-    assert store.held_left(BLOCK) == 2 * BLOCK
+    assert store.held_left(BLOCK, 2 * BLOCK) == 2 * BLOCK
     m.read(BLOCK, 1000)
-    assert store.held_left(BLOCK) == 2 * BLOCK - 1000
+    assert store.held_left(BLOCK, 2 * BLOCK) == 2 * BLOCK - 1000
     for _ in range(3):
         m.read(2 * BLOCK, BLOCK)
-    assert store.held_left(BLOCK) == 0
-    assert store.held_left(5 * BLOCK) == 0
+    assert store.held_left(BLOCK, 2 * BLOCK) == 0
+    assert store.held_left(5 * BLOCK, BLOCK) == 0
     assert store.bytes_served == 1000 + 3 * BLOCK
 
 
@@ -71,7 +72,7 @@ def test_it_lives_until_it_is_let_go(tmp_path: Path) -> None:
     del data
     gc.collect()
     assert seen() is not None and m.read(0, BLOCK) == b"h" * BLOCK
-    store.unhold(0)
+    store.unhold(0, BLOCK)
     assert seen() is None
 
 
@@ -95,7 +96,7 @@ def test_bad_ranges(tmp_path: Path) -> None:
     while store.hold(held, b"x"):
         held += 1
     assert 64 <= held < BLOCK
-    assert store.unhold(7) and store.hold(7, b"x")
+    assert store.unhold(7, 1) and store.hold(7, b"x")
 
 
 def test_zeroes_are_found_without_writing(tmp_path: Path) -> None:

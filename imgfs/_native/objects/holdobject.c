@@ -14,7 +14,7 @@ void store_unhold_all(struct store *st)
 {
 	void *data;
 
-	while ((data = store_unhold(st, ANY_HELD)))
+	while ((data = store_unhold(st, ANY_HELD, 0)))
 		release(data);
 }
 
@@ -44,13 +44,13 @@ PyObject *store_py_hold(StoreObject *self, PyObject *args)
 
 PyObject *store_py_unhold(StoreObject *self, PyObject *args)
 {
-	unsigned long long offset;
+	unsigned long long offset, length;
 	void *data;
 
-	if (!PyArg_ParseTuple(args, "K", &offset))
+	if (!PyArg_ParseTuple(args, "KK", &offset, &length))
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
-	data = offset == ANY_HELD ? NULL : store_unhold(self->st, offset);
+	data = offset == ANY_HELD ? NULL : store_unhold(self->st, offset, offset + length);
 	Py_END_ALLOW_THREADS
 	if (data)
 		release(data);
@@ -59,9 +59,9 @@ PyObject *store_py_unhold(StoreObject *self, PyObject *args)
 
 PyObject *store_py_held_left(StoreObject *self, PyObject *args)
 {
-	unsigned long long offset;
+	unsigned long long offset, length;
 
-	if (!PyArg_ParseTuple(args, "K", &offset))
+	if (!PyArg_ParseTuple(args, "KK", &offset, &length))
 		return NULL;
-	return PyLong_FromUnsignedLongLong(store_held_left(self->st, offset));
+	return PyLong_FromUnsignedLongLong(store_held_left(self->st, offset, offset + length));
 }

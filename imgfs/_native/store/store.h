@@ -113,12 +113,12 @@ int64_t store_oldest_age(struct store *st);
 /* Read the range from memory while its blocks are absent: the bytes are the caller's until it has
  * them back.  False: there are too many ranges already.  storeheld.c. */
 bool store_hold(struct store *st, uint64_t start, const void *bytes, uint64_t length, void *owner);
-/* Takes a range away, by its start, or any one; the owner, or NULL when there is none.  When it returns nobody
- * reads the bytes any more. */
-void *store_unhold(struct store *st, uint64_t start);
+/* Takes a range away that was given so, or with ANY_HELD any one; the owner, or NULL when there is none.  When
+ * it returns nobody reads the bytes any more. */
+void *store_unhold(struct store *st, uint64_t start, uint64_t end);
 bool store_held_covers(struct store *st, uint64_t offset, uint64_t end);
-/* How many bytes of the range that is held there were not read yet. */
-uint64_t store_held_left(struct store *st, uint64_t start);
+/* How many bytes of a range that was given so were not read yet. */
+uint64_t store_held_left(struct store *st, uint64_t start, uint64_t end);
 
 /* After store_enter and store_covers: the range's bytes, from the file or from memory.  As store_pread;
  * -ENODATA when a range is not held any more: ask again. */

@@ -22,6 +22,13 @@ static struct held *find(struct store *st, uint64_t offset)
 	return NULL;
 }
 
+/* Several may begin at one place: a block of which only the first part was data may be held up to there, and later
+ * be held with what follows. */
+static bool is_range(const struct held *held, uint64_t start, uint64_t end)
+{
+	return held->start == start && held->end == end;
+}
+
 bool store_hold(struct store *st, uint64_t start, const void *bytes, uint64_t length, void *owner)
 {
 	unsigned n;
@@ -36,7 +43,7 @@ bool store_hold(struct store *st, uint64_t start, const void *bytes, uint64_t le
 	return n < MAX_HELD;
 }
 
-void *store_unhold(struct store *st, uint64_t start)
+void *store_unhold(struct store *st, uint64_t start, uint64_t end)
 {
 	void *owner = NULL;
 	unsigned i, n;
@@ -44,7 +51,7 @@ void *store_unhold(struct store *st, uint64_t start)
 	pthread_rwlock_wrlock(&st->held_lock);
 	n = atomic_load(&st->n_held);
 	for (i = 0; i < n && !owner; i++) {
-		if (start != ANY_HELD && st->held[i].start != start)
+		if (start != ANY_HELD && !is_range(&st->held[i], start, end))
 			continue;
 		owner = st->held[i].owner;
 		st->held[i] = st->held[n - 1];
@@ -67,16 +74,19 @@ bool store_held_covers(struct store *st, uint64_t offset, uint64_t end)
 	return offset >= end;
 }
 
-uint64_t store_held_left(struct store *st, uint64_t start)
+uint64_t store_held_left(struct store *st, uint64_t start, uint64_t end)
 {
-	const struct held *held;
-	uint64_t left = 0, length;
+	uint64_t left = 0, served;
+	unsigned i, n;
 
 	pthread_rwlock_rdlock(&st->held_lock);
-	held = find(st, start);
-	if (held) {
-		length = held->end - held->start;
-		left = held->served < length ? length - held->served : 0;
+	n = atomic_load(&st->n_held);
+	for (i = 0; i < n; i++) {
+		if (!is_range(&st->held[i], start, end))
+			continue;
+		served = st->held[i].served;
+		left = served < end - start ? end - start - served : 0;
+		break;
 	}
 	pthread_rwlock_unlock(&st->held_lock);
 	return left;
