@@ -12,11 +12,8 @@ import contextlib
 import logging
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-import asyncssh
 
 from imgfs.errors import (
     ImgfsError,
@@ -27,60 +24,19 @@ from imgfs.errors import (
     SourceNotFound,
     SourceUnreachable,
 )
-from imgfs.extents import ExtentList, from_data_ranges
-from imgfs.sources.base import Broken, Identity, SourceStat
+from imgfs.extents import ExtentList
+from imgfs.sources.base import Broken, SourceStat
 from imgfs.sources.ssh.errors import file_errors
-from imgfs.sources.ssh.helper import Look, Ranges, Token
+from imgfs.sources.ssh.helper import Look, Ranges
 from imgfs.sources.ssh.lanes import Lane, emptiest
 from imgfs.sources.ssh.link import Session, SshLink, in_background
+from imgfs.sources.ssh.ranges import data_ranges
+from imgfs.sources.ssh.state import NS, State, state_of
 from imgfs.url.source import SshUrl
 
 log = logging.getLogger(__name__)
 
-NS = 1_000_000_000
 TRIES = 3  # to see a file that somebody is writing in one state
-MOST_RANGES = 8 << 20
-
-
-@dataclass(frozen=True, slots=True)
-class State:
-    """What the server says of the file: SFTP's attributes and the helper's token."""
-
-    size: int  # as SFTP has it: 0 for a device
-    mtime_s: int
-    mode: int
-    token: Token | None
-
-    def is_another(self, other: State) -> bool:
-        """Are these certainly states of different files, whatever was written to them?"""
-        ours, theirs = self.token, other.token
-        if ours is None or theirs is None or not (ours.exact and theirs.exact):
-            return False
-        return ours.file != theirs.file
-
-    def differs(self, other: State) -> bool:
-        """Are these certainly states of different files, or of different times?"""
-        if (self.size, self.mtime_s) != (other.size, other.mtime_s):
-            return True
-        ours, theirs = self.token, other.token
-        if ours is None or theirs is None or ours.exact != theirs.exact:
-            return False
-        return ours != theirs
-
-    @property
-    def is_told_alike(self) -> bool:
-        """Does the helper's token say what SFTP says?"""
-        token = self.token
-        if token is None or not token.exact:
-            return False
-        return (token.size, token.mtime_ns // NS) == (self.size, self.mtime_s)
-
-    def as_stat(self) -> SourceStat:
-        mode, token = stat.S_IMODE(self.mode) & 0o777, self.token
-        if token is not None and token.exact:
-            return SourceStat(token.size, token.mtime_ns, mode, Identity("stat", token.text))
-        identity = Identity("sftp", f"{self.size}:{self.mtime_s}")
-        return SourceStat(self.size, self.mtime_s * NS, mode, identity)
 
 
 class SshFile:
@@ -206,7 +162,10 @@ class SshFile:
 
         async def work(session: Session) -> ExtentList | None:
             with self.used(), self._gone_is_changed():
-                found = await self._ranges(await self.opened(session))
+                file, settings = await self.opened(session), self.link.settings
+                found = None
+                if self.size and settings.extents:
+                    found = await data_ranges(file, self.name, self.size, settings.timeout_s)
                 is_certain = False
                 if found is None:
                     found, is_certain = await self._walked(session)
@@ -246,7 +205,7 @@ class SshFile:
         """As SFTP has them, by path."""
         with file_errors(self.name):
             attrs = await self.link.request(lambda: lane.sftp.stat(self.path))
-        return _state(attrs, None)
+        return state_of(attrs, None)
 
     @property
     def state(self) -> State:
@@ -313,7 +272,7 @@ class SshFile:
         async def one(lane: Lane) -> None:
             files[lane] = await self.link.request(partial(self._open_in, lane))
             known = self.state
-            self.compare(_state(await self.link.request(files[lane].stat), None), known)
+            self.compare(state_of(await self.link.request(files[lane].stat), None), known)
 
         try:
             if lanes:
@@ -338,7 +297,7 @@ class SshFile:
                 attrs, after = await asyncio.gather(
                     self.link.request(file.stat), self._look(session)
                 )
-            opened = _state(attrs, None)
+            opened = state_of(attrs, None)
             differs = before.is_another if self._is_writing else before.differs
             if not (differs(after) or differs(opened)):
                 session.helpers.agrees = after.is_told_alike
@@ -386,47 +345,9 @@ class SshFile:
             return found, token.exact and known == token
         raise AssertionError("unreachable")
 
-    async def _ranges(self, file: Any) -> ExtentList | None:
-        """Extents by ranges@asyncssh.com; None unless the server has it and finds a hole."""
-        if not self.size or not self.link.settings.extents:
-            return None
-        ranges: list[tuple[int, int]] = []
-        try:
-            async with asyncio.timeout(self.link.settings.timeout_s):
-                async for start, length in file.request_ranges(0, self.size):
-                    if length <= 0 or len(ranges) >= MOST_RANGES:
-                        raise ValueError("no progress")
-                    ranges.append((start, start + length))
-            if ranges == [(0, self.size)]:  # what a server without the extension seems to say
-                return None
-            return from_data_ranges(iter(_joined(ranges)), self.size)
-        except (ValueError, OverflowError, TimeoutError, asyncssh.SFTPError) as exc:
-            log.info("%s: the server's ranges are of no use: %s", self.name, exc)
-            return None
-
 
 def _lost(name: str) -> SourceUnreachable:
     return SourceUnreachable(f"{name}: the connection was lost")
-
-
-def _joined(ranges: list[tuple[int, int]]) -> Iterator[tuple[int, int]]:
-    """Ranges that touch, as one."""
-    current: tuple[int, int] | None = None
-    for start, end in ranges:
-        if current is not None and start == current[1]:
-            current = (current[0], end)
-            continue
-        if current is not None:
-            yield current
-        current = (start, end)
-    if current is not None:
-        yield current
-
-
-def _state(attrs: Any, token: Token | None) -> State:
-    if attrs.size is None or attrs.mtime is None:
-        raise ProtocolViolation("the server does not tell the file's size and mtime")
-    return State(attrs.size, attrs.mtime, attrs.permissions or 0, token)
 
 
 class Batch:
@@ -493,4 +414,4 @@ class Batch:
 
     async def _session_attributes(self) -> State:
         attrs = await self._lane.sftp.stat(self._owner.path)
-        return _state(attrs, None)
+        return state_of(attrs, None)
