@@ -13,19 +13,17 @@ end falls into; one that begins there is an error, since it means that the file 
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import lru_cache
 from typing import NamedTuple
 
-from imgfs._native import _tables
 from imgfs.errors import CorruptImage, OutOfRange, SnapshotNotFound
 from imgfs.formats import qcow2_tables as t
 from imgfs.formats.disk import Disk
 from imgfs.formats.entries import Entries
 from imgfs.formats.qcow2_header import Header, Snapshot, parse_snapshots, read_header
+from imgfs.formats.qcow2_runs import ALIKE, extended_runs, host_runs, subcluster_runs
 from imgfs.pieces import Coded, Kind, PieceList, PieceListBuilder
 from imgfs.steps import Opened, Read, Steps, open_file, read, read_all
 from imgfs.units import format_size
@@ -38,7 +36,6 @@ ODD_PIECES = 8  # times as long takes one of an entry that is looked at by itsel
 ODD_ENTRIES = 64  # that are looked at by themselves where the first one is out of the ordinary
 WINDOW = 8192  # L1 entries that one step looks at
 KEPT_L1 = 1 << 20  # bytes of an L1 table that is kept; of a longer one, parts are read when needed
-_ALIKE = (0, t.SUBCLUSTERS_ALL, t.SUBCLUSTERS_ALL << t.SUBCLUSTERS)
 SNAPSHOT_GUESS = 128  # bytes of an entry of the snapshot table
 SECTOR = 512
 
@@ -115,55 +112,6 @@ def _find(name: str, header: Header, snapshots: Sequence[Snapshot], wanted: str)
         why = f"the most is {most * header.l1_coverage}"
         raise CorruptImage(f"{name}: disk size of snapshot {wanted!r} is {chosen.size}: {why}")
     return chosen
-
-
-def _host_runs(table: bytes, step: int) -> Iterator[tuple[int, int]]:
-    """A table's entries as runs, (how many, the first one): standard ones with an offset follow
-    one another in the file, ones without are the same, and compressed ones are alone."""
-    numbers = iter(_tables.runs(table, t.ENTRY.size, True, step))
-    for count, value, stride in zip(numbers, numbers, numbers, strict=True):
-        if count > 1 and (value & t.ENTRY_COMPRESSED or (not stride and value & t.ENTRY_OFFSET)):
-            for index in range(count):
-                yield 1, value + index * stride
-        elif stride and not value & t.ENTRY_OFFSET:
-            yield 1, value
-            yield count - 1, value + stride
-        else:
-            yield count, value
-
-
-def _extended_runs(table: bytes, step: int) -> Iterator[tuple[int, int, int]]:
-    """As `_host_runs`, of extended entries, with the subcluster bitmap that they all have.
-
-    A cluster whose subclusters are not alike is alone.
-    """
-    words = array("Q", table)
-    numbers = iter(_tables.runs(words[1::2].tobytes(), t.ENTRY.size, True, 0))
-    bitmaps = zip(numbers, numbers, numbers, strict=True)
-    left, bitmap = 0, 0
-    for count, value in _host_runs(words[::2].tobytes(), step):
-        while count:
-            if not left:
-                left, bitmap, _ = next(bitmaps)
-            taken = min(count, left) if bitmap in _ALIKE else 1
-            yield taken, value, bitmap
-            count, left = count - taken, left - taken
-            if value & t.ENTRY_OFFSET:
-                value += taken * step
-
-
-@lru_cache(maxsize=256)
-def _subcluster_runs(bitmap: int) -> tuple[tuple[int, int], ...]:
-    """Of a cluster: (end, what the bitmap has set of the run's first), of subclusters alike."""
-    each = 1 << t.SUBCLUSTERS | 1  # the two bits of a subcluster
-    runs: list[tuple[int, int]] = []
-    for index in range(t.SUBCLUSTERS):
-        bits = bitmap >> index & each
-        if runs and runs[-1][1] == bits:
-            runs[-1] = (index + 1, bits)
-        else:
-            runs.append((index + 1, bits))
-    return tuple(runs)
 
 
 class Qcow2Disk(Disk):
@@ -244,8 +192,8 @@ class Qcow2Disk(Disk):
                 for upto, value, bitmap in self._runs(part, table, at):
                     at = upto
                     if pieces.end > offset:
-                        alike = bitmap in _ALIKE
-                        room -= ODD_PIECES * (1 if alike else len(_subcluster_runs(bitmap)))
+                        alike = bitmap in ALIKE
+                        room -= ODD_PIECES * (1 if alike else len(subcluster_runs(bitmap)))
                     if room <= 0:
                         return pieces.finish(pieces.end)
                     to = self._guest(at)
@@ -318,7 +266,7 @@ class Qcow2Disk(Disk):
         cluster = self._cluster
         parts: list[_Part] = []
         at = first
-        for count, value in _host_runs(table, cluster):
+        for count, value in host_runs(table, cluster):
             start, index = index * cluster, index + count
             end = min(index * cluster, last)
             host = value & t.ENTRY_OFFSET
@@ -367,11 +315,11 @@ class Qcow2Disk(Disk):
             return
         rest = table[at - part.start :]
         if self._extended:
-            for count, value, bitmap in _extended_runs(rest, self._cluster):
+            for count, value, bitmap in extended_runs(rest, self._cluster):
                 at += count * self._entry
                 yield at, value, bitmap
         else:
-            for count, value in _host_runs(rest[: ODD_ENTRIES * self._entry], self._cluster):
+            for count, value in host_runs(rest[: ODD_ENTRIES * self._entry], self._cluster):
                 at += count * self._entry
                 yield at, value, 0
         if part.start + len(table) <= at < part.end:
@@ -464,7 +412,7 @@ class Qcow2Disk(Disk):
         else:
             step = self._cluster // t.SUBCLUSTERS
             start, done = pieces.end, 0
-            for upto, bits in _subcluster_runs(bitmap):
+            for upto, bits in subcluster_runs(bitmap):
                 to = min(start + upto * step, end)
                 if bits & t.SUBCLUSTERS_ALL:
                     self._append_data(pieces, to, host + done * step, part)

@@ -34,7 +34,8 @@ from imgfs.tree.names import shown as shown_name
 from imgfs.tree.nodes import Folder, Node, Tree
 from imgfs.views.delta import delta
 from imgfs.views.encoded import EncodedView
-from imgfs.views.overlay import OverlayView, SnapshotView, layers_in_use
+from imgfs.views.overlay import OverlayView, layers_in_use
+from imgfs.views.snapshot import SnapshotView
 from imgfs.views.view import View
 
 log = logging.getLogger(__name__)

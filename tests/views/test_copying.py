@@ -19,9 +19,10 @@ from imgfs.overlays.store import Base, SnapshotStore
 from imgfs.overlays.trim import begin_trim
 from imgfs.sources.local.file import open_file
 from imgfs.views.copying import Progress, copy_range
-from imgfs.views.overlay import SnapshotView, layers_in_use
+from imgfs.views.overlay import layers_in_use
 from imgfs.views.raw import RawView
 from imgfs.views.slice import SliceView
+from imgfs.views.snapshot import SnapshotView
 from imgfs.views.sparse import SparseView
 from imgfs.views.view import View
 from imgfs.views.writable import Writable

@@ -39,6 +39,10 @@ PyObject *store_py_held_left(StoreObject *self, PyObject *args);
 /* With the GIL. */
 void store_unhold_all(struct store *st);
 
+/* storenonzero.c: the methods of Store that tell zeroes from data. */
+PyObject *store_py_write_nonzero(StoreObject *self, PyObject *args);
+PyObject *store_py_find_nonzero(StoreObject *self, PyObject *args);
+
 /* mapset.c: the methods of SegmentMap that say what its segments are. */
 PyObject *map_load(MapObject *self, PyObject *args);
 PyObject *map_set_zero(MapObject *self, PyObject *args, PyObject *kw);
@@ -76,8 +80,11 @@ PyObject *map_ranges(MapObject *self, PyObject *unused);
 /* A Store's store, NULL for None; -1 with TypeError set for anything else. */
 int optional_store(PyObject *obj, struct store **st);
 
+/* common.c */
 /* None, or NULL with ValueError (-EINVAL) or OSError set. */
 PyObject *none_or(int err);
 int no_init(PyObject *self, PyObject *args, PyObject *kw);
+/* Append (first, count) to the list; -1 with an exception set. */
+int add_run(PyObject *list, uint64_t first, uint64_t count);
 
 #endif

@@ -4,28 +4,6 @@
 
 #include <errno.h>
 
-PyObject *none_or(int err)
-{
-	if (err == -EINVAL) {
-		PyErr_SetString(PyExc_ValueError, "range outside of the map or the store");
-		return NULL;
-	}
-	if (err < 0) {
-		errno = -err;
-		return PyErr_SetFromErrno(PyExc_OSError);
-	}
-	Py_RETURN_NONE;
-}
-
-/* Everything is set up in __new__, so that no method ever meets a half-made object. */
-int no_init(PyObject *self, PyObject *args, PyObject *kw)
-{
-	(void)self;
-	(void)args;
-	(void)kw;
-	return 0;
-}
-
 static int store_fill(StoreObject *self, PyObject *args, PyObject *kw)
 {
 	static char *names[] = { "fd", "size", "block_size", "whole", NULL };
@@ -122,15 +100,6 @@ static PyObject *store_is_present(StoreObject *self, PyObject *args)
 	if (range_arg(self, args, &offset, &length))
 		return NULL;
 	return PyBool_FromLong(store_covers(self->st, offset, length));
-}
-
-static int add_run(PyObject *list, uint64_t first, uint64_t count)
-{
-	PyObject *run = Py_BuildValue("KK", (unsigned long long)first, (unsigned long long)count);
-	int err = run ? PyList_Append(list, run) : -1;
-
-	Py_XDECREF(run);
-	return err;
 }
 
 static PyObject *store_missing(StoreObject *self, PyObject *args)
@@ -243,101 +212,6 @@ static PyObject *store_write(StoreObject *self, PyObject *args)
 	return none_or(err);
 }
 
-/* For each block that the data touches: is its part all zero?  Writes the others, run by run, if
- * they are to be written. */
-static int find_parts(struct store *st, const char *data, uint64_t length, uint64_t offset,
-		      bool *zero, size_t n, bool write)
-{
-	uint64_t block_size = UINT64_C(1) << st->block_shift, at = 0, run = 0;
-	size_t i;
-	int err;
-
-	for (i = 0; i < n; i++) {
-		uint64_t step = block_size - ((offset + at) & (block_size - 1));
-
-		if (step > length - at)
-			step = length - at;
-		zero[i] = all_zero(data + at, step);
-		if (write && zero[i] && at > run) {
-			err = store_pwrite(st, data + run, at - run, offset + run);
-			if (err)
-				return err;
-		}
-		at += step;
-		if (zero[i])
-			run = at;
-	}
-	return write && at > run ? store_pwrite(st, data + run, at - run, offset + run) : 0;
-}
-
-static PyObject *parts_result(struct store *st, uint64_t offset, uint64_t length, const bool *zero,
-			      size_t n)
-{
-	uint64_t first = offset >> st->block_shift, end = offset + length;
-	PyObject *written = PyList_New(0), *zeroes = PyList_New(0);
-	size_t i, next;
-
-	for (i = 0; written && zeroes && i < n; i = next) {
-		uint64_t from = (first + i) << st->block_shift, to;
-
-		for (next = i + 1; next < n && zero[next] == zero[i];)
-			next++;
-		if (!zero[i]) {
-			if (add_run(written, first + i, next - i))
-				Py_CLEAR(written);
-			continue;
-		}
-		to = (first + next) << st->block_shift;
-		if (add_run(zeroes, from > offset ? from : offset, to < end ? to : end))
-			Py_CLEAR(zeroes);
-	}
-	if (!written || !zeroes) {
-		Py_XDECREF(written);
-		Py_XDECREF(zeroes);
-		return NULL;
-	}
-	return Py_BuildValue("NN", written, zeroes);
-}
-
-static PyObject *nonzero(StoreObject *self, PyObject *args, bool write)
-{
-	struct store *st = self->st;
-	unsigned long long offset;
-	PyObject *result = NULL;
-	bool *zero = NULL;
-	Py_buffer data;
-	size_t n = 0;
-	int err = -EINVAL;
-
-	if (!PyArg_ParseTuple(args, "Ky*", &offset, &data))
-		return NULL;
-	if (data.len && offset <= st->size && (uint64_t)data.len <= st->size - offset) {
-		n = ((offset + (uint64_t)data.len - 1) >> st->block_shift) -
-		    (offset >> st->block_shift) + 1;
-		zero = malloc(n * sizeof(*zero));
-		err = zero ? 0 : -ENOMEM;
-	}
-	if (!err) {
-		Py_BEGIN_ALLOW_THREADS
-		err = find_parts(st, data.buf, (uint64_t)data.len, offset, zero, n, write);
-		Py_END_ALLOW_THREADS
-	}
-	result = err ? none_or(err) : parts_result(st, offset, (uint64_t)data.len, zero, n);
-	free(zero);
-	PyBuffer_Release(&data);
-	return result;
-}
-
-static PyObject *store_write_nonzero(StoreObject *self, PyObject *args)
-{
-	return nonzero(self, args, true);
-}
-
-static PyObject *store_find_nonzero(StoreObject *self, PyObject *args)
-{
-	return nonzero(self, args, false);
-}
-
 static PyObject *store_punch_(StoreObject *self, PyObject *args)
 {
 	unsigned long long offset, length;
@@ -441,8 +315,8 @@ static PyMethodDef store_methods[] = {
 	{ "attach", (PyCFunction)store_attach_, METH_O, NULL },
 	{ "read", (PyCFunction)store_read, METH_VARARGS, NULL },
 	{ "write", (PyCFunction)store_write, METH_VARARGS, NULL },
-	{ "write_nonzero", (PyCFunction)store_write_nonzero, METH_VARARGS, NULL },
-	{ "find_nonzero", (PyCFunction)store_find_nonzero, METH_VARARGS, NULL },
+	{ "write_nonzero", (PyCFunction)store_py_write_nonzero, METH_VARARGS, NULL },
+	{ "find_nonzero", (PyCFunction)store_py_find_nonzero, METH_VARARGS, NULL },
 	{ "hold", (PyCFunction)store_py_hold, METH_VARARGS, NULL },
 	{ "unhold", (PyCFunction)store_py_unhold, METH_VARARGS, NULL },
 	{ "held_left", (PyCFunction)store_py_held_left, METH_VARARGS, NULL },

@@ -17,7 +17,8 @@ from imgfs.overlays.layer import Layer, open_layer
 from imgfs.overlays.log import BLOCK
 from imgfs.overlays.merge import begin_merge
 from imgfs.overlays.store import Base, SnapshotStore
-from imgfs.views.overlay import SnapshotView, layers_in_use
+from imgfs.views.overlay import layers_in_use
+from imgfs.views.snapshot import SnapshotView
 
 from .test_decoded import opened
 
