@@ -227,13 +227,6 @@ def test_unknown_host_key_is_refused_unasked(
     assert t.seen.count("\n") == 1
 
 
-def test_no_terminal_no_question(point: Path, sshd: Sshd, sparse: Path) -> None:
-    done = imgfs(sshd.url(sparse), point, "-o", options(sshd))
-    assert done.returncode == 1
-    assert "Passphrase must be specified" in done.stderr
-    assert done.stderr.count("\n") == 1
-
-
 @pytest.fixture
 def with_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
     """Its own root has the password; nobody else sees this /etc/shadow."""
