@@ -8,6 +8,9 @@ from typing import TypedDict
 
 from imgfs._native._map import SegmentMap
 
+#: Set in the handle of a file that is opened with direct_io, and written.
+DIRECT_HANDLE: int
+
 class Status(TypedDict):
     ended: bool  # the connection is gone
     error: int  # errno of an unexpected end, or 0

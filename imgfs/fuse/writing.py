@@ -89,15 +89,14 @@ class WritingOperations(pyfuse3.Operations):
         except BaseException:
             writer.close()
             raise
-        handle = self._new_handle()
+        # What is only written need not go through the page cache: cp and dd are twice as fast past
+        # it.  And it lets writes of several threads go on at once.
+        is_direct = bool(flags & os.O_DIRECT) or flags & os.O_ACCMODE == os.O_WRONLY
+        handle = self._new_handle() | (native.DIRECT_HANDLE if is_direct else 0)
         self._writers[handle] = OpenWriter(writer, node.inode)
         native.publish(node.inode, view.map)
         node.open_files += 1
-        if flags & os.O_DIRECT or flags & os.O_ACCMODE == os.O_WRONLY:
-            # What is only written need not go through the page cache: cp and dd are twice as fast
-            # past it.  And it lets writes of several threads go on at once.
-            return pyfuse3.FileInfo(fh=handle, direct_io=True, keep_cache=False)
-        return pyfuse3.FileInfo(fh=handle, keep_cache=True)
+        return pyfuse3.FileInfo(fh=handle, direct_io=is_direct, keep_cache=not is_direct)
 
     @staticmethod
     async def _empty(view: Writable) -> None:

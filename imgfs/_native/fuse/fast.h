@@ -153,9 +153,10 @@ struct segmap *map_of(uint64_t inode);                        /* with a referenc
 
 /* ---- writes.c ---- */
 
-/* Is it by a file that was opened with direct_io (writing.py)?  Its bytes go past the kernel's page cache. */
-bool is_past_cache(const struct fuse_write_in *arg);
-/* Of such a file the kernel sends no FSYNC by itself, whether O_DSYNC is the file's or RWF_DSYNC the write's. */
+/* In the handle of a file that was opened with direct_io: its bytes go past the kernel's page cache.  The file's own
+ * flags would not tell, for a program may change them later. */
+#define DIRECT_HANDLE (UINT64_C(1) << 62)
+/* Of those the kernel sends no FSYNC by itself, whether O_DSYNC is the file's or RWF_DSYNC the write's. */
 bool is_dsync(const struct fuse_write_in *arg);
 /* A WRITE, FALLOCATE or FSYNC: true when it is answered, false when Python must do it.  May wait for a
  * disk. */

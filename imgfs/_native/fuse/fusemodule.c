@@ -354,9 +354,16 @@ static struct PyModuleDef module_def = {
 
 PyMODINIT_FUNC PyInit__fuse(void)
 {
+	PyObject *module, *number;
+
 	maps = PyCapsule_Import(MAP_CAPSULE, 0);
 	if (!maps)
 		return NULL;
 	*maps->settled = queue_settle;
-	return PyModule_Create(&module_def);
+	module = PyModule_Create(&module_def);
+	number = PyLong_FromUnsignedLongLong(DIRECT_HANDLE);
+	if (module && PyModule_AddObjectRef(module, "DIRECT_HANDLE", number))
+		Py_CLEAR(module);
+	Py_XDECREF(number);
+	return module;
 }

@@ -273,7 +273,7 @@ static bool is_for_pipe(const char *buf, size_t size, const struct worker *worke
 	const struct fuse_write_in *arg = (const void *)(in + 1);
 
 	return in->opcode == FUSE_WRITE && size >= WRITE_HEAD + MIN_SPLICE &&
-	       size <= WRITE_HEAD + worker->channel.bytes && !is_past_cache(arg);
+	       size <= WRITE_HEAD + worker->channel.bytes && !(arg->fh & DIRECT_HANDLE);
 }
 
 /* As read(2) of the device; the request may be answered already.  How it is to be taken must be known

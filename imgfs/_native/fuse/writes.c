@@ -22,14 +22,9 @@ static unsigned n_writers;
 
 /* ---- answers ---- */
 
-bool is_past_cache(const struct fuse_write_in *arg)
-{
-	return (arg->flags & O_DIRECT) || (arg->flags & O_ACCMODE) == O_WRONLY;
-}
-
 bool is_dsync(const struct fuse_write_in *arg)
 {
-	return (arg->flags & O_DSYNC) && is_past_cache(arg);
+	return (arg->flags & O_DSYNC) && (arg->fh & DIRECT_HANDLE);
 }
 
 /* -EINVAL: it goes beyond the map, or not by blocks. */
