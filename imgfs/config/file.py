@@ -185,25 +185,6 @@ class ConfigFile:
         return os.path.dirname(self.path)  # noqa: PTH120 - a text
 
 
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """Names of images, in the file's order."""
-
-    added: tuple[str, ...]
-    removed: tuple[str, ...]
-    changed: tuple[str, ...]
-
-
-def difference(old: ConfigFile, new: ConfigFile) -> Difference:
-    """What reading a file again has changed; what defaults change counts for each image."""
-    before, after = old.images, new.images
-    return Difference(
-        added=tuple(name for name in after if name not in before),
-        removed=tuple(name for name in before if name not in after),
-        changed=tuple(n for n in after if n in before and after[n] != before[n]),
-    )
-
-
 def load(path: str | os.PathLike[str]) -> ConfigFile:
     """[blocks] Read the file.  Raises UsageError naming its first mistake."""
     name = os.fspath(path)

@@ -25,7 +25,7 @@ from imgfs.copying.batch import How
 from imgfs.copying.jobs import Job
 from imgfs.copying.progress import Copy, Reporter
 from imgfs.copying.record import Facts, Record
-from imgfs.copying.shares import Plan, Share, Task
+from imgfs.copying.shares import Plan, Share, Step, Task
 from imgfs.errors import ImgfsError, SourceUnreachable, UsageError
 from imgfs.url.shown import shown_source
 
@@ -135,7 +135,7 @@ class _Asked:
     """A task; `done` and `verified` are as far as was told by `worker`."""
 
     image: _Image
-    step: str
+    step: Step
     share: Share | None
     future: Future[bytes] | None = None
     worker: str = ""
@@ -194,7 +194,7 @@ class ClusterBatch:
             image.known, image.shares = image.record.known(), image.record.shares()
         self._ask(image, "begin")
 
-    def _ask(self, image: _Image, step: str, share: Share | None = None) -> None:
+    def _ask(self, image: _Image, step: Step, share: Share | None = None) -> None:
         at = "" if share is None else share.start
         key = f"{image.index}/{step}/{at}"
         lease = f"imgfs {image.destination} {at}"
@@ -337,7 +337,7 @@ class ClusterBatch:
         if not todo:
             self._after(image, "share")
 
-    def _after(self, image: _Image, step: str) -> None:
+    def _after(self, image: _Image, step: Step) -> None:
         assert image.plan is not None
         if step == "finish":
             self._end(image)

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import trio
 
@@ -34,6 +34,8 @@ from imgfs.url.shown import shown_source
 
 SHARE = 256 * MIB  # of data, at least
 MOST_SHARES = 256
+
+Step = Literal["begin", "share", "compare", "finish"]
 
 
 class Share(NamedTuple):
@@ -60,9 +62,9 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """A step of a job: one of `STEPS`.  The first has no plan, and only some have a share."""
+    """A step of a job.  The first has no plan, and only some have a share."""
 
-    step: str
+    step: Step
     job: Job
     how: How
     plan: Plan | None = None
@@ -190,9 +192,6 @@ class Work:
     def _verified(self, count: int) -> None:
         self.copy.verified += count
         self._reporter.advance(self.copy)
-
-
-STEPS = ("begin", "share", "compare", "finish")
 
 
 def divide(extents: ExtentList, step: int) -> list[Share]:

@@ -107,12 +107,6 @@ def parse(name: str, text: bytes) -> Descriptor:
     return descriptor
 
 
-def extent_names(text: bytes) -> list[str]:
-    """The files that a descriptor lists as its extents, each once, in order.  Raises nothing."""
-    found = (_EXTENT.match(line) for line in _lines(text[:LONGEST]))
-    return list(dict.fromkeys(match["name"] for match in found if match and match["name"]))
-
-
 def is_part(name: str) -> bool:
     """Whether a file's name looks as if another .vmdk listed it."""
     return _PART.fullmatch(name) is not None

@@ -20,7 +20,6 @@ from imgfs.config.file import (
     HttpSettings,
     ImageSettings,
     S3Settings,
-    difference,
     load,
 )
 from imgfs.config.options import Options
@@ -435,24 +434,6 @@ def test_files_that_are_none(tmp_path: Path) -> None:
         with pytest.raises(UsageError) as found:
             load(tmp_path / name)
         assert str(found.value) == f"{tmp_path / name}{said}"
-
-
-def test_difference(read: Loader) -> None:
-    a, b, c = (f"images.{n}.source = '/{n}'\n" for n in "abc")
-    old = read(a + b)
-    assert (
-        difference(old, old)
-        == difference(old, read("# again\n" + b + a))
-        == difference(read(a + b), old)
-    )
-    found = difference(old, read(c + b + "images.b.timeout = 9"))
-    assert (found.added, found.removed, found.changed) == (("c",), ("a",), ("b",))
-    by_default = difference(old, read(f"{a}{b}images.a.extents = true\n[defaults]\nextents = true"))
-    assert by_default.changed == ("a", "b")
-    by_s3 = difference(old, read(f"{a}{b}[s3]\nregion = 'x'\n"))
-    assert by_s3.changed == ("a", "b")
-    nothing = difference(old, old)
-    assert (nothing.added, nothing.removed, nothing.changed) == ((), (), ())
 
 
 def quoted(name: str) -> str:
