@@ -10,7 +10,8 @@ one fill (fills.py); it becomes present only after its bytes are in the file, an
 after it is present no more and nobody reads it.  Readers get their bytes as soon as they have come,
 before they are written.  Where there is no room, or no directory, they get them all the same.
 
-What no later mount may use, and comes faster than a disk takes it, stays in memory (memory.py).
+A fill is fetched, and kept, in filling.py; what no later mount may use, and comes faster than a
+disk takes it, stays in memory (memory.py).
 
 What is present is recorded every few seconds, and at the end (kept.py); what an earlier mount
 recorded is verified when it is first wanted, and fetched again where it is not good.
@@ -18,7 +19,6 @@ recorded is verified when it is first wanted, and fetched again where it is not 
 
 from __future__ import annotations
 
-import errno
 import logging
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -30,7 +30,8 @@ import trio
 
 from imgfs._native import _map
 from imgfs.cache.directory import BLOCK
-from imgfs.cache.fills import Fill, Fills, joined
+from imgfs.cache.filling import Filling
+from imgfs.cache.fills import Fill, joined
 from imgfs.cache.home import Home, Left
 from imgfs.cache.kept import Found, Run
 from imgfs.cache.memory import Memory
@@ -39,8 +40,7 @@ from imgfs.cache.readahead import Readahead, is_followed
 from imgfs.cache.space import Account, CacheSpace
 from imgfs.cache.watches import Watches
 from imgfs.cache.window import Window
-from imgfs.cache.written import Part, Written, write_parts
-from imgfs.errors import ImgfsError, SourceChanged
+from imgfs.errors import SourceChanged
 from imgfs.extents import ExtentList, all_data
 from imgfs.image import Buffer, Image
 from imgfs.locks import Lock
@@ -55,8 +55,6 @@ TRIES = 4
 MANY_EXTENTS = 1000  # so long a map is kept at once, and a shorter one with the first block,
 LONG_S = 0.1  # unless it took so long to get
 MOST_PEEK, MOST_PEEKS = 128 << 10, 64  # bytes, and ranges
-RECORD_S = 5.0  # what was cached so long before a crash is not lost
-FAST = 250e6  # bytes a second: what comes faster is not worth a disk's time
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +98,12 @@ class CachedImage(Image):
         self._watches = Watches(self.store)
         self._policy = policy
         most_blocks = max(1, min(FILL_BLOCKS, most_fill // BLOCK))
-        self._fills = Fills(nursery, most_blocks, self._run, Window())
+        self._filling = Filling(
+            self, home, memory, nursery, most_blocks, policy.prefetch is not None
+        )
+        self._fills = self._filling.fills
         self._ahead: Readahead | None = None
-        self._unrecorded = trio.Event()
-        self._is_recording = self._is_watching = False
+        self._is_watching = False
         #: is any of the range being written to the source just now?
         self.is_being_written: Callable[[int, int], bool] = lambda start, end: False
         self._preparing = Lock()
@@ -133,7 +133,7 @@ class CachedImage(Image):
 
     async def _learn_extents(self) -> ExtentList:
         begun = trio.current_time()
-        extents = await patiently(partial(self.source.extents, 0, self.size), self._waits)
+        extents = await patiently(partial(self.source.extents, 0, self.size), self.waits)
         took_long = len(extents) >= MANY_EXTENTS or trio.current_time() - begun >= LONG_S
         if self.stale is None and (took_long or self._home.account is not None):
             await self._home.save_extents(extents)
@@ -144,7 +144,7 @@ class CachedImage(Image):
             start = first * BLOCK
             self.map.set_zero(start, min(start + count * BLOCK, self.size))
 
-    async def _opened_home(self) -> Account | None:
+    async def opened_home(self) -> Account | None:
         """Where blocks are kept, if there is any such place."""
         if self.stale is None:
             left = await self._home.open(self.source_extents)
@@ -183,7 +183,7 @@ class CachedImage(Image):
                 places.append((part, start - offset))
         if sum(length for _, length in wanted) > MOST_PEEK or len(wanted) > MOST_PEEKS:
             return None
-        ask = partial(patiently, partial(self.source.peek, wanted), self._waits)
+        ask = partial(patiently, partial(self.source.peek, wanted), self.waits)
         parts = await ask() if wanted else []
         for (part, at), data in zip(places, parts or (), strict=parts is not None):
             part[at : at + len(data)] = data
@@ -232,7 +232,7 @@ class CachedImage(Image):
         for _ in range(TRIES):
             if self.stale is not None:
                 raise SourceChanged(str(self.stale))
-            fills = [fill for run in self._absent(offset, end) for fill in self._fills.wanted(*run)]
+            fills = [fill for run in self.absent(offset, end) for fill in self._fills.wanted(*run)]
             if not fills:
                 local = await self._local(offset, length)
                 if local is not None:
@@ -257,7 +257,7 @@ class CachedImage(Image):
             if any(fill.parts is not None and not fill.kept for fill in fills):
                 break
         # The cache cannot hold it for as long as it takes to read it.
-        data = await patiently(partial(self.source.read, offset, length), self._waits)
+        data = await patiently(partial(self.source.read, offset, length), self.waits)
         self.missed()
         return data
 
@@ -270,9 +270,9 @@ class CachedImage(Image):
             log.warning("%s: the cache failed at %d: %s", self.name, offset, exc.strerror)
             return None
 
-    def _absent(self, start: int, end: int) -> list[tuple[int, int]]:
+    def absent(self, start: int, end: int) -> list[Run]:
         """Runs (first, count) of absent blocks that hold data of `[start, end)`."""
-        runs: list[tuple[int, int]] = []
+        runs: list[Run] = []
         for a, b, kind, _ in self.map.segments(start, end - start):
             if kind != _map.STORE:
                 continue
@@ -310,155 +310,18 @@ class CachedImage(Image):
         start_fills = self._fills.ahead
         if at_once and self._has_room(end - start):
             start_fills = self._fills.wanted
-        return [fill for run in self._absent(start, end) for fill in start_fills(*run)]
+        return [fill for run in self.absent(start, end) for fill in start_fills(*run)]
 
     def _has_room(self, length: int) -> bool:
         return self.stale is None and self._home.has_room(length)
 
-    async def _record_now_and_then(self) -> None:
-        while True:
-            await self._unrecorded.wait()
-            self._unrecorded = trio.Event()
-            await trio.sleep(RECORD_S)
-            await self.record()
-
-    async def record(self) -> None:
-        """Make sure that what is cached by now is there for a later mount."""
-        account = self._home.account
-        if account is not None and self.stale is None:
-            try:
-                await account.record()
-            except OSError as exc:
-                log.warning("%s: the cache cannot be recorded: %s", self.name, exc.strerror)
-
-    async def _run(self, fill: Fill) -> None:
-        """Fetch a fill, let its readers have it, and keep it where there is room."""
-        start, end = fill.first * BLOCK, min((fill.first + fill.count) * BLOCK, self.size)
-        account = await self._opened_home()
-        if account is not None:
-            await account.verify(fill.first, fill.count)
-        runs = self._absent(start, end)
-        count = sum(run[1] for run in runs)
-        if not runs:
-            fill.kept = True
-            self._fills.came(fill)
-        elif self._passes(fill, end - start):
-            self.store.set_coming(fill.first, fill.count)
-            try:
-                await self._get(fill, runs)
-                fill.kept = self._hold(fill)
-            finally:
-                self._memory.release(end - start)
-                self.store.settle(fill.first, fill.count)
-        elif account is None or not await account.reserve(count):
-            if fill.is_awaited:
-                await self._get(fill, runs)
-        else:
-            # From now on native readers wait for these blocks, and need not ask.
-            self.store.set_coming(fill.first, fill.count)
-            try:
-                await self._get(fill, runs)
-                if fill.parts is not None:
-                    fill.kept = await self._keep(fill, runs, fill.parts, account)
-            finally:
-                if fill.parts is None:
-                    account.release(count)
-                self.store.settle(fill.first, fill.count)
-
-    async def _get(self, fill: Fill, runs: list[Run]) -> None:
-        """Sets the fill's parts, or its error."""
-        try:
-            fill.parts = [
-                part
-                for run in runs
-                for part in await patiently(partial(self._fetch, *run), self._waits)
-            ]
-        except ImgfsError as exc:
-            fill.error = exc
-            if isinstance(exc, SourceChanged):
-                self.mark_stale(exc)
-        except Exception as exc:
-            log.exception("%s: a fetch failed: this is a bug in imgfs", self.name)
-            fill.error = ImgfsError(f"{self.name}: {exc!r}")
-        finally:
-            self._fills.came(fill)
-
-    def _waits(self) -> bool:
+    def waits(self) -> bool:
         """Is a source that is away waited for?"""
         return self._policy.hard and self.stale is None
 
-    async def _fetch(self, first: int, count: int) -> list[Part]:
-        start, end = first * BLOCK, min((first + count) * BLOCK, self.size)
-        wanted: list[tuple[int, int]] = []
-        for a, b, kind, _ in self.map.segments(start, end - start):
-            if kind == _map.ZERO:
-                continue
-            if wanted and wanted[-1][1] == a:
-                a = wanted.pop()[0]
-            wanted.append((a, b))
-        return [(a, await self.source.read(a, b - a)) for a, b in wanted]
-
-    def _passes(self, fill: Fill, length: int) -> bool:
-        """Is it fetched ahead, and not worth a disk's time?"""
-        account = self._home.account
-        is_kept = account is None or account.kept or self._policy.prefetch is not None
-        return (
-            fill.ahead and not is_kept and self.line.rate >= FAST and self._memory.reserve(length)
-        )
-
-    def _hold(self, fill: Fill) -> bool:
-        """Publish what has come, in memory; False: it was not."""
-        if fill.parts is None:
-            return False
-        if self.stale is not None or self._is_old(fill):
-            return False
-        if not self._memory.hold(self.store, fill.parts):
-            return False
-        for part in fill.parts:
-            # Not in a thread: of what is not zero it looks at a few bytes.
-            _, zeroes = self.store.find_nonzero(*part)
-            for start, end in zeroes:
-                self.map.set_zero(start, end)
-        return True
-
-    def _is_old(self, fill: Fill) -> bool:
-        start, end = fill.first * BLOCK, (fill.first + fill.count) * BLOCK
-        return not self._fills.may_keep(fill) or self.is_being_written(start, end)
-
-    async def _keep(self, fill: Fill, runs: list[Run], parts: list[Part], account: Account) -> bool:
-        """Write what is not zero into blocks that are reserved, and publish it.
-
-        False: nothing was kept, and the blocks were given back.
-        """
-        if self._is_old(fill):
-            account.release(sum(run[1] for run in runs))
-            return False
-        written: Written | None = None
-        try:
-            written = await trio.to_thread.run_sync(
-                write_parts, self.store, runs, parts, account.kept is not None
-            )
-        except OSError as exc:
-            if exc.errno in (errno.ENOSPC, errno.EDQUOT):
-                account.space.disk_is_full()
-            else:
-                log.warning("%s: the cache cannot be written: %s", self.name, exc.strerror)
-        finally:
-            if written is None or self.stale is not None or self._is_old(fill):
-                written = None
-                for run in runs:
-                    await account.give_back(*run)
-        if written is None:
-            return False
-        account.keep(written.blocks, sum(run[1] for run in runs))
-        account.checks |= written.checks
-        self._unrecorded.set()
-        if not self._is_recording:
-            self._is_recording = True
-            self._nursery.start_soon(self._record_now_and_then)
-        for a, b in written.zeroes:
-            self.map.set_zero(a, b)
-        return True
+    async def record(self) -> None:
+        """Make sure that what is cached by now is there for a later mount."""
+        await self._filling.record()
 
 
 @asynccontextmanager

@@ -11,11 +11,12 @@ import trio
 import trio.testing
 
 from imgfs._native import _map
-from imgfs.cache import cached
+from imgfs.cache import filling
 from imgfs.cache.cached import CachedImage, Policy, open_cached
 from imgfs.cache.directory import BLOCK
 from imgfs.cache.memory import LIMIT, OLD_S, Memory
 from imgfs.cache.space import CacheSpace
+from imgfs.errors import SourceChanged
 from imgfs.sources.base import Identity
 
 from .memory import MemorySource, extents
@@ -94,7 +95,7 @@ def test_a_slow_source_is_kept(tmp_path: Path) -> None:
     read = source._read
 
     async def slowly(offset: int, length: int) -> bytes:
-        await trio.sleep(length / (cached.FAST / 8))
+        await trio.sleep(length / (filling.FAST / 8))
         return await read(offset, length)
 
     source._read = slowly  # type: ignore[method-assign]
@@ -159,7 +160,7 @@ def test_a_changed_source_leaves_nothing(tmp_path: Path) -> None:
             await image.read(at, STEP)
             at += STEP
             await trio.testing.wait_all_tasks_blocked(0.002)
-        image.mark_stale(cached.SourceChanged("disk.img: has changed"))
+        image.mark_stale(SourceChanged("disk.img: has changed"))
         await trio.testing.wait_all_tasks_blocked(0.05)
         assert space.memory.used == 0
         assert image.map.read(0, image.size) is None
