@@ -109,6 +109,15 @@ class Operations(WritingOperations):
     @guarded
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
         directory = self._node(parent)
+        while True:
+            node = await self._named(directory, name)
+            entry = await self._attributes(node)
+            # While that waited a new generation may have taken the name.
+            if node.inode in self._tree.nodes:
+                node.lookups += 1
+                return entry
+
+    async def _named(self, directory: Node, name: bytes) -> Node:
         if directory.children is None:
             raise pyfuse3.FUSEError(errno.ENOTDIR)
         if name not in directory.children and directory.refresh is not None:
@@ -119,13 +128,7 @@ class Operations(WritingOperations):
         if node.prepare is not None and node.shape is None:
             await node.prepare()  # by which another node may have taken the name
             node = directory.children[name]
-        if node.renew is not None:
-            node = await node.renew()
-        entry = await self._attributes(node)
-        # While that waited a new generation may have taken the name.
-        node = self._tree.nodes.get(node.inode) or directory.children[name]
-        node.lookups += 1
-        return entry
+        return node if node.renew is None else await node.renew()
 
     @guarded
     async def getattr(self, inode: int, ctx: Any) -> pyfuse3.EntryAttributes:

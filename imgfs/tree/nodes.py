@@ -76,6 +76,15 @@ class Node:
             yield child
             yield from child.below()
 
+    def let_go(self) -> None:
+        """Nobody can come to it any more.
+
+        What it refers to refers to it, too; the files of a deleted snapshot's layers are not to
+        stay open, and take their space, until the collector comes by.
+        """
+        self.children = self.view = self.shape = self.folder = None
+        self.make = self.made_size = self.prepare = self.refresh = self.changed = self.renew = None
+
 
 @dataclass(slots=True)
 class Tree:
@@ -131,4 +140,5 @@ class Tree:
         if node.links or node.lookups:
             return False
         del self.nodes[node.inode]
+        node.let_go()
         return True

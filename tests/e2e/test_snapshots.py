@@ -75,6 +75,34 @@ def test_a_snapshots_life(mount: Mounter, disk: Path) -> None:
     assert disk.read_bytes() == content
 
 
+def layer_files(pid: int) -> list[str]:
+    """Those that the process has open."""
+    links = [str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()]
+    return [link for link in links if "/layers/" in link]
+
+
+def test_a_deleted_snapshots_files_are_closed(mount: Mounter, disk: Path) -> None:
+    """And their space given back: they were left to the collector, which may come hours later."""
+    m = mount(disk)
+    child = m.point / "snapshots/a/snapshots/b"
+    for _ in range(4):
+        for path in (child.parent.parent, child):
+            path.mkdir()
+            with (path / f"{path.name}.raw").open("r+b") as file:
+                file.write(os.urandom(MIB))
+                os.fsync(file.fileno())
+        for path in (child.parent.parent, child):
+            for name in (each for each in path.iterdir() if each.is_file()):
+                with name.open("rb") as file:
+                    assert file.read(100)
+        child.rmdir()
+        child.parent.parent.rmdir()
+    deadline = time.monotonic() + 10  # the kernel takes a moment to forget the last of them
+    while left := layer_files(m.pid):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.1)
+
+
 def test_what_is_refused(mount: Mounter, disk: Path) -> None:
     m = mount(disk)
     work = m.point / "snapshots/work"
