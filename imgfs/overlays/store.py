@@ -98,6 +98,7 @@ class SnapshotStore:
         plain = "".join(c if c.isascii() and (c.isalnum() or c in "._-") else "_" for c in name)
         self.url = url
         self.directory = (root or state_root()) / f"{plain[:80]}-{digest}"
+        self._read: tuple[tuple[int, ...], Records] | None = None  # and of which file
 
     def base(self) -> Base | None:
         """What was recorded of it; None while it has no snapshot."""
@@ -132,12 +133,19 @@ class SnapshotStore:
 
     def records(self) -> Records:
         try:
-            content = (self.directory / "snapshots").read_bytes()
+            with (self.directory / "snapshots").open("rb") as file:
+                found = os.fstat(file.fileno())
+                state = found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns
+                if self._read is not None and self._read[0] == state:
+                    return self._read[1]
+                content = file.read()
         except FileNotFoundError:
             if (self.directory / "base").exists():
                 raise CorruptSnapshot(f"{self.directory / 'snapshots'}: is missing") from None
             return Records()
-        return decode_records(content, str(self.directory / "snapshots"))
+        records = decode_records(content, str(self.directory / "snapshots"))
+        self._read = state, records
+        return records
 
     def state(self) -> tuple[int, int] | None:
         """Another one whenever what there is has changed; None: there is nothing."""

@@ -271,8 +271,9 @@ class SnapshotsFolder(Folder):
         with _translated(self.snapshots.disk.name):
             found = await self.snapshots.listed()
         # Of one whose record is damaged those that were taken of it tell the name.
-        depth = len(self.path)
-        below = [path for path in found if path[:depth] == self.path and len(path) > depth]
+        above = self.path
+        depth = len(above)
+        below = [path for path in found if path[:depth] == above and len(path) > depth]
         names = {encode(path[depth]) for path in below}
         children = self.node.children
         assert children is not None

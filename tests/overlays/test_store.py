@@ -255,6 +255,20 @@ sys.stdin.read()
     store.delete(("a",))
 
 
+def test_what_others_did_is_seen(store: SnapshotStore, tmp_path: Path) -> None:
+    """The list is not read again while its file is the same."""
+    other = SnapshotStore(URL, tmp_path)
+    for number in range(20):
+        (store, other)[number % 2].create((f"{number:02}",), BASE, SIZE)
+        assert names(store) == names(other) == [f"{each:02}" for each in range(number + 1)]
+    other.rename(("07",), "70")
+    assert names(store)[-1] == "70"
+    path = store.directory / "snapshots"
+    path.write_bytes(path.read_bytes().replace(b'"70"', b'"77"'))
+    assert names(store) == names(other) == [f"{n:02}" for n in range(20) if n != 7]
+    assert store.damage() is not None
+
+
 def test_a_damaged_base_file(store: SnapshotStore) -> None:
     store.create(("a",), BASE, SIZE)
     path = store.directory / "base"
