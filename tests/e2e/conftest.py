@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-
-from tests.servers.ssh import Sshd
 
 IMGFS = [sys.executable, "-m", "imgfs.cli.main"]
 MIB = 1 << 20
@@ -45,9 +45,14 @@ class Mount:
         os.close(self.process)
 
 
+@pytest.fixture(autouse=True)
+def own_directories(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("cache", "state"):
+        monkeypatch.setenv(f"XDG_{name.upper()}_HOME", str(tmp_path / name))
+
+
 @pytest.fixture
-def mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Mount]]:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+def mount(tmp_path: Path) -> Iterator[Callable[..., Mount]]:
     mounts: list[Mount] = []
 
     def make(source: Path | str, *options: str, says: str = "") -> Mount:
@@ -62,16 +67,6 @@ def mount(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
 
 
 @pytest.fixture
-def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    directory = tmp_path / "sshd"
-    directory.mkdir()
-    server = Sshd(directory)
-    yield server
-    server.stop()
-
-
-@pytest.fixture
 def sparse(tmp_path: Path) -> Path:
     """An image of 64 MiB and 1000 bytes: data at 0, 5 MiB, 20 MiB and the last bytes; synced."""
     path = tmp_path / "disk.img"
@@ -82,3 +77,17 @@ def sparse(tmp_path: Path) -> Path:
             file.write(os.urandom(size))
         os.fsync(file.fileno())
     return path
+
+
+def kill_readers_of(raw: Path, send: Callable[[int], None]) -> None:
+    """What reads from a server that is frozen, which `send` sends signals to, can be killed."""
+    send(signal.SIGSTOP)
+    try:
+        dd = ["dd", f"if={raw}", "of=/dev/null", "bs=64k", "status=none"]
+        readers = [subprocess.Popen([*dd, *more]) for more in ([], ["iflag=direct"])]
+        time.sleep(0.5)
+        for process in readers:
+            process.kill()
+            process.wait(1.5)
+    finally:
+        send(signal.SIGCONT)

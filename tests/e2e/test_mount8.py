@@ -25,11 +25,10 @@ Script = Callable[[str], subprocess.CompletedProcess[str]]
 
 
 @pytest.fixture
-def script(tmp_path: Path, sparse: Path, monkeypatch: pytest.MonkeyPatch) -> Script:
+def script(tmp_path: Path, sparse: Path) -> Script:
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin/imgfs").symlink_to(Path(sys.executable).parent / "imgfs")
     (tmp_path / "a point").mkdir()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
 
     def run(text: str) -> subprocess.CompletedProcess[str]:
         (tmp_path / "script").write_text(BEGIN + text)

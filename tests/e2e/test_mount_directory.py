@@ -20,9 +20,8 @@ Mounter = Callable[..., Mount]
 
 
 @pytest.fixture
-def pool(tmp_path: Path, sparse: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def pool(tmp_path: Path, sparse: Path) -> Path:
     """Two images, two that would share a name, and files that are none."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pool = tmp_path / "pool"
     pool.mkdir()
     sparse.rename(pool / "disk.img")
@@ -136,10 +135,7 @@ def test_looks_are_true(mount: Mounter, sshd: Sshd, tmp_path: Path, sparse: Path
         assert (path.stat().st_size, path.stat().st_blocks) == looked[path], path
 
 
-def test_names_of_any_bytes_and_length(
-    mount: Mounter, sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def test_names_of_any_bytes_and_length(mount: Mounter, sshd: Sshd, tmp_path: Path) -> None:
     pool = tmp_path / "pool"
     pool.mkdir()
     odd = [b"caf\xe9.img", b"new\nline.img", b"a b#c?d%41.img", b"-o.img", b"x" * 251 + b".img"]
@@ -173,11 +169,8 @@ def test_one_missing_image_is_not_the_others(mounted: Mount, pool: Path) -> None
     assert (mounted.point / "disk/disk.raw").read_bytes() == (pool / "disk.img").read_bytes()
 
 
-def test_many_images(
-    mount: Mounter, sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_images(mount: Mounter, sshd: Sshd, tmp_path: Path) -> None:
     """ls -l of all of it; more images than a server gives file handles."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     pool = tmp_path / "pool"
     pool.mkdir()
     count = 1000 if os.environ.get("IMGFS_TEST_LONG") else 200

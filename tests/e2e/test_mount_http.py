@@ -7,7 +7,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -15,45 +15,24 @@ import pytest
 from imgfs.cache.fills import FAILED_S
 from tests.servers.web import Nginx, Weed, make_certificate
 
-from .conftest import MIB, Mount, imgfs
+from .conftest import MIB, Mount, imgfs, kill_readers_of
 
 Mounter = Callable[..., Mount]
 
 
 @pytest.fixture(autouse=True)
-def _own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+def _no_credentials(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
 
 
-@pytest.fixture
-def make_nginx(tmp_path: Path, sparse: Path) -> Iterator[Callable[..., Nginx]]:
-    """Serves the directory of the image; `certificate=` makes it https."""
-    made: list[Nginx] = []
-    root = tmp_path / "www"
-    root.mkdir()
-    sparse.rename(root / sparse.name)
-
-    def make(**config: object) -> Nginx:
-        directory = tmp_path / f"nginx{len(made)}"
-        directory.mkdir()
-        made.append(Nginx(directory, root, **config))  # type: ignore[arg-type]
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.stop()
-
-
-@pytest.fixture
-def nginx(make_nginx: Callable[..., Nginx]) -> Nginx:
-    return make_nginx()
-
-
-@pytest.fixture
-def disk(nginx: Nginx, tmp_path: Path) -> Path:
-    return tmp_path / "www/disk.img"
+@pytest.fixture(autouse=True)
+def disk(tmp_path: Path, sparse: Path) -> Path:
+    """Every nginx serves it."""
+    path = tmp_path / "www/disk.img"
+    path.parent.mkdir()
+    path.hardlink_to(sparse)
+    return path
 
 
 def run(*words: object) -> str:
@@ -161,16 +140,7 @@ def test_kill_ends_a_reader_of_a_frozen_server(mount: Mounter, nginx: Nginx, dis
     raw = mount(nginx.url("disk.img")).point / "disk.raw"
     raw.stat()
     fd = os.open(raw, os.O_RDONLY)
-    nginx.send(signal.SIGSTOP)
-    try:
-        dd = ["dd", f"if={raw}", "of=/dev/null", "bs=64k", "status=none"]
-        reader, direct = (subprocess.Popen([*dd, *more]) for more in ([], ["iflag=direct"]))
-        time.sleep(0.5)
-        for process in (reader, direct):
-            process.kill()
-            process.wait(1.5)
-    finally:
-        nginx.send(signal.SIGCONT)
+    kill_readers_of(raw, nginx.send)
     assert os.pread(fd, 4096, 5 * MIB) == disk.read_bytes()[5 * MIB : 5 * MIB + 4096]
     os.close(fd)
 

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +17,10 @@ import pytest
 
 from tests.servers.nbd import Nbdkit, QemuNbd
 
-from .conftest import MIB, Mount, imgfs
+from .conftest import MIB, Mount, imgfs, kill_readers_of
 
 Mounter = Callable[..., Mount]
 Maker = Callable[..., Any]
-
-
-@pytest.fixture
-def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Maker]:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    made: list[Any] = []
-
-    def make(kind: type[Any], *words: object, **more: Any) -> Any:
-        made.append(kind(tmp_path / f"server{len(made)}", *words, **more))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.stop()
 
 
 def run(*words: object) -> str:
@@ -179,16 +165,7 @@ def test_kill_ends_a_reader_of_a_frozen_server(
     server = servers(Nbdkit, "file", sparse)
     raw = mount(server.url()).point / "disk.raw"
     raw.stat()
-    server.send(signal.SIGSTOP)
-    try:
-        dd = ["dd", f"if={raw}", "of=/dev/null", "bs=64k", "status=none"]
-        reader, direct = (subprocess.Popen([*dd, *more]) for more in ([], ["iflag=direct"]))
-        time.sleep(0.5)
-        for process in (reader, direct):
-            process.kill()
-            process.wait(1.5)
-    finally:
-        server.send(signal.SIGCONT)
+    kill_readers_of(raw, server.send)
     assert raw.read_bytes() == sparse.read_bytes()
 
 

@@ -65,7 +65,6 @@ class Terminal:
 @pytest.fixture
 def sshd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
     """It lets only a key in that has a passphrase."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.delenv("SSH_AUTH_SOCK", raising=False)
     directory = tmp_path / "sshd"
     directory.mkdir()
@@ -228,9 +227,8 @@ def test_unknown_host_key_is_refused_unasked(
 
 
 @pytest.fixture
-def with_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sshd]:
+def with_password(tmp_path: Path) -> Iterator[Sshd]:
     """Its own root has the password; nobody else sees this /etc/shadow."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     directory = tmp_path / "password"
     directory.mkdir()
     make = ["openssl", "passwd", "-6", "-stdin"]

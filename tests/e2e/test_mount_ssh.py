@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,7 +14,7 @@ import pytest
 from tests.images import fill
 from tests.servers.ssh import Sshd
 
-from .conftest import MIB, Mount, imgfs
+from .conftest import MIB, Mount, imgfs, kill_readers_of
 
 Mounter = Callable[..., Mount]
 
@@ -125,16 +124,7 @@ def test_kill_ends_a_reader_of_a_frozen_server(mount: Mounter, sshd: Sshd, spars
     raw = remote(mount, sshd, sparse)
     raw.stat()
     fd = os.open(raw, os.O_RDONLY)
-    sshd.send(signal.SIGSTOP)
-    try:
-        dd = ["dd", f"if={raw}", "of=/dev/null", "bs=64k", "status=none"]
-        reader, direct = (subprocess.Popen([*dd, *more]) for more in ([], ["iflag=direct"]))
-        time.sleep(0.5)
-        for process in (reader, direct):
-            process.kill()
-            process.wait(1.5)
-    finally:
-        sshd.send(signal.SIGCONT)
+    kill_readers_of(raw, sshd.send)
     assert os.pread(fd, 4096, 5 * MIB) == sparse.read_bytes()[5 * MIB : 5 * MIB + 4096]
     os.close(fd)
 

@@ -20,12 +20,6 @@ from .conftest import MIB, Mount, imgfs
 Mounter = Callable[..., Mount]
 
 
-@pytest.fixture
-def work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    return tmp_path
-
-
 def names(directory: Path) -> list[str]:
     return sorted(path.name for path in directory.iterdir() if path.name != ".imgfs")
 
@@ -48,8 +42,8 @@ def wait_for(true: Callable[[], bool]) -> None:
         time.sleep(0.05)
 
 
-def test_images_of_all_kinds(mount: Mounter, sshd: Sshd, sparse: Path, work: Path) -> None:
-    file = work / "images.toml"
+def test_images_of_all_kinds(mount: Mounter, sshd: Sshd, sparse: Path, tmp_path: Path) -> None:
+    file = tmp_path / "images.toml"
     file.write_text(
         f"""
 [defaults]
@@ -84,7 +78,9 @@ timeout = 2
     with pytest.raises(OSError, match="Input/output error"):
         (m.point / "away/away.raw").stat()
     assert state(m, "away") == "failed"
-    kept = sum(p.stat().st_blocks * 512 for p in (work / "cache").glob("imgfs/disk.img-*/blocks"))
+    kept = sum(
+        p.stat().st_blocks * 512 for p in (tmp_path / "cache").glob("imgfs/disk.img-*/blocks")
+    )
     assert kept <= MIB
     text = (m.point / ".imgfs/metrics").read_text()
     families = {family.name: family for family in text_string_to_metric_families(text)}
@@ -92,17 +88,19 @@ timeout = 2
     assert images == set(names(m.point))
 
 
-def test_prefetch_of_some(mount: Mounter, sshd: Sshd, work: Path) -> None:
+def test_prefetch_of_some(mount: Mounter, sshd: Sshd, tmp_path: Path) -> None:
     """An image is fetched whole once it is looked at; false stands over [defaults]."""
     for name in ("all", "none", "slow"):
-        fill(work / f"{name}.img", 12 * MIB)
+        fill(tmp_path / f"{name}.img", 12 * MIB)
     tables = (
-        f'[images.{name}]\nsource = "{sshd.url(work / f"{name}.img")}"\n{more}\n'
+        f'[images.{name}]\nsource = "{sshd.url(tmp_path / f"{name}.img")}"\n{more}\n'
         for name, more in (("all", ""), ("none", "prefetch = false"), ("slow", 'prefetch = "1M"'))
     )
     login = f'known_hosts = "{sshd.directory / "known"}"\nkey = "{sshd.directory / "user"}"'
-    (work / "images.toml").write_text(f"[defaults]\nprefetch = true\n{login}\n{''.join(tables)}")
-    m = mount(work / "images.toml")
+    (tmp_path / "images.toml").write_text(
+        f"[defaults]\nprefetch = true\n{login}\n{''.join(tables)}"
+    )
+    m = mount(tmp_path / "images.toml")
 
     def cached(name: str) -> int:
         images: dict[str, dict[str, int]] = m.status()["images"]  # type: ignore[assignment]
@@ -118,10 +116,10 @@ def test_prefetch_of_some(mount: Mounter, sshd: Sshd, work: Path) -> None:
     assert cached("none") <= 128 << 10  # its two ends, to find out the format
 
 
-def test_read_again(mount: Mounter, work: Path) -> None:
+def test_read_again(mount: Mounter, tmp_path: Path) -> None:
     for name in ("a", "b", "c"):
-        fill(work / f"{name}.img", MIB)
-    file = work / "images.toml"
+        fill(tmp_path / f"{name}.img", MIB)
+    file = tmp_path / "images.toml"
 
     def write(**images: str) -> None:
         lines = [f'[images.{name}]\nsource = "{source}"\n' for name, source in images.items()]
@@ -133,10 +131,10 @@ def test_read_again(mount: Mounter, work: Path) -> None:
         write(a="a.img", c="c.img")
         os.kill(m.pid, signal.SIGHUP)
         wait_for(lambda: names(m.point) == ["a", "c"])
-        assert (m.point / "c/c.raw").read_bytes() == (work / "c.img").read_bytes()
+        assert (m.point / "c/c.raw").read_bytes() == (tmp_path / "c.img").read_bytes()
         # Who has them open keeps them, also the one that is gone.
-        assert a.read() == (work / "a.img").read_bytes()
-        assert b.read() == (work / "b.img").read_bytes()
+        assert a.read() == (tmp_path / "a.img").read_bytes()
+        assert b.read() == (tmp_path / "b.img").read_bytes()
         assert state(m, "b") == "open"
     wait_for(lambda: shown(m) == ["a", "c"])  # nobody has b open any more
     file.write_text("[images.a]\nsorce = 'a.img'\n")
@@ -148,28 +146,28 @@ def test_read_again(mount: Mounter, work: Path) -> None:
     assert f"\n{said}\n" in imgfs("top", "--once", m.point).stdout
     write(a="c.img")
     os.kill(m.pid, signal.SIGHUP)
-    wait_for(lambda: (m.point / "a/a.raw").read_bytes() == (work / "c.img").read_bytes())
+    wait_for(lambda: (m.point / "a/a.raw").read_bytes() == (tmp_path / "c.img").read_bytes())
     assert names(m.point) == ["a"]
     assert shown(m) == ["a"]
     images = m.status()["images"]
-    assert isinstance(images, dict) and images["a"]["source"] == str(work / "c.img")
+    assert isinstance(images, dict) and images["a"]["source"] == str(tmp_path / "c.img")
     assert "last_error" not in m.status()
     assert imgfs("umount", m.point).returncode == 0
 
 
-def test_a_mistake_is_refused(work: Path) -> None:
-    point = work / "point"
+def test_a_mistake_is_refused(tmp_path: Path) -> None:
+    point = tmp_path / "point"
     point.mkdir()
-    file = work / "images.toml"
+    file = tmp_path / "images.toml"
     file.write_text('[images.x]\nsource = "x.img"\nextends = true\n')
     done = imgfs(file, point)
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "images.toml:3:" in done.stderr and "extents" in done.stderr
-    assert imgfs(work / "missing.toml", point).returncode == 1
+    assert imgfs(tmp_path / "missing.toml", point).returncode == 1
     assert not point.is_mount()
 
 
-def test_a_hard_image_waits(mount: Mounter, sshd: Sshd, sparse: Path, work: Path) -> None:
+def test_a_hard_image_waits(mount: Mounter, sshd: Sshd, sparse: Path, tmp_path: Path) -> None:
     """Past its timeout, and reads on when the server is back."""
     m = mount(sshd.url(sparse), "-o", f"{sshd.options},timeout=2,hard")
     raw = m.point / "disk.raw"

@@ -1,9 +1,9 @@
-"""A real sshd, and images opened through it."""
+"""An image, and images opened through a real sshd."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -14,51 +14,8 @@ import trio
 from imgfs.sources.ssh.source import SshHosts, SshSource
 from imgfs.url.source import SshUrl, parse
 from tests.servers.ssh import Sshd
-from tests.servers.web import Nginx
 
 MIB = 1 << 20
-
-
-@pytest.fixture
-def make_sshd(tmp_path: Path) -> Iterator[Callable[..., Sshd]]:
-    made: list[Sshd] = []
-
-    def make(**config: str) -> Sshd:
-        directory = tmp_path / f"sshd{len(made)}"
-        directory.mkdir()
-        made.append(Sshd(directory, **config))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.stop()
-
-
-@pytest.fixture
-def sshd(make_sshd: Callable[..., Sshd]) -> Sshd:
-    return make_sshd()
-
-
-@pytest.fixture
-def make_nginx(tmp_path: Path) -> Iterator[Callable[..., Nginx]]:
-    """`make_nginx(more="", certificate=None)` serves tmp_path / "www"."""
-    made: list[Nginx] = []
-
-    def make(**config: Any) -> Nginx:
-        directory, root = tmp_path / f"nginx{len(made)}", tmp_path / "www"
-        directory.mkdir()
-        root.mkdir(exist_ok=True)
-        made.append(Nginx(directory, root, **config))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.stop()
-
-
-@pytest.fixture
-def nginx(make_nginx: Callable[..., Nginx]) -> Nginx:
-    return make_nginx()
 
 
 @pytest.fixture
@@ -72,20 +29,6 @@ def image(tmp_path: Path) -> Path:
             file.write(os.urandom(length))
         os.fsync(file.fileno())
     return path
-
-
-@pytest.fixture
-def servers(tmp_path: Path) -> Iterator[Callable[..., Any]]:
-    """Makes a server of the given class in a directory of its own."""
-    made: list[Any] = []
-
-    def make(kind: type[Any], *words: object, **more: Any) -> Any:
-        made.append(kind(tmp_path / f"server{len(made)}", *words, **more))
-        return made[-1]
-
-    yield make
-    for server in made:
-        server.stop()
 
 
 def url_of(server: Sshd, path: Path) -> SshUrl:
