@@ -11,9 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import Mount, mount, sparse
-
-__all__ = ["mount", "sparse"]  # fixtures
+from tests.mounts import Mount
 
 CHECKOUT = Path(__file__).parents[1]
 LONGEST = 500

@@ -13,10 +13,8 @@ import pytest
 import trio
 
 import imgfs
-from tests.e2e.conftest import MIB, sparse, sshd
+from tests.mounts import MIB
 from tests.servers.ssh import Sshd
-
-__all__ = ["sparse", "sshd"]  # fixtures
 
 
 @pytest.fixture(autouse=True)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import MIB
+from tests.mounts import MIB
 
 
 def run(*words: object) -> str:
@@ -39,3 +39,15 @@ def image(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return path
+
+
+@pytest.fixture(autouse=True)
+def state(tmp_path: Path, own_directories: None) -> Path:
+    """Where records of copies are."""
+    return tmp_path / "state/imgfs/copies"
+
+
+@pytest.fixture
+def out(tmp_path: Path, own_directories: None) -> Path:
+    (tmp_path / "out").mkdir()
+    return tmp_path / "out"

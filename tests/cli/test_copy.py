@@ -11,23 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.e2e.conftest import IMGFS, MIB, Mount, imgfs, mount, sparse, sshd
+from tests.mounts import IMGFS, MIB, Mount, imgfs
 from tests.servers.ssh import Sshd
 
-__all__ = ["mount", "sparse", "sshd"]  # fixtures
 Completed = subprocess.CompletedProcess[str]
-
-
-@pytest.fixture(autouse=True)
-def state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-    return tmp_path / "state/imgfs/copies"
-
-
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    (tmp_path / "out").mkdir()
-    return tmp_path / "out"
 
 
 def copy(*words: object, code: int = 0) -> Completed:

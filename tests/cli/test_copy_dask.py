@@ -16,16 +16,14 @@ from hypothesis import strategies as st
 from imgfs.copying.engine import PIECE
 from imgfs.copying.shares import divide
 from imgfs.extents import from_data_ranges
-from tests.cli.test_copy import copy, images, names, out, same, state, stored
-from tests.e2e.conftest import MIB, sparse, sshd
+from tests.cli.test_copy import copy, images, names, same, stored
 from tests.images import scatter
+from tests.mounts import MIB
 from tests.servers.dask_cluster import Cluster
 from tests.servers.nbd import Nbdkit
 from tests.servers.ssh import Sshd
 from tests.servers.web import Bucket, Weed
-from tests.sources.conftest import servers
 
-__all__ = ["out", "servers", "sparse", "sshd", "state"]  # fixtures
 Servers = Callable[..., Any]
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))
 

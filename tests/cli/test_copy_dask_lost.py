@@ -15,13 +15,12 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_copy import copy, images, names, out, refused, same, state
-from tests.e2e.conftest import IMGFS, MIB
+from tests.cli.test_copy import copy, images, names, refused, same
 from tests.images import fill
+from tests.mounts import IMGFS, MIB
 from tests.servers.dask_cluster import Cluster
 from tests.servers.ports import free_port
 
-__all__ = ["out", "state"]  # fixtures
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))
 long = pytest.mark.skipif(not LONG, reason="takes its time")
 

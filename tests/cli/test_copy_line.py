@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.test_copy import out, state
-from tests.e2e.conftest import IMGFS, MIB, sshd
 from tests.images import fill
+from tests.mounts import IMGFS, MIB
 from tests.servers.delay_proxy import DelayProxy
 from tests.servers.ssh import Sshd
 
-__all__ = ["out", "sshd", "state"]  # fixtures
 BIG, SMALL = 24 * MIB, MIB // 4
 
 

@@ -10,14 +10,12 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_copy import FORMATS, copy, names, out, refused, same, state, stored
-from tests.e2e.conftest import MIB, sparse, sshd
+from tests.cli.test_copy import FORMATS, copy, names, refused, same, stored
+from tests.mounts import MIB
 from tests.servers.nbd import Nbdkit, QemuNbd
 from tests.servers.ssh import Sshd
 from tests.servers.web import Bucket, Weed
-from tests.sources.conftest import servers
 
-__all__ = ["out", "servers", "sparse", "sshd", "state"]  # fixtures
 Servers = Callable[..., Any]
 
 

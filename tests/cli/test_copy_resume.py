@@ -14,15 +14,13 @@ from typing import Any
 
 import pytest
 
-from tests.cli.test_copy import copy, names, out, refused, state
-from tests.e2e.conftest import IMGFS, MIB, sparse, sshd
+from tests.cli.test_copy import copy, names, refused
 from tests.images import fill, scatter
+from tests.mounts import IMGFS, MIB
 from tests.servers.nbd import Nbdkit
 from tests.servers.ports import free_port
 from tests.servers.ssh import Sshd
-from tests.sources.conftest import servers
 
-__all__ = ["out", "servers", "sparse", "sshd", "state"]  # fixtures
 Servers = Callable[..., Any]
 SIZE = 24 * MIB
 

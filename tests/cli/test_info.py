@@ -7,7 +7,7 @@ import os
 from datetime import datetime
 from pathlib import Path
 
-from tests.e2e.conftest import imgfs
+from tests.mounts import imgfs
 
 from .conftest import run
 

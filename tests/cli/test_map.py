@@ -15,7 +15,7 @@ from imgfs.cli import picture
 from imgfs.cli.map import draw
 from imgfs.extents import ExtentListBuilder, Flags, from_data_ranges
 from imgfs.guest.usage import Usage
-from tests.e2e.conftest import MIB, imgfs
+from tests.mounts import MIB, imgfs
 
 from .conftest import run
 

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 
 from imgfs.overlays.store import SnapshotStore
-from tests.e2e.conftest import Mount, imgfs, mount, sparse, sshd
+from tests.mounts import Mount, imgfs
 from tests.servers.ssh import Sshd
 
-__all__ = ["mount", "sparse", "sshd"]  # fixtures
 Mounter = Callable[..., Mount]
 MIB = 1 << 20
 

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.daemon.mounts import mounted_at
-from tests.e2e.conftest import IMGFS, imgfs
+from tests.mounts import IMGFS, imgfs
 
 LOGGING = """
 import logging, sys

@@ -27,11 +27,9 @@ from imgfs.cli.top import _screen, plain
 from imgfs.status.fields import CacheStatus, FastPathStatus, ImageStatus, MountStatus
 from imgfs.status.rates import Look
 from imgfs.units import format_size, parse_size
-from tests.e2e.conftest import MIB, Mount, imgfs, mount, sparse
 from tests.e2e.test_mount_prompts import Terminal
+from tests.mounts import MIB, Mount, imgfs
 from tests.status.test_metrics import parsed
-
-__all__ = ["mount", "sparse"]  # fixtures
 
 Mounter = Callable[..., Mount]
 ESCAPE = re.compile(r"\x1b(?:\[[0-9;?]*[A-Za-z]|[()].|[=>])")

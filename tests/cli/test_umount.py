@@ -13,9 +13,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.daemon.mounts import mounted_at
-from tests.e2e.conftest import Mount, imgfs, mount, sparse
-
-__all__ = ["mount", "sparse"]  # fixtures
+from tests.mounts import Mount, imgfs
 
 Mounter = Callable[..., Mount]
 PTRACE_SEIZE, PTRACE_INTERRUPT, PTRACE_DETACH = 0x4206, 0x4207, 17  # linux/ptrace.h

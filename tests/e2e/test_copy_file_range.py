@@ -14,10 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts import MIB, Mount, imgfs
 from tests.servers.nbd import QemuNbd
 from tests.servers.ssh import Sshd
-
-from .conftest import MIB, Mount, imgfs
 
 Mounter = Callable[..., Mount]
 BLOCK = 4096

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts import MIB, Mount, imgfs
 from tests.servers.ssh import Sshd
 
 from . import guest
-from .conftest import MIB, Mount, imgfs
 
 Mounter = Callable[..., Mount]
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))

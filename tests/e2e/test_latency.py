@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 from tests.images import fill
+from tests.mounts import MIB, Mount
 from tests.servers.delay_proxy import DelayProxy
 from tests.servers.ssh import Sshd
 
-from .conftest import MIB, Mount
 from .test_mount_cache import MOST_MEMORY, resident
 
 TRIP_S = 0.1

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.formats import qemu
+from tests.mounts import MIB, Mount, imgfs
 from tests.servers.ssh import Sshd
 
-from .conftest import MIB, Mount, imgfs
 from .test_mount_formats import fails
 
 Mounter = Callable[..., Mount]

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.big_qcow2 import CLUSTER, write_qcow2
+from tests.mounts import MIB, Mount
 
-from .conftest import MIB, Mount
 from .test_mount_cache import resident
 
 Mounter = Callable[..., Mount]

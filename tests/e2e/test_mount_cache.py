@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.images import fill
+from tests.mounts import MIB, Mount, imgfs
 from tests.servers.ssh import Sshd
-
-from .conftest import MIB, Mount, imgfs
 
 Mounter = Callable[..., Mount]
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))

@@ -12,8 +12,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.daemon.mounts import is_dead, is_ours_and_dead, mounted_at
-
-from .conftest import Mount, imgfs
+from tests.mounts import Mount, imgfs
 
 Mounter = Callable[..., Mount]
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Mount, imgfs
+from tests.mounts import Mount, imgfs
 
 Mounter = Callable[..., Mount]
 ROUNDS = 20 if os.environ.get("IMGFS_TEST_LONG") else 3

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts import MIB, Mount
 from tests.servers.ssh import Sshd
-
-from .conftest import MIB, Mount
 
 Mounter = Callable[..., Mount]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import MIB, Mount
+from tests.mounts import MIB, Mount
 
 Mounter = Callable[..., Mount]
 

@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from tests.formats import qemu
+from tests.mounts import MIB, Mount, imgfs
 from tests.servers.ssh import Sshd
-
-from .conftest import MIB, Mount, imgfs
 
 Mounter = Callable[..., Mount]
 SIZE = 12 * MIB

@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from imgfs.cache.fills import FAILED_S
+from tests.mounts import MIB, Mount, imgfs, kill_readers_of
 from tests.servers.web import Nginx, Weed, make_certificate
-
-from .conftest import MIB, Mount, imgfs, kill_readers_of
 
 Mounter = Callable[..., Mount]
 

@@ -7,7 +7,7 @@ import subprocess
 import time
 from pathlib import Path
 
-from .conftest import IMGFS
+from tests.mounts import IMGFS
 
 
 def test_a_bad_image_is_told_of_once(tmp_path: Path) -> None:

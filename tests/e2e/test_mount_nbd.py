@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
+from tests.mounts import MIB, Mount, imgfs, kill_readers_of
 from tests.servers.nbd import Nbdkit, QemuNbd
-
-from .conftest import MIB, Mount, imgfs, kill_readers_of
 
 Mounter = Callable[..., Mount]
 Maker = Callable[..., Any]

@@ -11,9 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts import Mount, imgfs
 from tests.servers.ssh import Sshd
-
-from .conftest import Mount, imgfs
 
 Mounter = Callable[..., Mount]
 

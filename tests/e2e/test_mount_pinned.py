@@ -6,8 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tests.formats import qemu
-
-from .conftest import MIB, Mount, imgfs
+from tests.mounts import MIB, Mount, imgfs
 
 Mounter = Callable[..., Mount]
 

@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from imgfs.daemon.mounts import mounted_at
+from tests.mounts import IMGFS, imgfs
 from tests.servers.ssh import Sshd
 
-from .conftest import IMGFS, imgfs
 from .test_mount_signals import nothing_left, processes, wait_until
 
 SECRET = "open sesame é"

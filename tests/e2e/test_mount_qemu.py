@@ -13,9 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.formats import foreign, qemu
+from tests.mounts import MIB, Mount, imgfs
 from tests.servers.ssh import Sshd
 
-from .conftest import MIB, Mount, imgfs
 from .test_mount_formats import fails, zeroes
 
 Mounter = Callable[..., Mount]

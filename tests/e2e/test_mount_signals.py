@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from imgfs.daemon.mounts import mounted_at
+from tests.mounts import IMGFS, Mount
 from tests.servers.ssh import Sshd
-
-from .conftest import IMGFS, Mount
 
 Mounter = Callable[..., Mount]
 STEPS = 60 if os.environ.get("IMGFS_TEST_LONG") else 8

@@ -14,9 +14,8 @@ from typing import Any
 import pytest
 
 from imgfs.views.showing import SHOWN
+from tests.mounts import MIB, Mount, imgfs
 from tests.servers.ssh import Sshd
-
-from .conftest import MIB, Mount, imgfs
 
 Mounter = Callable[..., Mount]
 

@@ -12,9 +12,8 @@ from pathlib import Path
 import pytest
 
 from tests.images import fill
+from tests.mounts import MIB, Mount, imgfs, kill_readers_of
 from tests.servers.ssh import Sshd
-
-from .conftest import MIB, Mount, imgfs, kill_readers_of
 
 Mounter = Callable[..., Mount]
 

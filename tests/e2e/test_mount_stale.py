@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from tests.formats import qemu
+from tests.mounts import MIB, Mount
 from tests.servers.ssh import Sshd
 
-from .conftest import MIB, Mount
 from .test_mount_formats import SHOWN
 
 Mounter = Callable[..., Mount]

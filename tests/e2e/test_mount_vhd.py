@@ -13,8 +13,7 @@ import pytest
 from imgfs.formats import vhd_tables, vhdx_tables
 from tests.formats import qemu, vhdx_files
 from tests.formats.test_vhd import Differencing
-
-from .conftest import MIB, Mount
+from tests.mounts import MIB, Mount
 
 Mounter = Callable[..., Mount]
 

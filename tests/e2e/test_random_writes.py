@@ -20,10 +20,9 @@ from hypothesis.stateful import (
 )
 
 from tests.fsx import Fsx
+from tests.mounts import MIB, Mount, imgfs
 from tests.servers.nbd import QemuNbd
 from tests.servers.ssh import Sshd
-
-from .conftest import MIB, Mount, imgfs
 
 Mounter = Callable[..., Mount]
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))

@@ -16,9 +16,8 @@ from pathlib import Path
 import pytest
 
 from tests.fsx import Fsx
+from tests.mounts import MIB, Mount, imgfs
 from tests.servers.ssh import Sshd
-
-from .conftest import MIB, Mount, imgfs
 
 Mounter = Callable[..., Mount]
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))

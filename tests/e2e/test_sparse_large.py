@@ -7,10 +7,9 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from tests.mounts import MIB, Mount
 from tests.servers.delay_proxy import DelayProxy
 from tests.servers.ssh import Sshd
-
-from .conftest import MIB, Mount
 
 TRIP_S = 0.02
 #: Every group has a bitmap on the disk, and next to nothing else.

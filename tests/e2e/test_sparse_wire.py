@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts import MIB, Mount
 from tests.servers.counting_proxy import CountingProxy
 from tests.servers.ssh import Sshd
 
-from .conftest import MIB, Mount
 from .test_mount_sparse import START, loop_mounted, run
 
 SIZE = 200 * MIB

@@ -17,9 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts import MIB, Mount
 from tests.servers.ssh import Sshd
-
-from .conftest import MIB, Mount
 
 Mounter = Callable[..., Mount]
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))

@@ -10,10 +10,9 @@ from pathlib import Path
 import pytest
 
 from tests.images import scatter
+from tests.mounts import MIB, Mount
 from tests.servers.counting_proxy import CountingProxy
 from tests.servers.ssh import Sshd
-
-from .conftest import MIB, Mount
 
 LONG = bool(os.environ.get("IMGFS_TEST_LONG"))
 SIZE = 8192 * MIB

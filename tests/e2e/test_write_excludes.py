@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Mount
+from tests.mounts import Mount
 
 Mounter = Callable[..., Mount]
 

@@ -12,9 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts import MIB, Mount, imgfs
 from tests.servers.ssh import Sshd
-
-from .conftest import MIB, Mount, imgfs
 
 Mounter = Callable[..., Mount]
 

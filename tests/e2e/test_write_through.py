@@ -18,10 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.mounts import MIB, Mount, imgfs
 from tests.servers.nbd import Nbdkit, QemuNbd
 from tests.servers.ssh import Sshd
-
-from .conftest import MIB, Mount, imgfs
 
 Mounter = Callable[..., Mount]
 
