@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import replace
 
 from imgfs.guest.disk import Guest
@@ -20,8 +21,8 @@ log = logging.getLogger(__name__)
 class GuestNodes:
     """The two directories of one disk.  Nothing is read before somebody looks at a name in them."""
 
-    def __init__(self, showing: Showing, directory: Node, name: str) -> None:
-        self.name = name  #: of the disk; of the files in sparse/ when somebody looks first
+    def __init__(self, showing: Showing, directory: Node, name: Callable[[], str]) -> None:
+        """`name` is the disk's, and that of the files in sparse/ when somebody looks first."""
         self._showing = showing
         self._looking = Lock()
         self._known: tuple[View, Guest] | None = None
@@ -32,7 +33,7 @@ class GuestNodes:
             if not sparse.children:
                 makers = {".raw": _as_it_is, **showing.makers}
                 sparsified = replace(showing, makers=makers, current=self._sparsified)
-                FormatNodes(sparsified, sparse, self.name)
+                FormatNodes(sparsified, sparse, name())
 
         sparse.refresh = look_into
         self._partitions = showing.tree.add(directory, b"partitions", children={})

@@ -110,7 +110,7 @@ class ImageNodes:
         self.snapshots.add_to(tree, directory)
         showing = Showing(tree, FORMATS, self._shown, self._follow, self._changed)
         FormatNodes(showing, directory, self.name)
-        self._guest = GuestNodes(showing, directory, self.name)
+        self._guest = GuestNodes(showing, directory, lambda: self.name)
 
     def add_original(self, tree: Tree, directory: Node) -> None:
         """Put the source's bytes as stored there, under the file's own name."""

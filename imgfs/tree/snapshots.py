@@ -335,7 +335,7 @@ class SnapshotFolder(Folder):
         showing = Showing(parent.tree, FORMATS, self._frozen, fleeting=True)
         with_delta = replace(showing, makers={**FORMATS, ".delta.qcow2": self._delta})
         FormatNodes(with_delta, self.node, _text(name))
-        self._guest = GuestNodes(showing, self.node, _text(name))
+        GuestNodes(showing, self.node, lambda: _text(self.name))
 
     @property
     def path(self) -> SnapshotPath:
@@ -357,7 +357,6 @@ class SnapshotFolder(Folder):
     def renamed(self, name: bytes) -> None:
         """Its files are called after it."""
         old, self.name = self.name, name
-        self._guest.name = _text(name)
         assert self.node.children is not None
         for files in (self.node.children, self.node.children[b"sparse"].children):
             assert files is not None

@@ -91,9 +91,11 @@ def test_a_deleted_snapshots_files_are_closed(mount: Mounter, disk: Path) -> Non
                 file.write(os.urandom(MIB))
                 os.fsync(file.fileno())
         for path in (child.parent.parent, child):
-            for name in (each for each in path.iterdir() if each.is_file()):
-                with name.open("rb") as file:
-                    assert file.read(100)
+            for name in (*path.iterdir(), *path.joinpath("sparse").iterdir()):
+                if name.is_file():
+                    with name.open("rb") as file:
+                        assert file.read(100)
+            assert list(path.joinpath("partitions").iterdir()) == []
         child.rmdir()
         child.parent.parent.rmdir()
     deadline = time.monotonic() + 10  # the kernel takes a moment to forget the last of them
