@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -181,6 +182,10 @@ class Snapshots:
         except (ImgfsError, OSError) as exc:
             log.warning("%s: layers of its snapshots were not merged: %s", self.disk.name, exc)
             self._merge_after = trio.current_time() + PATIENCE_S
+        except Exception:
+            # What the layers are together has not changed: no reason to end the mount.
+            log.exception("%s: a merge of layers failed: this is a bug in imgfs", self.disk.name)
+            self._merge_after = math.inf
 
     async def _merge_two(self) -> bool:
         state = await trio.to_thread.run_sync(self.store.state)

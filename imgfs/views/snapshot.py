@@ -350,7 +350,8 @@ class SnapshotView(OverlayView, Writable):
         gone = slice(names.index(upper), names.index(lower) + 1)
         merged = await trio.to_thread.run_sync(open_merged)
         for layer in self.layers[gone]:
-            await trio.to_thread.run_sync(self.map.replace_store, layer.store, merged.store)
+            if layer is not merged:  # as it is when nothing had to be added to it
+                await trio.to_thread.run_sync(self.map.replace_store, layer.store, merged.store)
         old, self.layers[gone] = self.layers[gone], [merged]
         for layer in old:
             await trio.to_thread.run_sync(layer.close)

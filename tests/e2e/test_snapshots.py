@@ -244,6 +244,37 @@ def test_what_is_written_over_a_frozen_state_takes_its_place(
     assert raw.read_bytes() == content + seventh + bytes(MIB) + b"more"
 
 
+def test_a_frozen_state_that_hides_the_one_below_it(
+    mount: Mounter, disk: Path, tmp_path: Path
+) -> None:
+    """The two are merged, and nothing of the upper one changes by that."""
+    m = mount(disk)
+    (m.point / "snapshots/x").mkdir()
+    raw = m.point / "snapshots/x/x.raw"
+    children = m.point / "snapshots/x/snapshots"
+    layers = next((tmp_path / "state").rglob("layers"))
+    with raw.open("r+b", buffering=0) as file:
+        for length, name in ((MIB, "hidden"), (2 * MIB, "hides")):
+            content = os.urandom(length)
+            file.seek(0)
+            file.write(content)
+            children.joinpath(name).mkdir()
+        assert len(list(layers.iterdir())) == 5
+        children.joinpath("hidden").rmdir()
+        deadline = time.monotonic() + 30
+        while len(list(layers.iterdir())) > 3:
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+        assert os.pread(file.fileno(), 2 * MIB, 0) == content
+        file.seek(0)
+        file.write(b"more")
+        os.fsync(file.fileno())
+    assert children.joinpath("hides/hides.raw").read_bytes()[: 2 * MIB] == content
+    ended(m)
+    raw = mount(disk).point / "snapshots/x/x.raw"
+    assert raw.read_bytes()[: 2 * MIB] == b"more" + content[4:]
+
+
 def test_discards_give_space_back(mount: Mounter, disk: Path, tmp_path: Path) -> None:
     m = mount(disk)
     (m.point / "snapshots/x").mkdir()
