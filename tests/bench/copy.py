@@ -15,14 +15,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-from tests.bench.report import MIB, Report, in_turn, installed, parser_of, run_bench
+from tests.bench.report import MIB, Report, in_turn, installed, parser_of, run_bench, run_watched
 from tests.bench.ssh import Job, nbdkit_words, tunnel, warm, write_config
 from tests.images import scatter
 from tests.servers.ssh import Sshd
@@ -79,20 +78,16 @@ PEERS: dict[str, Peer] = {
 }
 
 
-def run_one(peer: Peer, job: Job) -> tuple[float, float, int]:
+def run_one(peer: Peer, job: Job) -> tuple[float, float, float]:
     """Seconds of all of it, seconds without what was set up before, and MiB of the peak."""
     warm(job.source)
     begun = time.perf_counter()
     with peer(job) as command:
         ready = time.perf_counter()
-        process = subprocess.Popen([str(word) for word in command])
-        _, status, used = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            raise subprocess.CalledProcessError(process.returncode, process.args)
+        peak = run_watched(command)
         subprocess.run(["sync", job.target], check=True)
         end = time.perf_counter()
-    return end - begun, end - ready, used.ru_maxrss // 1024
+    return end - begun, end - ready, peak
 
 
 def single(job: Job, options: argparse.Namespace, report: Report) -> None:

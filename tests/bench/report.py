@@ -13,11 +13,13 @@ MiB (of memory, of what crossed the wire) less is better, of all other units mor
 from __future__ import annotations
 
 import argparse
+import contextlib
 import ctypes
 import json
 import os
 import shutil
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -163,6 +165,29 @@ def run_bench(parser: argparse.ArgumentParser, measure: Measure) -> None:
         os.environ["XDG_STATE_HOME"] = f"{work}/state"
         measure(Path(work), options, report)
     report.finish(options.json)
+
+
+def peak(pid: int) -> float:
+    """The most memory that a process has had, in MiB; 0 when it has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+    return 0
+
+
+def run_watched(command: list[object], **more: Any) -> float:
+    """Run it to its end; MiB of its most memory.  Raises CalledProcessError.
+
+    What wait4 tells begins with what this process had when it made that one.
+    """
+    process, most = subprocess.Popen([str(word) for word in command], **more), 0.0
+    while process.poll() is None:
+        most = max(most, peak(process.pid))
+        time.sleep(0.005)
+    if process.returncode:
+        raise subprocess.CalledProcessError(process.returncode, process.args)
+    return most
 
 
 def in_turn(peers: Mapping[str, Peer], number: int) -> list[tuple[str, Peer]]:

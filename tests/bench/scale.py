@@ -32,7 +32,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.bench.read import wait_for
-from tests.bench.report import MIB, Report, add_options, installed
+from tests.bench.report import MIB, Report, add_options, installed, peak, run_watched
 from tests.big_qcow2 import CLUSTER, PER_TABLE, write_qcow2
 
 IMGFS = [sys.executable, "-m", "imgfs.cli.main"]
@@ -48,14 +48,6 @@ class Mounted:
 
     def peak(self) -> float:
         return peak(self.pid)
-
-
-def peak(pid: int) -> float:
-    """MiB."""
-    for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) / 1024
-    raise AssertionError(pid)
 
 
 @contextlib.contextmanager
@@ -75,12 +67,8 @@ def mounted(source: object, work: Path, *options: str) -> Iterator[Mounted]:
 def timed(command: list[object]) -> tuple[float, float]:
     """Seconds, and MiB of its most memory."""
     begun = time.perf_counter()
-    process = subprocess.Popen([str(word) for word in command], stdout=subprocess.DEVNULL)
-    _, status, used = os.wait4(process.pid, 0)
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        raise subprocess.CalledProcessError(process.returncode, process.args)
-    return time.perf_counter() - begun, used.ru_maxrss / 1024
+    memory = run_watched(command, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - begun, memory
 
 
 def places(size: int, extents: int) -> dict[int, int]:
