@@ -23,7 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -167,24 +167,38 @@ def run_bench(parser: argparse.ArgumentParser, measure: Measure) -> None:
     report.finish(options.json)
 
 
-def peak(pid: int) -> float:
-    """The most memory that a process has had, in MiB; 0 when it has ended."""
+def memory_of(pid: int, field: str) -> float:
+    """MiB, of /proc's VmRSS or VmHWM; 0 when it has ended."""
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):
         for line in Path(f"/proc/{pid}/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(f"{field}:"):
                 return int(line.split()[1]) / 1024
     return 0
 
 
-def run_watched(command: list[object], **more: Any) -> float:
-    """Run it to its end; MiB of its most memory.  Raises CalledProcessError.
+def peak(pid: int) -> float:
+    """The most memory that the process has had, in MiB."""
+    return memory_of(pid, "VmHWM")
 
-    What wait4 tells begins with what this process had when it made that one.
+
+def _family(pid: int) -> Iterator[int]:
+    yield pid
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        for tasks in Path(f"/proc/{pid}/task").glob("*/children"):
+            for child in map(int, tasks.read_text().split()):
+                yield from _family(child)
+
+
+def run_watched(command: list[object], **more: Any) -> float:
+    """Run it to its end; MiB of the most memory that it and its children had at one time.
+
+    What wait4 tells begins with what this process had when it made that one.  Raises
+    CalledProcessError.
     """
     process, most = subprocess.Popen([str(word) for word in command], **more), 0.0
     while process.poll() is None:
-        most = max(most, peak(process.pid))
-        time.sleep(0.005)
+        most = max(most, sum(memory_of(pid, "VmRSS") for pid in _family(process.pid)))
+        time.sleep(0.02)
     if process.returncode:
         raise subprocess.CalledProcessError(process.returncode, process.args)
     return most
