@@ -456,6 +456,7 @@ void run_writes(uint64_t seed, uint64_t steps, const char *directory)
 	take_into_log(w, &w->layers[w->top], false);
 	check_layers(w);
 	check_copy_up(w);
+	CHECK(segmap_sync(w->map) == 1);   /* those of the syncers may all have been Python's */
 	check_sizes(w);
 	for (i = 0; i <= w->top; i++)
 		commits += w->layers[i].log->commits;
