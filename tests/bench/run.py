@@ -110,6 +110,10 @@ REASONS: dict[str, str] = {
     "the peer is one process that copies and ends (`imgfs copy` is such a one)",
     "ssh: *: CPU of the client: *": "what comes is decrypted in OpenSSL for Python, and written to "
     "the cache and to the copy; the peers keep no cache",
+    "ssh: dense: copy: *": "on loopback the processors are the line: what comes is decrypted in "
+    "Python's process, and written to the cache and then to the copy; the peers keep no cache",
+    "ssh: *: CPU of the server: *": "a helper is started on the server once, to say where there is "
+    "data, which shows with little of it; and sftp-server copies what ssh cat passes on",
     "http: CPU: *": "what comes is written to the cache and to the copy; the peers keep no cache",
     "http: copy: *": "curl and nbdcopy write the file themselves, without a mount and a cache "
     "between",
