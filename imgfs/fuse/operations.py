@@ -123,11 +123,11 @@ class Operations(WritingOperations):
         if name not in directory.children and directory.refresh is not None:
             await directory.refresh()
         node = directory.children.get(name)
+        if node is not None and node.prepare is not None and node.shape is None:
+            await node.prepare()  # by which another node may have taken the name, or nobody has it
+            node = (directory.children or {}).get(name)
         if node is None:
             raise pyfuse3.FUSEError(errno.ENOENT)
-        if node.prepare is not None and node.shape is None:
-            await node.prepare()  # by which another node may have taken the name
-            node = directory.children[name]
         return node if node.renew is None else await node.renew()
 
     @guarded

@@ -12,12 +12,15 @@ from collections.abc import Collection
 from pathlib import Path
 
 import pytest
+import trio
 
 from imgfs._native import _map
 from imgfs.overlays.layer import Layer, open_layer, stored_bytes
 from imgfs.overlays.log import BLOCK
 from imgfs.overlays.merge import begin_merge
-from imgfs.overlays.store import SnapshotStore
+from imgfs.overlays.store import Base, SnapshotStore
+from imgfs.tree.snapshots import BaseDisk, Snapshots
+from imgfs.views.view import View
 
 from .test_locks import elsewhere
 from .test_store import BASE, SIZE, URL, blocks, close, opened, put
@@ -367,3 +370,25 @@ def test_under_a_disk_that_is_written(store: SnapshotStore) -> None:
     disk.close()
     assert seen(store, "a") == "5234............"
     close([open_layer(store.layer_path(name)) for name in store.get(("a",)).layers])
+
+
+def test_a_bug_in_merging_ends_no_mount(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> None:
+        raise ValueError("a bug")
+
+    async def nobody() -> tuple[View, Base]:
+        raise AssertionError("is not opened for that")
+
+    async def main() -> None:
+        snapshots = Snapshots(BaseDisk("disk", URL, nobody, lambda: None), tmp_path)
+        snapshots.store.create(("a",), BASE, SIZE)
+        for _ in range(2):
+            await snapshots.merge()
+
+    monkeypatch.setattr("imgfs.tree.snapshots.begin_merge", fail)
+    trio.run(main)
+    assert [record.message for record in caplog.records] == [
+        "disk: a merge of layers failed: this is a bug in imgfs"
+    ]
