@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -76,7 +77,10 @@ def test_a_snapshots_life(mount: Mounter, disk: Path) -> None:
 
 def layer_files(pid: int) -> list[str]:
     """Those that the process has open."""
-    links = [str(each.readlink()) for each in Path(f"/proc/{pid}/fd").iterdir()]
+    links = []
+    for each in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # closed just now
+            links.append(str(each.readlink()))
     return [link for link in links if "/layers/" in link]
 
 
