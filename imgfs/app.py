@@ -375,8 +375,8 @@ async def run_mount(
                 await mount.watch()
 
             operations = Operations(mount.tree, options, answered.set)
-            session.mount(operations, mountpoint, mount.url, options)
-            await session.serve(operations, mountpoint, background, stop)
+            device = session.mount(operations, mountpoint, mount.url, options)
+            await session.serve(operations, mountpoint, device, background, stop)
         finally:
             with trio.CancelScope(shield=True):
                 try:

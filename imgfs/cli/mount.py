@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import fcntl
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import click
 from imgfs.cli import background, parameters, terminal
 from imgfs.cli.manual import OPTIONS
 from imgfs.config.options import Options, parse_options
-from imgfs.daemon.mounts import clear_dead, mounted_at
+from imgfs.daemon.mounts import mounted_at, resolved
 from imgfs.daemon.stop import hold_back
 from imgfs.daemon.systemd import (
     log_to_stderr,
@@ -22,6 +24,7 @@ from imgfs.daemon.systemd import (
     notify_stopping,
     watchdog_s,
 )
+from imgfs.daemon.unmount import clear_dead
 from imgfs.errors import ImgfsError, MountError
 from imgfs.sources.ssh.settings import Prompt
 
@@ -40,25 +43,59 @@ def command(
     """Show SOURCE as files under MOUNTPOINT."""
     log_to_stderr(verbose)
     parsed = parse_options(options)
-    mountpoint = checked_mountpoint(mountpoint)
-    hold_back()
-    if foreground:
-        _in_foreground(source, mountpoint, parsed)
-        return
-
-    def serve(prompt: Prompt | None, ready: Callable[[], None], parent: int) -> None:
-        _serve(source, mountpoint, replace(parsed, prompt=prompt), ready, parent)
-
-    background.run(serve, mountpoint)
-
-
-def checked_mountpoint(text: str) -> str:
-    """The mount point's absolute path, free of a dead mount of ours.  Raises MountError."""
-    # The name itself is kept: a dead mount cannot be looked at, and is no symbolic link.
-    parent, name = os.path.split(os.path.realpath(text))
-    where = str(Path(parent) / name)
+    where = resolved(mountpoint)
     if clear_dead(where):
         click.echo(f"imgfs: {where}: took away the mount of a process that has ended", err=True)
+    with claimed(where) as release:
+        check_mountpoint(mountpoint, where)
+        hold_back()
+        if foreground:
+            _in_foreground(source, where, parsed, release)
+            return
+
+        def serve(prompt: Prompt | None, ready: Callable[[], None], parent: int) -> None:
+            def is_ready() -> None:
+                release()
+                ready()
+
+            _serve(source, where, replace(parsed, prompt=prompt), is_ready, parent)
+
+        background.run(serve, where)
+
+
+@contextlib.contextmanager
+def claimed(where: str) -> Iterator[Callable[[], None]]:
+    """Keep other imgfs processes from mounting at the same time at this absolute path.
+
+    Yields what ends the claim early: a mount that is there keeps others away by itself.  The lock
+    is inherited over a fork, and gone when all who have it have released it or ended.  Where the
+    directory cannot be locked there is no claim.  Raises MountError when another has it.
+    """
+    fd = -1
+
+    def release() -> None:
+        nonlocal fd
+        if fd >= 0:
+            os.close(fd)
+            fd = -1
+
+    if mounted_at(where) is None:  # what is mounted there may not answer
+        try:
+            fd = os.open(where, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            release()
+            raise MountError(f"{where}: another imgfs is mounting here at this moment") from None
+        except OSError:
+            pass  # not readable, or on a file system without locks
+    try:
+        yield release
+    finally:
+        release()
+
+
+def check_mountpoint(text: str, where: str) -> None:
+    """Raise MountError unless `where` can be mounted on; `text` is how the user names it."""
     path = Path(where)
     try:
         if not path.is_dir():
@@ -66,7 +103,7 @@ def checked_mountpoint(text: str) -> str:
             raise MountError(f"{text}: {what}; a mount point must exist")
         on_top = mounted_at(where)
         if on_top is not None and on_top.fstype == "autofs":
-            return where  # systemd's automount waits there for us: to look inside is to wait for it
+            return  # systemd's automount waits there for us: to look inside is to wait for it
         # Not is_mount(): the kernel may answer that from what it has cached of a dead mount.
         os.statvfs(path)
         if path.is_mount():
@@ -78,15 +115,21 @@ def checked_mountpoint(text: str) -> str:
             said = f"{text}: a dead mount is in the way; run: fusermount3 -u {text}"
             raise MountError(said) from None
         raise MountError(f"{text}: {exc.strerror}") from None
-    return where
 
 
-def _in_foreground(source: str, mountpoint: str, options: Options) -> None:
+def _in_foreground(
+    source: str, mountpoint: str, options: Options, release: Callable[[], None]
+) -> None:
     asking = terminal.Terminal()
     if terminal.is_there():
         options = replace(options, prompt=asking.ask)
+
+    def is_ready() -> None:
+        release()
+        asking.close()
+
     try:
-        _serve(source, mountpoint, options, asking.close, None)
+        _serve(source, mountpoint, options, is_ready, None)
     finally:
         asking.close()
 

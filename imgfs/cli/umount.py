@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import os
 import select
-import subprocess
-from pathlib import Path
 
 import click
 
 from imgfs.cli import parameters
 from imgfs.cli.asking import PATIENCE_S, Asking
-from imgfs.daemon.mounts import clear_dead
+from imgfs.daemon.mounts import mounted_at, resolved
+from imgfs.daemon.unmount import clear_dead, holders, unmount
 from imgfs.errors import DeadMount, MountError
 
+SOON_S = 3.0  # in which a process ends that has nothing more to write
 WAIT_S = 60.0
 
 
@@ -25,14 +25,13 @@ def command(mountpoint: str) -> None:
     A mount that a killed process has left is taken away; the status is 1, since nobody can say that
     all that was written to it is durable.
     """
-    path = Path(mountpoint).absolute()
+    path = resolved(mountpoint)
     asking = Asking(mountpoint)
     try:
         pid = int(asking.wait().status["pid"])
         process = os.pidfd_open(pid)
     except DeadMount:
-        # The name itself is kept: a dead mount cannot be looked at, and is no symbolic link.
-        if not clear_dead(str(Path(os.path.realpath(path.parent)) / path.name)):
+        if not clear_dead(path):
             raise
         raise MountError(
             f"{mountpoint}: took away the mount of a process that has ended; "
@@ -42,15 +41,25 @@ def command(mountpoint: str) -> None:
         raise MountError(f"{mountpoint}: is not a live imgfs mount") from None
     finally:
         asking.close()
-    command = ["fusermount3", "-u", "--", str(path)]
+    entry = mounted_at(path)
     try:
-        done = subprocess.run(
-            command, check=False, capture_output=True, text=True, timeout=PATIENCE_S
+        why = unmount(path, PATIENCE_S)
+    except TimeoutError:
+        raise MountError(f"{mountpoint}: cannot be unmounted yet; it may be later") from None
+    if why is not None:
+        raise MountError(f"{mountpoint}: {why}")
+    if _has_ended(process, SOON_S):
+        return
+    # Who else has the mount may keep it for ever.
+    others = [] if entry is None else holders(entry.device)
+    if others:
+        raise MountError(
+            f"{mountpoint}: unmounted here, but {', '.join(map(str, others))} has it in a mount "
+            f"namespace of its own; imgfs ends when that does; to end it now run: kill {pid}"
         )
-    except subprocess.TimeoutExpired:
-        raise MountError(f"{mountpoint}: fusermount3 does not end; it may unmount it yet") from None
-    if done.returncode:
-        raise MountError(f"{mountpoint}: {done.stderr.strip() or 'cannot be unmounted'}")
-    ready, _, _ = select.select([process], [], [], WAIT_S)
-    if not ready:
+    if not _has_ended(process, WAIT_S):
         raise MountError(f"{mountpoint}: unmounted, but process {pid} has not ended yet")
+
+
+def _has_ended(process: int, within_s: float) -> bool:
+    return bool(select.select([process], [], [], within_s)[0])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import re
-import subprocess
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 PATIENCE_S = 2.0
 FSTYPE = "fuse.imgfs"
-_MOST = 16  # mounts over each other at one place
+_MAX_LINKS = 40  # as the kernel has it
 
 #: st_dev of what this process has mounted
 _served: set[int] = set()
@@ -30,19 +30,58 @@ class MountEntry:
 def mounted_at(path: str) -> MountEntry | None:
     """What is mounted at exactly this absolute path, on top; None when nothing is."""
     found = None
-    wanted = os.fsencode(path)
-    for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
+    for at, entry in _entries():
+        if at == path:
+            found = entry
+    return found
+
+
+def mounts_of(device: int, process: Path = Path("/proc/self")) -> list[str]:
+    """Where the filesystem of this st_dev is mounted in the process's namespace, oldest first.
+
+    Raises OSError when that cannot be read.
+    """
+    return [at for at, entry in _entries(process) if entry.device == device]
+
+
+def _entries(process: Path = Path("/proc/self")) -> Iterator[tuple[str, MountEntry]]:
+    """(mount point, entry), oldest first."""
+    for line in (process / "mountinfo").read_bytes().splitlines():
         words = line.split(b" ")
-        if _unescaped(words[4]) == wanted:
-            major, _, minor = words[2].partition(b":")
-            after = words.index(b"-")
-            options = os.fsdecode(words[after + 3]).split(",")
-            found = MountEntry(
+        major, _, minor = words[2].partition(b":")
+        after = words.index(b"-")
+        options = os.fsdecode(words[after + 3]).split(",")
+        yield (
+            os.fsdecode(_unescaped(words[4])),
+            MountEntry(
                 os.makedev(int(major), int(minor)),
                 os.fsdecode(words[after + 1]),
                 frozenset(options),
-            )
-    return found
+            ),
+        )
+
+
+def resolved(text: str) -> str:
+    """The absolute path of a mount point, symbolic links followed, without asking what is mounted
+    there: that may be dead, or not answer."""
+    path = _beside(Path(), text)
+    for _ in range(_MAX_LINKS):
+        if mounted_at(str(path)) is not None:
+            break
+        try:
+            path = _beside(path.parent, str(path.readlink()))
+        except OSError:  # no link, or nothing
+            break
+    return str(path)
+
+
+def _beside(directory: Path, name: str) -> Path:
+    """The path of a name as seen from a directory; only the last part may still be a link."""
+    head, last = os.path.split(name.rstrip("/") or name)
+    parent = Path(os.path.realpath(directory / head))
+    if last in ("", os.curdir, os.pardir):
+        return Path(os.path.realpath(parent / last))
+    return parent / last
 
 
 def _unescaped(name: bytes) -> bytes:
@@ -75,28 +114,6 @@ def is_ours_and_dead(path: str) -> bool:
     if entry is None or entry.fstype != FSTYPE:
         return False
     return f"user_id={os.getuid()}" in entry.options and is_dead(path)
-
-
-def clear_dead(path: str) -> bool:
-    """Unmount what `is_ours_and_dead` at the path; True when there was such a mount."""
-    cleared = False
-    for _ in range(_MOST):
-        if not is_ours_and_dead(path):
-            break
-        detach(path)
-        cleared = True
-    return cleared
-
-
-def detach(mountpoint: str) -> None:
-    """Take the mount out of the tree, whatever is open in it; that stays open."""
-    subprocess.run(
-        ["fusermount3", "-u", "-z", "-q", "--", mountpoint],
-        check=False,
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=10,
-    )
 
 
 def serves(device: int) -> bool:

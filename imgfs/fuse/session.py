@@ -18,8 +18,9 @@ from urllib.parse import quote
 import trio
 
 from imgfs.config.options import Options
-from imgfs.daemon.mounts import clear_dead, detach, mounted_at, now_serves, serves
+from imgfs.daemon.mounts import mounted_at, now_serves, serves
 from imgfs.daemon.stop import Stop
+from imgfs.daemon.unmount import clear_dead, detach_device
 from imgfs.errors import MountError
 from imgfs.fuse.boundary import native, serve_interrupts, serve_killed
 from imgfs.fuse.operations import Operations
@@ -40,8 +41,11 @@ def _threads(options: Options) -> int:
     return options.threads or max(3, min(8, (os.cpu_count() or 1) + 1))
 
 
-def mount(operations: Operations, mountpoint: str, source: str, options: Options) -> None:
-    """Mount, and start the request threads.  Raises MountError with nothing left mounted."""
+def mount(operations: Operations, mountpoint: str, source: str, options: Options) -> int:
+    """Mount, and start the request threads; return the st_dev of the mount's files.
+
+    Raises MountError with nothing left mounted.
+    """
     # pyfuse3 takes ASCII only, and libfuse splits at commas and reads backslashes.
     shown = quote(os.fsencode(source), safe="/:@[]-._~+=%")
     words = {f"fsname={shown}", "subtype=imgfs", "default_permissions"}
@@ -61,11 +65,13 @@ def mount(operations: Operations, mountpoint: str, source: str, options: Options
         raise MountError(f"{mountpoint}: cannot be mounted: {exc}") from None
     try:
         entry = mounted_at(mountpoint)
-        if entry is not None:
-            now_serves(entry.device)
+        if entry is None:
+            raise MountError(f"{mountpoint}: was unmounted before the mount was ready")
+        now_serves(entry.device)
         if not native.hooked():
             raise MountError("the fast path is not in place (pyfuse3 was loaded too early)")
         native.start(_threads(options))
+        return entry.device
     except BaseException:
         pyfuse3.close(unmount=True)
         native.disarm()
@@ -85,6 +91,7 @@ def raise_read_ahead(mountpoint: str) -> None:
 async def serve(
     operations: Operations,
     mountpoint: str,
+    device: int,
     background: Callable[[], Awaitable[None]],
     stop: Stop,
 ) -> None:
@@ -92,7 +99,7 @@ async def serve(
     try:
         async with trio.open_nursery() as nursery:
             native.set_extra_handler(operations.extra(nursery))
-            nursery.start_soon(_end_when_asked, mountpoint, stop, nursery.cancel_scope)
+            nursery.start_soon(_end_when_asked, device, stop, nursery.cancel_scope)
             nursery.start_soon(background)
             nursery.start_soon(serve_killed)
             # Its workers end when the connection does, but for those that still wait for a
@@ -103,10 +110,11 @@ async def serve(
     finally:
         error = native.status()["error"]
         native.stop()
-        # Unmounts only what is still mounted, and cuts the connection.
-        pyfuse3.close(unmount=True)
+        # This cuts the connection.  libfuse is not to unmount: it would take whatever is on top at
+        # the mount point by now, though ours was moved elsewhere or another was mounted over it.
+        pyfuse3.close(unmount=False)
         native.disarm()
-        clear_dead(mountpoint)  # libfuse leaves an aborted connection mounted
+        detach_device(device, only_dead=True)
     if error:
         raise MountError(f"{mountpoint}: the FUSE device failed: {os.strerror(error)}")
 
@@ -116,10 +124,11 @@ async def _serve_until_end(scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _end_when_asked(mountpoint: str, stop: Stop, scope: trio.CancelScope) -> None:
+async def _end_when_asked(device: int, stop: Stop, scope: trio.CancelScope) -> None:
     await stop.asked.wait()
     log.info("%s", stop.why)
-    await trio.to_thread.run_sync(detach, mountpoint)
+    if not native.status()["ended"]:
+        await trio.to_thread.run_sync(detach_device, device)
     with trio.move_on_after(DRAIN_S):
         await stop.at_once.wait()
     scope.cancel()
