@@ -14,9 +14,9 @@ from imgfs.formats.windows_names import local_name
 from imgfs.pieces import Kind, Piece, PieceList, PieceListBuilder
 from imgfs.steps import Read, Steps, read, read_all
 
-#: Those who write a geometry that is not the disk's size, as qemu 7.2 has it: of all others it
-#: takes the geometry for the size, except when that is the largest there is.
-TRUE_SIZE = {b"win ", b"qem2", b"d2v ", b"tap\0", b"CTXS"}
+#: Virtual PC and old qemu size a disk by its geometry, except when that is the largest there is.
+#: For all others the current size counts, as in qemu from 10.0 on (7.2 had a list of those).
+SIZED_BY_GEOMETRY = {b"vpc ", b"qemu"}
 _LARGEST_GEOMETRY = vt.MOST_CYLINDERS * vt.MOST_HEADS * vt.MOST_SECTORS_PER_TRACK
 
 _HEAD = 4096  # where the footer's copy and the header are
@@ -86,9 +86,9 @@ def _find_footer(name: str, head: bytes, tail: bytes, tail_at: int) -> tuple[vt.
 
 def _sectors(footer: vt.Footer) -> int:
     geometry = footer.cylinders * footer.heads * footer.sectors_per_track
-    if footer.creator_application in TRUE_SIZE or geometry == _LARGEST_GEOMETRY:
-        return footer.current_size // vt.SECTOR
-    return geometry
+    if footer.creator_application in SIZED_BY_GEOMETRY and geometry != _LARGEST_GEOMETRY:
+        return geometry
+    return footer.current_size // vt.SECTOR
 
 
 def _read_header(
