@@ -19,13 +19,8 @@ import obstore
 
 from imgfs.errors import ProtocolViolation, SourceTimeout, UsageError
 from imgfs.sources.bridge import Bridge
-from imgfs.sources.objects.errors import (
-    Again,
-    Mismatch,
-    NoSuchRange,
-    Undecodable,
-    object_errors,
-)
+from imgfs.sources.objects.errors import Again, Mismatch, NoSuchRange
+from imgfs.sources.objects.s3_errors import Undecodable, object_errors
 from imgfs.sources.objects.settings import ObjectSettings
 from imgfs.sources.objects.store import looked_for, make_store
 from imgfs.url.source import ObjectUrl
@@ -67,7 +62,7 @@ class _Walk:
         self.ended = False
         self._name = url.text
         self._settings = settings
-        self._looked_for = looked_for(url, settings)
+        self._looked_for = looked_for(settings)
         self._store, path = make_store(url, settings)
         self._prefix = path.rstrip("/")
         self._start = f"{self._prefix}/" if self._prefix else ""

@@ -1,4 +1,4 @@
-"""Which of obstore's stores serves a URL, and how it is set up.
+"""obstore's store for an s3:// URL, and how it is set up.
 
 Nothing is retried inside of obstore: it would not know what was read before, nor whose timeout it
 is.  Its read timeout is ours: no byte for so long is silence.
@@ -14,28 +14,15 @@ import obstore.store
 
 from imgfs import __version__
 from imgfs.errors import UsageError
+from imgfs.sources.objects.client import PIECE, longest_s
 from imgfs.sources.objects.settings import KEY, SECRET, ObjectSettings
 from imgfs.url.source import ObjectUrl
 
-Store: TypeAlias = obstore.store.HTTPStore | obstore.store.S3Store
-
-PIECE = 2 << 20  # bytes of one request, at most
-SLOWEST = 8 << 10  # bytes a second: what trickles more slowly is a server that does not answer
+Store: TypeAlias = obstore.store.S3Store
 
 
-def longest_s(length: int, settings: ObjectSettings) -> float:
-    """Seconds that an answer of so many bytes may take."""
-    return settings.timeout_s + length / SLOWEST
-
-
-def looked_for(url: ObjectUrl, settings: ObjectSettings) -> str:
+def looked_for(settings: ObjectSettings) -> str:
     """For the message when access is denied: which credentials there were, without them."""
-    if url.scheme != "s3":
-        if settings.authorization is None:
-            return "an Authorization header can be given in IMGFS_HTTP_AUTHORIZATION"
-        if url.scheme == "http":
-            return "IMGFS_HTTP_AUTHORIZATION is sent over https only"
-        return "with what IMGFS_HTTP_AUTHORIZATION has"
     if settings.access_key_id is not None:
         return f"with the access key {settings.access_key_id}"
     if settings.fetched:
@@ -52,15 +39,7 @@ def make_store(
     `written` is for one that is written to, in requests of so many bytes: those are tried again.
     """
     try:
-        if url.scheme == "s3":
-            return _s3(url, settings, written), url.key
-        options = _client(settings, http=url.scheme == "http" or settings.allow_http)
-        headers = options["default_headers"] = {"accept-encoding": "identity"}
-        if settings.authorization is not None and url.scheme == "https":
-            headers["authorization"] = settings.authorization
-        # All of the URL is the store's: so path and query reach the server as they were written.
-        store = obstore.store.HTTPStore(url.address, client_options=options, retry_config=_never())
-        return store, ""
+        return _s3(url, settings, written), url.key
     except (obstore.exceptions.BaseError, ValueError) as exc:
         # The text of it may have the query in it.
         raise UsageError(f"{url.text}: not a URL that can be used") from exc

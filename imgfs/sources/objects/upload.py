@@ -14,13 +14,8 @@ import obstore
 from imgfs.errors import ImgfsError, ProtocolViolation, TooLarge
 from imgfs.image import Buffer
 from imgfs.sources.bridge import Bridge
-from imgfs.sources.objects.errors import (
-    Again,
-    Mismatch,
-    NoSuchRange,
-    Undecodable,
-    object_errors,
-)
+from imgfs.sources.objects.errors import Again, Mismatch, NoSuchRange
+from imgfs.sources.objects.s3_errors import Undecodable, object_errors
 from imgfs.sources.objects.settings import ObjectSettings
 from imgfs.sources.objects.store import looked_for, make_store
 from imgfs.url.source import ObjectUrl
@@ -41,7 +36,7 @@ class ObjectUpload:
         part = max(LEAST_PART, -(-size // MOST_PARTS))
         self._name = url.text
         self._bridge = bridge
-        self._looked_for = looked_for(url, settings)
+        self._looked_for = looked_for(settings)
         store, path = make_store(url, settings, written=part)
         self._writer: Any = obstore.open_writer_async(
             store, path, buffer_size=part, max_concurrency=max(1, IN_MEMORY // part)
