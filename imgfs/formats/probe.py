@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from imgfs.formats.containers import container
 from imgfs.steps import Read, Steps, read_all
 
 RAW = "raw"
@@ -32,7 +33,10 @@ _DESCRIPTOR = b"# Disk DescriptorFile"
 
 
 def probe(size: int) -> Steps[str]:
-    """The format's name; `raw` where nothing says otherwise.  One round trip."""
+    """The format's name; `raw` where nothing says otherwise.  One round trip.
+
+    It may be a key of CONTAINERS (containers.py): then there is no reader for it.
+    """
     if size == 0:
         return RAW
     last = max(0, size - _SECTOR)
@@ -46,7 +50,9 @@ def probe(size: int) -> Steps[str]:
         return "vmdk"
     if _is_footer(tail):
         return "vpc"
-    return "dmg" if tail[:4] == _KOLY and tail[4:12] == struct.pack(">II", 4, 512) else RAW
+    if tail[:4] == _KOLY and tail[4:12] == struct.pack(">II", 4, 512):
+        return "dmg"
+    return container(head, tail) or RAW
 
 
 def _is_descriptor(head: bytes) -> bool:

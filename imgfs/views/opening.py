@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib import import_module
 
 from imgfs.errors import CorruptImage, SnapshotNotFound, UnsupportedFeature
+from imgfs.formats.containers import CONTAINERS
 from imgfs.formats.disk import Backing, Disk
 from imgfs.formats.probe import RAW, probe
 from imgfs.formats.served import SERVED, Node, ServedDisk, backing_of
@@ -163,7 +165,7 @@ async def _open_layer(
         return Layer([view])
     module = READERS.get(format)
     if module is None:
-        raise UnsupportedFeature(f"{view.name}: {format} is no format that imgfs knows")
+        raise _not_read(view.name, format)
     reader: Callable[..., Steps[Disk]] = import_module(module).open_disk
     files: list[View] = [view]
 
@@ -173,6 +175,16 @@ async def _open_layer(
 
     steps = reader(view.name, view.size, **({} if snapshot is None else {"snapshot": snapshot}))
     return Layer(files, await drive(steps, files, beside))
+
+
+def _not_read(name: str, format: str) -> UnsupportedFeature:
+    found = CONTAINERS.get(format)
+    if found is None:
+        return UnsupportedFeature(f"{name}: {format} is no format that imgfs knows")
+    advice = found.advice.format(*[shlex.quote(name)] * found.advice.count("{}"))
+    return UnsupportedFeature(
+        f"{name}: is {found.what}, not a disk; {advice}; -o format=raw takes its bytes as they are"
+    )
 
 
 async def _open_served(
