@@ -23,6 +23,7 @@ a value is in it that may be a secret.
 
 from __future__ import annotations
 
+import codecs
 import os
 import re
 import shlex
@@ -46,8 +47,8 @@ from imgfs.url.source import ObjectUrl, SshUrl, parse
 MOST_BYTES = 4 << 20  # of the file: more is an image, mistaken for one
 READAHEAD_OFF, READAHEAD_FREE = 0, -1
 PREFETCH_FREE, PREFETCH_OFF = 0, -1
-#: A file NAME.qcow2 must be possible.
-MOST_NAME_BYTES = 255 - len(".qcow2")
+#: All files of an image must be possible, NAME.stream.vmdk has the longest name.
+MOST_NAME_BYTES = 255 - len(".stream.vmdk")
 RESERVED = frozenset({".imgfs", "originals"})
 
 
@@ -212,8 +213,11 @@ def _read(path: str) -> tuple[str, int]:
         raise UsageError(f"{shown}: {exc.strerror}") from None
     if len(data) > MOST_BYTES:
         raise UsageError(f"{shown}: is too large for a TOML file")
+    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise UsageError(f"{shown}: is UTF-16; save it as UTF-8")
     try:
-        return data.decode(), mode
+        # Windows editors put a byte order mark there.
+        return data.removeprefix(codecs.BOM_UTF8).decode(), mode
     except UnicodeDecodeError as exc:
         line = data.count(b"\n", 0, exc.start) + 1
         raise UsageError(f"{shown}:{line}: is not UTF-8") from None

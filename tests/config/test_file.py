@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import codecs
 import os
 from collections.abc import Callable
 from dataclasses import replace
@@ -294,7 +295,7 @@ MISTAKES = [
     ('[images."a\\u0000"]', ':1: [images."a\\u0000"]: no directory can have this name'),
     (
         f"[images.'{'é' * 125}']",
-        ':1: [images."' + "é" * 125 + '"]: a name has 249 bytes at most',
+        ':1: [images."' + "é" * 125 + '"]: a name has 243 bytes at most',
     ),
     # tables and keys
     ("image.a.source='/x'", ':1: image: unknown key; did you mean "images"?'),
@@ -456,7 +457,7 @@ def test_names(tmp_path_factory: pytest.TempPathFactory, names: list[str]) -> No
     def is_good(name: str) -> bool:
         if name in ("", ".", "..", ".imgfs", "originals") or "/" in name or "\0" in name:
             return False
-        return len(os.fsencode(name)) <= 249
+        return len(os.fsencode(name)) <= 243
 
     bad = [number for number, name in enumerate(names) if not is_good(name)]
     if not bad:
@@ -479,3 +480,19 @@ def test_a_directory_is_no_image(read: Loader, tmp_path: Path, source: str) -> N
     # What a link leads to may be another mount, which is looked at when the image is used.
     (tmp_path / "link").symlink_to("pool")
     assert read(f"[images.a]\nsource = '{tmp_path}/link'\n").images["a"].source
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_as_windows_editors_save_it(tmp_path: Path, end: str) -> None:
+    path = tmp_path / "images.toml"
+    text = (
+        f"# a comment{end}[images.a]{end}source = '/a.img'{end}{end}[images.b]{end}sauce = 1{end}"
+    )
+    path.write_bytes(codecs.BOM_UTF8 + text.encode())
+    with pytest.raises(UsageError, match=r":6: \[images.b\] sauce"):
+        load(path)
+    path.write_bytes(codecs.BOM_UTF8 + text.replace("sauce = 1", "source = '/b.img'").encode())
+    assert [image.source for image in load(path).images.values()] == ["/a.img", "/b.img"]
+    path.write_bytes(codecs.BOM_UTF16_LE + text.encode("utf-16-le"))
+    with pytest.raises(UsageError, match="is UTF-16; save it as UTF-8"):
+        load(path)
