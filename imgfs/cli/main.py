@@ -7,11 +7,14 @@ import sys
 
 import click
 
+from imgfs import __version__
 from imgfs.errors import ImgfsError
 
+#: By their names, the modules beside this one.
 _COMMANDS = {
     name: name for name in ("cache", "copy", "info", "map", "mount", "snapshot", "top", "umount")
 }
+_COMMANDS["install-files"] = "install_files"
 
 
 class LazyGroup(click.Group):
@@ -35,7 +38,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="imgfs")
+@click.version_option(__version__)
 def cli() -> None:
     """Remote disk images as ordinary files: imgfs SOURCE MOUNTPOINT [-o OPTIONS]."""
 

@@ -1,19 +1,15 @@
-#!/usr/bin/env python3
-"""Write the manual pages imgfs(1) and imgfs.toml(5): python contrib/man.py [DIRECTORY]
+"""The manual pages imgfs(1) and imgfs.toml(5), as `imgfs install-files` writes them.
 
-DIRECTORY (share/man beside the Python that runs this, if none is named) gets man1 and man5.  What
-they say comes from the commands themselves and from imgfs.cli.manual; the language is man(7).
+What they say comes from the commands themselves and from imgfs.cli.manual; the language is man(7).
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
-from importlib.metadata import version
-from pathlib import Path
 
 import click
 
+from imgfs import __version__
 from imgfs.cli.main import cli
 from imgfs.cli.manual import ENVIRONMENT, KEYS, NAMES, OPTIONS, SOURCES, STORE_KEYS, Entry
 
@@ -45,13 +41,10 @@ s3 = { endpoint = "http://minio:9000" }
 command = ["nbdkit", "-r", "--filter=xz", "file", "old.img.xz"]"""
 
 
-def main() -> None:
-    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(sys.prefix) / "share/man"
-    for name, lines in (("man1/imgfs.1", commands_page()), ("man5/imgfs.toml.5", toml_page())):
-        path = directory / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-        print(path)
+def pages() -> dict[str, str]:
+    """The text of each page, by its path below share/man."""
+    found = {"man1/imgfs.1": commands_page(), "man5/imgfs.toml.5": toml_page()}
+    return {path: "\n".join(lines) + "\n" for path, lines in found.items()}
 
 
 def commands_page() -> Iterator[str]:
@@ -122,7 +115,7 @@ def _words(context: click.Context) -> list[str]:
 
 
 def _head(name: str, section: int, about: str) -> Iterator[str]:
-    yield f'.TH "{name}" {section} "" "imgfs {version("imgfs")}"'
+    yield f'.TH "{name}" {section} "" "imgfs {__version__}"'
     yield ".SH NAME"
     yield f"{name} \\- {about}"
 
@@ -149,7 +142,3 @@ def _text(text: str) -> str:
     """As man(7) wants it: a dash that can be copied, no line that is a request."""
     text = text.replace("\\", "\\e").replace("-", "\\-")
     return f"\\&{text}" if text.startswith((".", "'")) else text
-
-
-if __name__ == "__main__":
-    main()
