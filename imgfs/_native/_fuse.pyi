@@ -35,7 +35,8 @@ def arm(max_background: int = 1024) -> None:
     """From now on the interposed functions work; before `pyfuse3.init`."""
 
 def hooked() -> bool:
-    """Did pyfuse3.init come through here?  If not, the fast path would be silently dead."""
+    """Did pyfuse3.init come through here, and will its other calls?  If not, the fast path would be
+    silently dead."""
 
 def start(threads: int) -> None:
     """Start the request threads, after `pyfuse3.init`.  OSError."""

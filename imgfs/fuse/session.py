@@ -69,7 +69,8 @@ def mount(operations: Operations, mountpoint: str, source: str, options: Options
             raise MountError(f"{mountpoint}: was unmounted before the mount was ready")
         now_serves(entry.device)
         if not native.hooked():
-            raise MountError("the fast path is not in place (pyfuse3 was loaded too early)")
+            said = "pyfuse3 calls a libfuse that was loaded before imgfs; is it in LD_PRELOAD?"
+            raise MountError(f"{mountpoint}: cannot be mounted: {said}")
         native.start(_threads(options))
         return entry.device
     except BaseException:

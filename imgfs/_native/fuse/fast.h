@@ -36,6 +36,9 @@ extern uint64_t current_unique;      /* of the request that pyfuse3 took last */
 extern uint32_t current_pid;         /* the thread that it is for; 0: in no namespace of ours */
 extern bool current_dsync;           /* it is a WRITE that must be on the disk when it is answered */
 
+/* Is each of them what an object that is loaded from now on binds to?  A libfuse that was loaded for all
+ * before (LD_PRELOAD) would be found first. */
+bool is_interposed(void);
 int real_session_fd(struct fuse_session *se);
 /* Implemented by fusemodule.c: hand an operation that pyfuse3 lacks to Python. */
 void extra_lseek(fuse_req_t req, fuse_ino_t ino, off_t off, int whence, struct fuse_file_info *fi);

@@ -1,5 +1,10 @@
-/* The five functions of libfuse that pyfuse3 finds here first, since this object is loaded
- * RTLD_GLOBAL before it.  Until armed they pass everything on to libfuse. */
+/* The functions of libfuse that pyfuse3 finds here first, since this object is loaded RTLD_GLOBAL
+ * before it.  Until armed they pass everything on to libfuse.
+ *
+ * A session is made by one of two.  libfuse 3.17 added fuse_session_new_versioned, and a macro in
+ * its header that puts it in the place of fuse_session_new: so what was compiled with that header
+ * binds to the one, and what was compiled with an older header, or calls it otherwise, to the other,
+ * which all of libfuse 3 has.  Both are here whichever header this is compiled with. */
 #define _GNU_SOURCE
 #include "fast.h"
 
@@ -26,26 +31,39 @@ static void *next(const char *name)
 	return dlsym(RTLD_NEXT, name);
 }
 
+#if FUSE_VERSION >= FUSE_MAKE_VERSION(3, 17)
+#define WANT_EXT(conn) ((conn)->want_ext)
+#else
+static uint64_t no_want_ext;
+#define WANT_EXT(conn) no_want_ext
+#endif
+
+/* What the filesystem wants of the kernel is in `want`, and since libfuse 3.17 in `want_ext`; one that
+ * is changed in both, to something else, ends the session.  Whoever changes `want_ext` does so through
+ * a function that keeps `want` in step. */
+static void do_not_want(struct fuse_conn_info *conn, uint64_t want_ext_before, uint32_t flag)
+{
+	if (WANT_EXT(conn) != want_ext_before)
+		WANT_EXT(conn) &= ~(uint64_t)flag;
+	conn->want &= ~flag;
+}
+
 static void our_init(void *userdata, struct fuse_conn_info *conn)
 {
+	uint64_t want_ext = WANT_EXT(conn);
+
 	/* libfuse knows no larger value than the kernel's u16. */
 	conn->max_background = max_background > 65535 ? 65535 : max_background;
 	conn->congestion_threshold = conn->max_background / 4 * 3;
 	/* The request threads had to have their buffers before this was known. */
 	if (conn->max_write > MAX_PAYLOAD)
 		conn->max_write = MAX_PAYLOAD;
-	/* A file that changes otherwise than through the kernel is another inode here.  With this, each
-	 * read after a write would first ask Python for the attributes. */
-	conn->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
 	atomic_store(&max_write, conn->max_write);
 	if (their_init)
 		their_init(userdata, conn);
-}
-
-static struct fuse_session *remember(struct fuse_session *se)
-{
-	session = se;
-	return se;
+	/* A file that changes otherwise than through the kernel is another inode here.  With this, each
+	 * read after a write would first ask Python for the attributes. */
+	do_not_want(conn, want_ext, FUSE_CAP_AUTO_INVAL_DATA);
 }
 
 static void add_operations(struct fuse_lowlevel_ops *ops, const struct fuse_lowlevel_ops *theirs,
@@ -60,45 +78,58 @@ static void add_operations(struct fuse_lowlevel_ops *ops, const struct fuse_lowl
 	ops->copy_file_range = extra_copy_file_range;
 }
 
-typedef struct fuse_session *new_fn(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t,
-				    void *);
+/* Only its name is known to older headers, in which fuse_session_new is no macro either. */
+struct libfuse_version;
+#undef fuse_session_new
+struct fuse_session *fuse_session_new(struct fuse_args *, const struct fuse_lowlevel_ops *, size_t,
+				      void *);
+struct fuse_session *fuse_session_new_versioned(struct fuse_args *,
+						const struct fuse_lowlevel_ops *, size_t,
+						struct libfuse_version *, void *);
+typedef __typeof__(fuse_session_new) new_fn;
+typedef __typeof__(fuse_session_new_versioned) new_versioned_fn;
+
+/* `version` is NULL for what knows of none. */
+static struct fuse_session *really_new(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
+				       size_t op_size, struct libfuse_version *version, void *userdata)
+{
+	new_versioned_fn *versioned = (new_versioned_fn *)next("fuse_session_new_versioned");
+	new_fn *plain = (new_fn *)next("fuse_session_new");
+
+	/* pyfuse3 may have been compiled with a newer libfuse than the one that is loaded. */
+	if (version && versioned)
+		return versioned(args, op, op_size, version, userdata);
+	return plain ? plain(args, op, op_size, userdata) : NULL;
+}
+
+static struct fuse_session *new_session(struct fuse_args *args, const struct fuse_lowlevel_ops *op,
+					size_t op_size, struct libfuse_version *version,
+					void *userdata)
+{
+	struct fuse_lowlevel_ops ops;
+
+	if (!atomic_load(&armed))
+		return really_new(args, op, op_size, version, userdata);
+	atomic_fetch_or(&hooks_called, HOOK_NEW);
+	add_operations(&ops, op, op_size);
+	session = really_new(args, &ops, sizeof(ops), version, userdata);
+	return session;
+}
 
 EXPORT struct fuse_session *fuse_session_new(struct fuse_args *args,
 					     const struct fuse_lowlevel_ops *op, size_t op_size,
 					     void *userdata)
 {
-	new_fn *real = (new_fn *)next("fuse_session_new");
-	struct fuse_lowlevel_ops ops;
-
-	if (!atomic_load(&armed))
-		return real(args, op, op_size, userdata);
-	atomic_fetch_or(&hooks_called, HOOK_NEW);
-	add_operations(&ops, op, op_size);
-	return remember(real(args, &ops, sizeof(ops), userdata));
+	return new_session(args, op, op_size, NULL, userdata);
 }
-
-/* What a program built against libfuse 3.17 or later calls instead. */
-struct fuse_session *fuse_session_new_versioned(struct fuse_args *,
-						const struct fuse_lowlevel_ops *, size_t, void *,
-						void *);
-typedef struct fuse_session *new_versioned_fn(struct fuse_args *, const struct fuse_lowlevel_ops *,
-					      size_t, void *, void *);
 
 EXPORT struct fuse_session *fuse_session_new_versioned(struct fuse_args *args,
 						       const struct fuse_lowlevel_ops *op,
-						       size_t op_size, void *version,
+						       size_t op_size,
+						       struct libfuse_version *version,
 						       void *userdata)
 {
-	new_versioned_fn *real = (new_versioned_fn *)next("fuse_session_new_versioned");
-	struct fuse_lowlevel_ops ops;
-
-	if (!real)
-		return NULL;
-	if (!atomic_load(&armed))
-		return real(args, op, op_size, version, userdata);
-	atomic_fetch_or(&hooks_called, HOOK_NEW);
-	add_operations(&ops, op, op_size);
-	return remember(real(args, &ops, sizeof(ops), version, userdata));
+	return new_session(args, op, op_size, version, userdata);
 }
 
 int real_session_fd(struct fuse_session *se)
@@ -191,4 +222,24 @@ EXPORT int fuse_reply_open(fuse_req_t req, const struct fuse_file_info *fi)
 	if (fi->nonseekable)
 		out.open_flags |= FOPEN_NONSEEKABLE;
 	return fuse_reply_buf(req, (const char *)&out, sizeof(out));
+}
+
+bool is_interposed(void)
+{
+	static const char *const names[] = {
+		"fuse_session_new", "fuse_session_new_versioned", "fuse_session_fd",
+		"fuse_session_receive_buf", "fuse_add_direntry_plus", "fuse_reply_open",
+	};
+	Dl_info ours, found;
+	size_t i;
+
+	if (!dladdr((void *)next, &ours))
+		return false;
+	for (i = 0; i < sizeof(names) / sizeof(*names); i++) {
+		void *first = dlsym(RTLD_DEFAULT, names[i]);
+
+		if (!first || !dladdr(first, &found) || found.dli_fbase != ours.dli_fbase)
+			return false;
+	}
+	return true;
 }
