@@ -25,7 +25,6 @@ from imgfs.opener.sources import Sources
 from imgfs.opener.stored import StoredViews, Wanted
 from imgfs.sources.base import Source, WritableSource
 from imgfs.sources.listing import Listed
-from imgfs.sources.nbd import buffers
 from imgfs.status.fields import CacheStatus, FastPathStatus, ImageStatus, MountStatus
 from imgfs.tree.image import ImageNodes
 from imgfs.tree.images import ImagesNodes, ListedImages
@@ -275,7 +274,6 @@ class Mount:
     async def trim_memory(self) -> None:
         while True:
             await trio.sleep(TRIM_S)
-            buffers.let_go()
             await trio.to_thread.run_sync(_heap.trim)
 
     async def reload_when(self, asked: trio.MemoryReceiveChannel[None]) -> None:
@@ -349,6 +347,7 @@ async def run_mount(
 
     _allow_many_files()
     _heap.limit_arenas(ARENAS)
+    _heap.keep_large()
     was_ready = False
     async with trio.open_nursery() as nursery:
         sources = Sources(options, nursery)

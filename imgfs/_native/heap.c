@@ -1,8 +1,34 @@
-/* imgfs._native._heap: what the C library keeps of the memory that it was given back.  See _heap.pyi. */
+/* imgfs._native._heap: memory for large reads, and what the C library keeps of it.  See _heap.pyi. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
 #include <malloc.h>
+
+static PyObject *uninitialized(PyObject *self, PyObject *arg)
+{
+	Py_ssize_t length = PyLong_AsSsize_t(arg);
+
+	(void)self;
+	if (PyErr_Occurred())
+		return NULL;
+	if (length < 0) {
+		PyErr_SetString(PyExc_ValueError, "a length below zero");
+		return NULL;
+	}
+	return PyByteArray_FromStringAndSize(NULL, length);
+}
+
+static PyObject *keep_large(PyObject *self, PyObject *unused)
+{
+	int done = 0;
+
+	(void)self;
+	(void)unused;
+#if defined(M_MMAP_THRESHOLD) && defined(M_TRIM_THRESHOLD)
+	done = mallopt(M_MMAP_THRESHOLD, 32 << 20) && mallopt(M_TRIM_THRESHOLD, 64 << 20);
+#endif
+	return PyBool_FromLong(done);
+}
 
 static PyObject *limit_arenas(PyObject *self, PyObject *arg)
 {
@@ -33,6 +59,8 @@ static PyObject *trim(PyObject *self, PyObject *unused)
 }
 
 static PyMethodDef functions[] = {
+	{ "uninitialized", uninitialized, METH_O, NULL },
+	{ "keep_large", keep_large, METH_NOARGS, NULL },
 	{ "limit_arenas", limit_arenas, METH_O, NULL },
 	{ "trim", trim, METH_NOARGS, NULL },
 	{ NULL, NULL, 0, NULL },

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import click
 
+from imgfs._native import _heap
 from imgfs.cli.run import run
 from imgfs.config.options import Options, parse_options
 from imgfs.copying.batch import Batch, How
@@ -61,6 +62,7 @@ def command(
     tcp://HOST:PORT, or the file that the scheduler wrote.  Paths mean the same on all machines.
     """
     said = parse_options(options)
+    _heap.keep_large()
 
     async def listed(options: Options) -> list[Job]:
         async with opening(options) as opened:

@@ -174,7 +174,38 @@ def test_info_and_map(servers: Maker, sparse: Path) -> None:
     assert (done.returncode, done.stderr) == (0, "")
     assert "identity: none" in done.stdout
     done = imgfs("map", "--json", server.url())
-    assert (done.stdout, done.stderr) == (qemu_map(sparse), "")
+    # qemu 8.2 and later tell of each range that it is not compressed, too.
+    said = qemu_map(sparse).replace(' "compressed": false,', "")
+    assert (done.stdout, done.stderr) == (said, "")
+
+
+@pytest.mark.parametrize("turn", range(3))
+def test_random_bytes_are_the_same_everywhere(
+    mount: Mounter, servers: Maker, tmp_path: Path, turn: int
+) -> None:
+    """Copied, served to several readers at once, and read from the cache afterwards."""
+    image = tmp_path / "disk.img"
+    image.write_bytes(os.urandom(64 * MIB))
+    server = servers(QemuNbd, "-f", "raw", image)
+    done = imgfs("copy", server.url(), tmp_path / "copy.raw", "--no-progress", timeout=60)
+    assert (done.returncode, done.stderr) == (0, "")
+    run("cmp", image, tmp_path / "copy.raw")
+    pinned = ("-o", f"identity={turn}")
+    m = mount(server.url(), *pinned)
+    raw = m.point / "disk.raw"
+    readers = [subprocess.Popen(["cmp", "-s", image, raw]) for _ in range(2)]
+    dd = ["dd", f"if={raw}", f"of={tmp_path / 'direct'}", "bs=1M", "iflag=direct", "status=none"]
+    readers.append(subprocess.Popen(dd))
+    assert [reader.wait(60) for reader in readers] == [0, 0, 0]
+    run("cmp", image, tmp_path / "direct")
+    assert imgfs("umount", m.point).returncode == 0
+    raw = mount(server.url(), *pinned).point / "disk.raw"
+    raw.stat()
+    server.send(signal.SIGSTOP)  # so all of it comes from the cache
+    try:
+        run("cmp", image, raw)
+    finally:
+        server.send(signal.SIGCONT)
 
 
 def test_local_files_pay_for_no_libnbd(sparse: Path) -> None:

@@ -251,6 +251,26 @@ def test_descriptors_are_given_back(servers: Maker, image: Path) -> None:
     run(main)
 
 
+def test_a_closed_source_has_no_socket_whoever_refers_to_it(servers: Maker, image: Path) -> None:
+    server = servers(Nbdkit, "file", image)
+    kept: list[Any] = []
+
+    def sockets() -> set[str]:
+        links = [each for each in Path("/proc/self/fd").iterdir() if each.is_symlink()]
+        return {str(each.readlink()) for each in links if "socket:" in str(each.readlink())}
+
+    async def main() -> None:
+        before = sockets()
+        async with opened(server.url()) as source:
+            kept.extend(each._handle for each in source._link._alive)
+            assert kept
+            if not hasattr(kept[0], "close"):
+                pytest.skip("this libnbd closes a handle with the last reference to it")
+        assert not sockets() - before
+
+    run(main)
+
+
 def test_without_libnbd(monkeypatch: pytest.MonkeyPatch) -> None:
     real = builtins.__import__
 

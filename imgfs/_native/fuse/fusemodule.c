@@ -5,7 +5,6 @@
 #include "fast.h"
 
 #include <errno.h>
-#include <malloc.h>
 
 static PyObject *extra_handler;   /* called as handler(name, request, inode, handle, arguments) */
 
@@ -135,7 +134,8 @@ static PyObject *hooked(PyObject *self, PyObject *unused)
 
 	(void)self;
 	(void)unused;
-	return PyBool_FromLong((called & (HOOK_NEW | HOOK_FD)) == (HOOK_NEW | HOOK_FD));
+	return PyBool_FromLong((called & (HOOK_NEW | HOOK_FD)) == (HOOK_NEW | HOOK_FD) &&
+			       is_interposed());
 }
 
 static PyObject *start(PyObject *self, PyObject *args)
@@ -145,10 +145,6 @@ static PyObject *start(PyObject *self, PyObject *args)
 	(void)self;
 	if (!PyArg_ParseTuple(args, "I", &count))
 		return NULL;
-	/* Buffers of half a MiB come and go all the time: mapping each anew costs more in page
-	 * faults than all the copying. */
-	mallopt(M_MMAP_THRESHOLD, 32 << 20);
-	mallopt(M_TRIM_THRESHOLD, 64 << 20);
 	return none_or_oserror(session ? threads_start(session, count) : -ENOTCONN);
 }
 

@@ -13,9 +13,9 @@ connect, all inside of `aio_connect_uri`, which therefore runs in a worker threa
 files for TLS (on the loop's thread: they are local, and small).
 
 Invariants.  A request is answered exactly once (`Request.end`), also when the connection is
-lost and libnbd does not know it.  Its buffer lives until then: libnbd's binding holds it, and a
-reader that goes away just forgets it.  The handle is closed when it is let go, which also ends the
-cycle handle -> command -> request -> connection -> handle, so it is let go in `end`.
+lost and libnbd does not know it.  Its buffer lives until then: libnbd's binding holds a view of
+it, and a reader that goes away just forgets it.  The handle is closed in `end`, after which libnbd
+writes to no buffer, but for one with which a thread still dials: that closes it then.
 
 The watchdog.  While requests are out and none of them is answered for `timeout_s`, the connection
 is lost, with SourceTimeout.
@@ -24,11 +24,11 @@ is lost, with SourceTimeout.
 from __future__ import annotations
 
 import contextlib
-import errno
 import select
+import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import trio
 
@@ -42,25 +42,13 @@ from imgfs.errors import (
 )
 from imgfs.image import Buffer
 from imgfs.sources.base import Broken
-from imgfs.sources.nbd.errors import (
-    REPLIES,
-    STATUS_REPLIES,
-    WRITE_REPLIES,
-    Replies,
-    connection_error,
-    library,
-    option_error,
-    reply_error,
-)
+from imgfs.sources.nbd.errors import connection_error, library, option_error
+from imgfs.sources.nbd.requests import ALLOCATION, Change, Done, Read, Request, Status
 from imgfs.url.nbd import NbdUrl
 
-ALLOCATION = "base:allocation"
 BURST = 16  # replies that are taken before other tasks have their turn
 MOST_READ = 32 << 20  # what every server takes: proto.md, "Block size constraints"
 MOST_MINIMUM = 64 << 10
-
-#: Told once, with None or with what went wrong: an ImgfsError, or Broken.
-Done = Callable[[Exception | None], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,107 +80,6 @@ class Facts:
         return self.flags[5]
 
 
-class Request:
-    """A command that was issued.  Its methods are libnbd's callbacks, and raise nothing."""
-
-    __slots__ = ("_connection", "_done", "problem", "what")
-    replies: ClassVar[Replies] = REPLIES
-
-    def __init__(self, connection: Connection, what: str, done: Done) -> None:
-        self.what = what
-        self.problem: str | None = None  # what the server did wrong
-        self._connection = connection
-        self._done: Done | None = done
-
-    def completed(self, error: Any) -> int:
-        """libnbd's completion callback.  1: the command can be forgotten."""
-        where, number = self._connection.where, error.value
-        if number == errno.ENOTCONN:
-            pass  # the connection is lost, and why is known in a moment: then `end` is called
-        elif number:
-            self.end(reply_error(where, self.what, number, self.replies))
-        else:
-            problem = self.problem or self.missing()
-            self.end(ProtocolViolation(f"{where}: {self.what}: {problem}") if problem else None)
-        return 1
-
-    def missing(self) -> str | None:
-        """What the reply should have had and has not."""
-        return None
-
-    def end(self, error: Exception | None) -> None:
-        done, self._done = self._done, None
-        if done is not None:
-            self._connection.answered(self)
-            done(error)
-
-
-class Read(Request):
-    """A read, which proves that the server sent each byte once.
-
-    libnbd itself counts bytes only where it is not asked through a callback, and never notices that
-    some came twice and others not at all: those would be zeroes.
-    """
-
-    __slots__ = ("_got", "_left", "_offset")
-
-    def __init__(self, connection: Connection, offset: int, length: int, done: Done) -> None:
-        super().__init__(connection, f"read of {length} bytes at {offset}", done)
-        self._offset = offset
-        self._left = length
-        self._got: list[tuple[int, int]] = []
-
-    def chunk(self, data: Any, offset: int, status: int, error: Any) -> int:
-        length = len(data)
-        if status == 3 or self.problem:  # READ_ERROR: the completion has its number
-            return 0
-        if not length or length > self._left:
-            self.problem = "the server sent bytes twice" if length else "the server sent nothing"
-        else:
-            self._left -= length
-            if self._left or self._got:  # most replies are one piece, and need no list
-                self._got.append((offset, offset + length))
-        return 0
-
-    def missing(self) -> str | None:
-        if self._left:
-            return f"the server left {self._left} bytes out"
-        at = self._offset
-        for start, end in sorted(self._got):
-            if start != at:
-                return "the server sent bytes twice, and left others out"
-            at = end
-        return None
-
-
-class Status(Request):
-    """A block status; `entries` are base:allocation's lengths and flags by turns, unchecked."""
-
-    __slots__ = ("entries",)
-    replies = STATUS_REPLIES
-
-    def __init__(self, connection: Connection, offset: int, length: int, done: Done) -> None:
-        super().__init__(connection, f"block status of {length} bytes at {offset}", done)
-        self.entries: list[int] | None = None
-
-    def extent(self, context: str, offset: int, entries: list[int], error: Any) -> int:
-        if context == ALLOCATION:
-            if self.entries is not None:
-                self.problem = "the server answered twice"
-            self.entries = entries
-        return 0
-
-    def missing(self) -> str | None:
-        return None if self.entries else "the server described nothing"
-
-
-class Change(Request):
-    """A write, a write of zeroes, or a flush: its reply has nothing but the errno."""
-
-    __slots__ = ()
-    replies = WRITE_REPLIES
-
-
 class Connection:
     """Made by `connect`; then `drive` must run in a task of its own."""
 
@@ -204,6 +91,8 @@ class Connection:
         self._url = url
         self._timeout_s = timeout_s
         self._handle: Any = self._nbd.NBD()
+        self._guard = threading.Lock()  # of the handle, between this thread and the one that dials
+        self._is_dialing = False
         self._poll = select.epoll()
         self._watched: tuple[int, int] | None = None
         self._requests: set[Request] = set()
@@ -272,7 +161,7 @@ class Connection:
 
         Raises as `read` does.
         """
-        request = Status(self, offset, length, done)
+        request = Status(self, offset, length, self.facts.size - offset, done)
 
         def issue(handle: Any) -> None:
             handle.aio_block_status(length, offset, request.extent, request.completed)
@@ -317,16 +206,21 @@ class Connection:
         if self.lost is not None:
             return
         self.lost = why
-        handle, self._handle = self._handle, None
-        with contextlib.suppress(self._nbd.Error):
-            if handle.aio_is_ready():
-                handle.aio_disconnect(0)
+        with self._guard:
+            handle, self._handle = self._handle, None
+            is_dialing = self._is_dialing
+        if not is_dialing:
+            with contextlib.suppress(self._nbd.Error):
+                if handle.aio_is_ready():
+                    handle.aio_disconnect(0)
         # Not libnbd's: it forgets those that are in flight when it is closed.
         broken = Broken(why if isinstance(why, SourceUnreachable) else SourceUnreachable(str(why)))
         error = broken if isinstance(why, SourceUnreachable) else why
         for request in list(self._requests):
             request.end(error)
         self._patience.cancel()
+        if not is_dialing:
+            _close(handle)
 
     def _issue(self, request: Request, issue: Callable[[Any], None]) -> None:
         if self.lost is not None:
@@ -347,7 +241,6 @@ class Connection:
     async def _connect(self, extents: bool) -> None:
         # No local name for the handle here: a traceback would keep it, and the socket, alive.
         self._prepare(extents)
-        # Abandoned: the thread has the handle's last reference then, and closes it.
         await trio.to_thread.run_sync(self._dial, abandon_on_cancel=True)
         await self._while_connecting()
         if self._handle.aio_is_negotiating():
@@ -386,9 +279,19 @@ class Connection:
 
     def _dial(self) -> None:
         """[blocks]"""
-        handle = self._handle
-        if handle is not None:
+        with self._guard:
+            handle = self._handle
+            if handle is None:
+                return  # abandoned before it began
+            self._is_dialing = True
+        try:
             handle.aio_connect_uri(self._url.uri)
+        finally:
+            with self._guard:
+                self._is_dialing = False
+                is_abandoned = self._handle is None
+            if is_abandoned:
+                _close(handle)
 
     async def _while_connecting(self) -> None:
         while self._handle.aio_is_connecting():
@@ -472,3 +375,10 @@ class Connection:
             multi_conn=handle.can_multi_conn(),
             has_extents=extents and handle.can_meta_context(ALLOCATION),
         )
+
+
+def _close(handle: Any) -> None:
+    """Close the socket, and let go of what the handle refers to; nobody is in a call of it."""
+    # libnbd 1.14 has no such call: there that is done with the last reference.
+    if hasattr(handle, "close"):
+        handle.close()

@@ -26,6 +26,7 @@ from typing import TypeVar
 
 import trio
 
+from imgfs._native import _heap
 from imgfs.errors import (
     ImgfsError,
     ReadOnlyView,
@@ -34,8 +35,8 @@ from imgfs.errors import (
     SourceUnreachable,
 )
 from imgfs.sources.base import Broken
-from imgfs.sources.nbd.buffers import buffer
-from imgfs.sources.nbd.connection import Connection, Done, Facts, Status
+from imgfs.sources.nbd.connection import Connection, Facts
+from imgfs.sources.nbd.requests import Done, Status
 from imgfs.sources.nbd.settings import NbdSettings
 from imgfs.url.nbd import NbdUrl
 
@@ -156,7 +157,10 @@ class NbdLink:
         # Preferred is a wish: many servers have no better one than their page size.
         step = min(most, max(PIECE, self.facts.preferred))
         step -= step % block
-        view, batch, at = buffer(end - start), Batch(), start
+        # Each read has memory of its own: libnbd may write to it until the last request is
+        # answered, which may be after the reader has gone, and the reader may keep what it got.
+        # `wait` returns without an error only when the server has sent every byte.
+        view, batch, at = memoryview(_heap.uninitialized(end - start)), Batch(), start
         while at < end and batch.error is None:
             stop = min(end, at + step - at % step)
             await self.issue(batch, partial(_read, view[at - start : stop - start], at))

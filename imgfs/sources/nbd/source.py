@@ -1,7 +1,7 @@
 """Images behind NBD: an export of a server, or of one that imgfs starts.
 
-What happens where: nbd_link (the connections of an export, reconnecting), nbd_connection (libnbd
-and trio), nbd_extents (block status), nbd_command (starting a server).
+What happens where: link (the connections of an export, reconnecting), connection (libnbd and trio),
+requests (what is a good reply), extents (block status), command (starting a server).
 """
 
 from __future__ import annotations

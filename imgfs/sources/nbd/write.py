@@ -17,8 +17,9 @@ import trio
 
 from imgfs.errors import NeverDurable, NotDurable, UnsupportedFeature
 from imgfs.image import Buffer
-from imgfs.sources.nbd.connection import Connection, Done
+from imgfs.sources.nbd.connection import Connection
 from imgfs.sources.nbd.link import PIECE, Batch, NbdLink
+from imgfs.sources.nbd.requests import Done
 
 MOST_ZEROES = 1 << 30  # has no payload, so the server's longest request does not bound it
 ZEROES = 1 << 20  # written at once where the server cannot write zeroes itself
