@@ -89,6 +89,47 @@ def test_sans_io_parts_do_no_io() -> None:
                     assert (node.module or "").split(".")[0] not in io, path
 
 
+#: How often an object is referred to, when it is collected, and whether a lock of Python's is held
+#: tells nothing about whether anybody uses it: Python 3.14 counts otherwise than 3.11 did.
+FORBIDDEN = {"getrefcount", "getrefs", "__del__", "_is_gil_enabled", "setswitchinterval"}
+FORBIDDEN |= {"finalize", "WeakSet", "WeakKeyDictionary", "WeakValueDictionary"}
+FORBIDDEN_MODULES = {"gc"}
+#: They only do not keep alive what they refer to; what can be reached is there.
+WEAK = {"imgfs/views/overlay.py", "imgfs/views/view.py"}
+FORBIDDEN_IN_C = ["Py_REFCNT", "Py_SET_REFCNT", "ob_refcnt", "IsUniquelyReferenced", "tp_finalize"]
+FORBIDDEN_IN_C += ["PyGC_", "PyObject_GC_", "PyGILState_Check", "Py_MOD_GIL_NOT_USED"]
+
+
+def names_in(tree: ast.AST) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name):
+            yield node.id
+        elif isinstance(node, ast.Attribute):
+            yield node.attr
+        elif isinstance(node, ast.alias):
+            yield node.name.partition(".")[0]
+        elif isinstance(node, ast.ImportFrom):
+            yield (node.module or "").partition(".")[0]
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            yield node.name
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            yield node.value  # getattr's
+
+
+def test_nothing_decides_by_reference_counts_or_the_collector() -> None:
+    for path in [*modules(), *(CHECKOUT / "contrib").rglob("*.py")]:
+        names = set(names_in(ast.parse(path.read_text())))
+        assert not names & FORBIDDEN, path
+        where = str(path.relative_to(CHECKOUT))
+        assert not names & FORBIDDEN_MODULES, path
+        assert "weakref" not in names or where in WEAK, path
+    for where in WEAK:
+        assert "weakref" in (CHECKOUT / where).read_text()
+    for path in (CHECKOUT / "imgfs/_native").rglob("*.[ch]"):
+        text = path.read_text()
+        assert not [each for each in FORBIDDEN_IN_C if each in text], path
+
+
 def test_no_file_is_long() -> None:
     tracked = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard", "*.py", "*.pyi", "*.c", "*.h", "*.sh"],

@@ -15,6 +15,11 @@ import os
 import sys
 from types import ModuleType
 
+# A free-threaded Python turns its lock on when it loads these modules, which do not say that they
+# can do without; but not against the user's word.
+if getattr(sys.flags, "gil", None) == 0:
+    raise ImportError("imgfs needs Python's global lock: run it without PYTHON_GIL=0 and -X gil=0")
+
 
 def load_fuse() -> ModuleType:
     """The interposer, loaded so that pyfuse3's extension binds to its functions.

@@ -7,7 +7,7 @@ import errno
 import os
 import threading
 from array import array
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from imgfs._native import _map
@@ -47,6 +47,7 @@ class Layer:
         self.lock = lock
         self._file = log
         self._holders, self._guard = 1, threading.Lock()
+        self._when_closed: Callable[[Layer], None] | None = None
         content = path.joinpath("log").read_bytes()
         batches, end, size = decode(content, str(path / "log"))
         room, last = len(content), len(batches)
@@ -168,6 +169,12 @@ class Layer:
             self._holders += 1
             return True
 
+    def when_closed(self, tell: Callable[[Layer], None]) -> bool:
+        """`tell` is called when the last who holds it closes it; False: it is closed already."""
+        with self._guard:
+            self._when_closed = tell
+            return self._holders > 0
+
     def _is_current(self) -> bool:
         for name, fd in (("data", self.data), ("log", self._file)):
             try:
@@ -185,6 +192,9 @@ class Layer:
             self._holders -= 1
             if self._holders:
                 return
+            tell = self._when_closed
+        if tell is not None:
+            tell(self)
         if self.is_writable and is_whole and not self.log.is_lost:
             self.mark_closed()
         os.close(self.data)

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import threading
 from pathlib import Path
-from weakref import WeakValueDictionary
 
 from imgfs.overlays.layer import Layer, open_layer
 
 _guard = threading.Lock()
-_open: WeakValueDictionary[Path, Layer] = WeakValueDictionary()
+_open: dict[Path, Layer] = {}  # those that are open, and no others
 
 
 def open_to_read(path: Path) -> Layer:
@@ -28,6 +27,15 @@ def open_to_read(path: Path) -> Layer:
 
 
 def share(layer: Layer) -> None:
-    """Nobody writes it any more: from now on `open_to_read` gives it."""
+    """Nobody writes it any more: from now on, until it is closed, `open_to_read` gives it."""
     with _guard:
         _open[layer.path] = layer
+    if not layer.when_closed(_forget):
+        _forget(layer)
+
+
+def _forget(layer: Layer) -> None:
+    with _guard:
+        # By now another may stand there, which was opened when this one could not be held.
+        if _open.get(layer.path) is layer:
+            del _open[layer.path]

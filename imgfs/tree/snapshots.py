@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import trio
 
@@ -69,8 +68,6 @@ class Snapshots:
         self._damage: str | None = None
         self._merged: tuple[int, int] | None = None
         self._merge_after = 0.0
-        #: the layers of a view when it was found out last what its top hides
-        self._trimmed: WeakKeyDictionary[SnapshotView, tuple[str, str, int]] = WeakKeyDictionary()
         self._had_none = False  # when somebody looked last
 
     @property
@@ -209,7 +206,7 @@ class Snapshots:
     async def _trim(self, view: SnapshotView) -> None:
         """Take out of the layer below its top what that hides."""
         names, used = view.written_layers, layers_in_use()
-        if names is None or self._trimmed.get(view) == names:
+        if names is None or view.trimmed == names:
             return
         top, lower, _ = names
         if any(lower in each and top not in each for each in used):
@@ -222,7 +219,7 @@ class Snapshots:
                 await self._trim_by(trim, view, lower)
             finally:
                 trim.close()
-        self._trimmed[view] = names
+        view.trimmed = names
 
     async def _trim_by(self, trim: Trim, view: SnapshotView, lower: str) -> None:
         try:

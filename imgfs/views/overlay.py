@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from weakref import WeakSet
+from weakref import ref
 
 import trio
 
@@ -16,12 +17,38 @@ from imgfs.views.layer_errors import translated
 from imgfs.views.sharing import MOST_LAYERS
 from imgfs.views.view import Origin, View
 
-_open: WeakSet[OverlayView] = WeakSet()
+
+class _Views:
+    """All views of the class below that somebody can still read.
+
+    One that nobody can reach any more may be among them for a while, until Python has collected it:
+    its layers are merged later then.  One that can be reached is, whatever the collector does.
+    """
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()  # each thread may have its own loop, and views in it
+        self._known: list[ref[OverlayView]] = []
+        self._enough = 64
+
+    def add(self, view: OverlayView) -> None:
+        with self._guard:
+            self._known.append(ref(view))
+            if len(self._known) > self._enough:
+                self._known = [each for each in self._known if each() is not None]
+                self._enough = 64 + 2 * len(self._known)
+
+    def all(self) -> list[OverlayView]:
+        with self._guard:
+            found = [each() for each in self._known]
+        return [view for view in found if view is not None]
+
+
+_views = _Views()
 
 
 def layers_in_use() -> list[set[str]]:
     """The names of the layers of each disk that there is in this process."""
-    return [{layer.path.name for layer in view.layers} for view in _open]
+    return [{layer.path.name for layer in view.layers} for view in _views.all()]
 
 
 class OverlayView(View):
@@ -41,7 +68,7 @@ class OverlayView(View):
         self._preparing = trio.Lock()
         self._is_prepared = False
         below.when_stale(self.mark_stale)
-        _open.add(self)
+        _views.add(self)
 
     async def prepare(self) -> None:
         async with self._preparing:

@@ -39,6 +39,8 @@ class SnapshotView(OverlayView, Writable):
         self._commits = trio.Lock()
         self._seen_writes = 0
         self._frozen: OverlayView | None = None
+        #: the `written_layers` when it was found out last what the top hides
+        self.trimmed: tuple[str, str, int] | None = None
 
     @property
     def top(self) -> Layer:

@@ -131,7 +131,7 @@ class View(Image):
     def when_stale(self, hook: Callable[[SourceChanged], None]) -> None:
         """`hook` is called once, when the source turns out to be another.
 
-        A method's object is not kept alive for that.
+        A method's object is not kept alive for that; as long as anybody else has it, it is called.
         """
         self._hooks = [each for each in self._hooks if each() is not None]
         self._hooks.append(WeakMethod(hook) if isinstance(hook, MethodType) else lambda: hook)

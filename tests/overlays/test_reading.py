@@ -9,6 +9,7 @@ import pytest
 
 from imgfs._native import _map
 from imgfs.errors import LayerHeld
+from imgfs.overlays import reading
 from imgfs.overlays.layer import Layer
 from imgfs.overlays.locks import LayerLock
 from imgfs.overlays.log import BLOCK
@@ -62,6 +63,41 @@ def test_who_stands_on_the_same_layer_shares_it(store: SnapshotStore) -> None:
     again = open_to_read(b[1].path)
     assert again is not b[1]
     close([again])
+
+
+def test_what_is_closed_is_not_given_whoever_refers_to_it(store: SnapshotStore) -> None:
+    """A layer is known until it is closed, not until the collector comes."""
+    store.create(("a",), BASE, SIZE)
+    top = store.open_layers(("a",), writable=True)
+    path = top[0].path
+    close(top)
+    kept = [open_to_read(path)]
+    for _ in range(3):
+        assert open_to_read(path) is kept[-1]
+        kept[-1].close()
+        assert path in reading._open
+        kept[-1].close()
+        assert path not in reading._open
+        kept.append(open_to_read(path))
+        assert kept[-1] not in kept[:-1]
+    close(kept[-1:])
+
+
+def test_a_layer_that_cannot_be_held_gives_its_place(store: SnapshotStore) -> None:
+    store.create(("a",), BASE, SIZE)
+    top = store.open_layers(("a",), writable=True)
+    path = top[0].path
+    close(top)
+    old = open_to_read(path)
+    (path / "log").write_bytes((path / "log").read_bytes())
+    (path / "data").rename(path / "old")
+    (path / "data").write_bytes((path / "old").read_bytes())
+    fresh = open_to_read(path)
+    assert fresh is not old
+    close([old])
+    assert open_to_read(path) is fresh  # the old one took nobody's name but its own
+    close([fresh, fresh])
+    assert path not in reading._open
 
 
 def test_descriptors_of_a_hundred_deep(store: SnapshotStore) -> None:

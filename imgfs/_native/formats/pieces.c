@@ -329,26 +329,31 @@ static void forget(struct known *known, size_t n)
 /* What is known of each file, by its number; NULL with an exception set. */
 static struct known *know(PyObject *list, size_t *n)
 {
-	size_t count = PyList_Check(list) ? (size_t)PyList_GET_SIZE(list) : 0;
-	struct known *known = PyMem_RawCalloc(count + 1, sizeof(*known));
+	/* The list may change meanwhile: a buffer's owner may be any program. */
+	PyObject *kept = PyList_Check(list) ? PyList_AsTuple(list) : PyTuple_New(0);
+	size_t count = kept ? (size_t)PyTuple_GET_SIZE(kept) : 0;
+	struct known *known = kept ? PyMem_RawCalloc(count + 1, sizeof(*known)) : NULL;
 	unsigned long long start;
 
 	for (*n = 0; known && *n < count; (*n)++) {
 		struct known *one = &known[*n];
 
-		if (!PyArg_ParseTuple(PyList_GET_ITEM(list, (Py_ssize_t)*n), "Ky*y*", &start,
+		if (!PyArg_ParseTuple(PyTuple_GET_ITEM(kept, (Py_ssize_t)*n), "Ky*y*", &start,
 				      &one->ends, &one->flags)) {
 			forget(known, *n);
+			Py_DECREF(kept);
 			return NULL;
 		}
 		one->start = start;
 		if (one->ends.len != one->flags.len * (Py_ssize_t)sizeof(uint64_t)) {
 			forget(known, *n + 1);
+			Py_DECREF(kept);
 			PyErr_SetString(PyExc_ValueError, "an extent has an end and flags");
 			return NULL;
 		}
 	}
-	if (!known)
+	Py_XDECREF(kept);
+	if (!known && !PyErr_Occurred())
 		PyErr_NoMemory();
 	return known;
 }

@@ -39,10 +39,10 @@ static int put(struct segmap *map, const struct pieces *pieces, struct segmap **
 	return err;
 }
 
-/* References to their maps; NULL with an exception set. */
-static struct segmap **maps_of(PyObject *list)
+/* References to the maps in a tuple; NULL with an exception set. */
+static struct segmap **maps_of(PyObject *tuple)
 {
-	Py_ssize_t i, n = PyList_GET_SIZE(list);
+	Py_ssize_t i, n = PyTuple_GET_SIZE(tuple);
 	struct segmap **files = PyMem_RawCalloc((size_t)n + 1, sizeof(*files));
 
 	if (!files) {
@@ -50,20 +50,20 @@ static struct segmap **maps_of(PyObject *list)
 		return NULL;
 	}
 	for (i = 0; i < n; i++) {
-		if (!PyObject_TypeCheck(PyList_GET_ITEM(list, i), &MapType)) {
+		if (!PyObject_TypeCheck(PyTuple_GET_ITEM(tuple, i), &MapType)) {
 			PyMem_RawFree(files);
 			PyErr_SetString(PyExc_TypeError, "files are SegmentMaps");
 			return NULL;
 		}
 	}
 	for (i = 0; i < n; i++)
-		files[i] = segmap_ref(((MapObject *)PyList_GET_ITEM(list, i))->map);
+		files[i] = segmap_ref(((MapObject *)PyTuple_GET_ITEM(tuple, i))->map);
 	return files;
 }
 
 PyObject *map_put(MapObject *self, PyObject *args)
 {
-	PyObject *packed, *list;
+	PyObject *packed, *list, *kept;
 	struct segmap **files;
 	struct pieces pieces;
 	size_t n, i;
@@ -73,12 +73,14 @@ PyObject *map_put(MapObject *self, PyObject *args)
 		return NULL;
 	if (pieces_take(packed, &pieces))
 		return NULL;
-	files = maps_of(list);
+	kept = PyList_AsTuple(list);   /* the list may change meanwhile */
+	files = kept ? maps_of(kept) : NULL;
+	n = files ? (size_t)PyTuple_GET_SIZE(kept) : 0;
+	Py_XDECREF(kept);
 	if (!files) {
 		pieces_release(&pieces);
 		return NULL;
 	}
-	n = (size_t)PyList_GET_SIZE(list);
 	Py_BEGIN_ALLOW_THREADS
 	err = put(self->map, &pieces, files, n);
 	for (i = 0; i < n; i++)

@@ -152,21 +152,30 @@ PyObject *map_origins(MapObject *self, PyObject *args)
 	struct origin found[MAX_ORIGINS];
 	unsigned long long offset, length;
 	Py_ssize_t n_stores, i;
-	PyObject *list;
-	size_t n;
+	PyObject *list, *kept;
+	size_t n = 0;
+	bool good;
 
 	if (!PyArg_ParseTuple(args, "KKO!", &offset, &length, &PyList_Type, &list))
 		return NULL;
-	n_stores = PyList_GET_SIZE(list);
-	if (n_stores > MAX_ORIGINS || length > UINT64_MAX - offset)
-		return none_or(-EINVAL);
-	for (i = 0; i < n_stores; i++)
-		if (optional_store(PyList_GET_ITEM(list, i), &stores[i]))
-			return NULL;
-	/* The list, and so the stores, might change while others run. */
-	n = segmap_origins(self->map, offset, offset + length, stores, (size_t)n_stores, found,
-			   MAX_ORIGINS);
-	return origins_list(found, n);
+	/* References of our own: the list may change meanwhile. */
+	kept = PyList_AsTuple(list);
+	if (!kept)
+		return NULL;
+	n_stores = PyTuple_GET_SIZE(kept);
+	good = n_stores <= MAX_ORIGINS && length <= UINT64_MAX - offset;
+	if (!good)
+		none_or(-EINVAL);
+	for (i = 0; good && i < n_stores; i++)
+		good = !optional_store(PyTuple_GET_ITEM(kept, i), &stores[i]);
+	if (good) {
+		Py_BEGIN_ALLOW_THREADS
+		n = segmap_origins(self->map, offset, offset + length, stores, (size_t)n_stores,
+				   found, MAX_ORIGINS);
+		Py_END_ALLOW_THREADS
+	}
+	Py_DECREF(kept);
+	return good ? origins_list(found, n) : NULL;
 }
 
 PyObject *map_resize(MapObject *self, PyObject *size)
