@@ -95,9 +95,9 @@ copy_settings() {
         rm -rf "${1:?}$each"
         cp -rL "$each" "$1$each"
     done
-    # How apt fetches (proxies, dates), and not what it does on a desktop afterwards.
+    # How apt fetches (proxies, dates); what a package brings it brings in the root as well.
     for each in /etc/apt/apt.conf /etc/apt/apt.conf.d/*; do
-        if [ -e "$each" ] && grep -qE '^ *Acquire::' "$each"; then
+        if [ -e "$each" ] && grep -qE '^ *Acquire::' "$each" && ! dpkg -S "$each" >/dev/null 2>&1; then
             cp "$each" "$1$each"
         fi
     done

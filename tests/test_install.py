@@ -76,7 +76,9 @@ def install(site: Path, *words: object) -> list[Path]:
 def test_install_files(site: Path, tmp_path: Path) -> None:
     found = install(site, "--prefix", "/usr", "--destdir", tmp_path, "--program", "/usr/bin/imgfs")
     paths = {str(path.relative_to(tmp_path)) for path in found}
-    assert {f"usr/lib/systemd/system/{unit}" for unit in UNITS} <= paths
+    assert "usr/lib/systemd/system/imgfs@.service" in paths
+    assert "usr/lib/systemd/user/imgfs@.service" in paths
+    assert "usr/share/doc/imgfs/examples/srv-images.automount" in paths
     for path in (
         "usr/share/man/man1/imgfs.1",
         "usr/share/man/man5/imgfs.toml.5",

@@ -80,7 +80,9 @@ def _files(program: str) -> Iterator[tuple[str, str, int]]:
     for path, text in pages().items():
         yield f"share/man/{path}", text, 0o644
     for path, unit in _units(_systemd(), "system"):
-        yield f"lib/systemd/{path}", _running(unit.read_text(encoding="utf-8"), program), 0o644
+        # Without @ a unit is of one mount: an example.
+        where = f"lib/systemd/{path}" if "@" in path else f"share/doc/imgfs/examples/{unit.name}"
+        yield where, _running(unit.read_text(encoding="utf-8"), program), 0o644
     for shell, path in _COMPLETIONS.items():
         found = get_completion_class(shell)
         assert found is not None

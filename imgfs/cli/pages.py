@@ -44,7 +44,8 @@ command = ["nbdkit", "-r", "--filter=xz", "file", "old.img.xz"]"""
 def pages() -> dict[str, str]:
     """The text of each page, by its path below share/man."""
     found = {"man1/imgfs.1": commands_page(), "man5/imgfs.toml.5": toml_page()}
-    return {path: "\n".join(lines) + "\n" for path, lines in found.items()}
+    texts = {path: "\n".join(lines) + "\n" for path, lines in found.items()}
+    return texts | {"man8/mount.imgfs.8": ".so man1/imgfs.1\n"}
 
 
 def commands_page() -> Iterator[str]:

@@ -39,7 +39,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     command = [sys.executable, "-m", "imgfs.cli.main", "install-files", "--prefix", directory]
     written = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
     found = {}
-    for line in filter(lambda each: "/share/man/" in each, written.stdout.splitlines()):
+    for line in filter(
+        lambda each: re.search("/share/man/man[15]/", each), written.stdout.splitlines()
+    ):
         done = subprocess.run(
             ["man", "--warnings", "-l", line],
             capture_output=True,
