@@ -27,7 +27,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import outcome
 import trio
@@ -46,6 +46,14 @@ class Bridge:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
+        self._shared: dict[Callable[[], object], object] = {}
+
+    def shared(self, make: Callable[[], Result]) -> Result:
+        """The only object of its kind on this loop, from where it is called; made when missing."""
+        found = self._shared.get(make)
+        if found is None:
+            found = self._shared[make] = make()
+        return cast(Result, found)
 
     async def call(self, function: Callable[..., Awaitable[Result]], *args: Any) -> Result:
         """Run `function(*args)` on the loop and give its result, or raise what it raised.

@@ -29,6 +29,7 @@ from imgfs.errors import (
     SourceUnreachable,
 )
 from imgfs.sources.base import SourceStat
+from imgfs.sources.bridge import Bridge
 from imgfs.sources.objects.client import PIECE, Client
 from imgfs.sources.objects.errors import Again, Mismatch, NoSuchRange
 from imgfs.sources.objects.settings import ObjectSettings
@@ -44,25 +45,26 @@ FIRST_PAUSE_S = 0.1
 LAST_PAUSE_S = 2.0
 
 
-def make_client(url: ObjectUrl, settings: ObjectSettings) -> Client:
-    """Raises UsageError."""
+def make_client(url: ObjectUrl, settings: ObjectSettings, bridge: Bridge) -> Client:
+    """On the bridge's loop.  Raises UsageError."""
     if url.scheme == "s3":
         from imgfs.sources.objects.s3 import S3Client
 
         return S3Client(url, settings)
     from imgfs.sources.objects.http import HttpClient
+    from imgfs.sources.objects.transfer import Transfers
 
-    return HttpClient(url, settings)
+    return HttpClient(url, settings, bridge.shared(Transfers))
 
 
 class ObjectFile:
     """All methods run on the bridge's loop and raise ImgfsErrors."""
 
-    def __init__(self, url: ObjectUrl, settings: ObjectSettings) -> None:
+    def __init__(self, url: ObjectUrl, settings: ObjectSettings, bridge: Bridge) -> None:
         self.name = url.text
         self._url = url
         self._settings = settings
-        self._client = make_client(url, settings)
+        self._client = make_client(url, settings, bridge)
         self._slots = asyncio.Semaphore(settings.depth)
         self._state: State | None = None
         self._if_match: State | None = None

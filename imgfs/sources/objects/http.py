@@ -38,7 +38,7 @@ from imgfs.sources.objects.errors import (
 )
 from imgfs.sources.objects.settings import ObjectSettings
 from imgfs.sources.objects.state import State
-from imgfs.sources.objects.transfer import Answer, Request, Silence, transfers
+from imgfs.sources.objects.transfer import Answer, Request, Silence, Transfers
 from imgfs.url.source import ObjectUrl
 
 _MAX_SIZE = 1 << 62
@@ -51,8 +51,9 @@ _CERTIFICATES = (51, 60, 77, 83, 91)
 class HttpClient:
     """A Client (client.py) of the file at an http or https URL."""
 
-    def __init__(self, url: ObjectUrl, settings: ObjectSettings) -> None:
+    def __init__(self, url: ObjectUrl, settings: ObjectSettings, transfers: Transfers) -> None:
         self.name = url.text
+        self._transfers = transfers
         self._url = url
         self._settings = settings
         self._first = url.address
@@ -199,7 +200,7 @@ class HttpClient:
             total_s=longest_s(length, self._settings),
         )
         try:
-            answer = await transfers().run(request)
+            answer = await self._transfers.run(request)
         except Silence as exc:
             raise Again(SourceTimeout(f"{self.name}: the server does not answer")) from exc
         except UsageError as exc:

@@ -40,7 +40,7 @@ async def open_object(url: ObjectUrl, settings: ObjectSettings, bridge: Bridge) 
     """
 
     async def work() -> tuple[ObjectFile, SourceStat]:
-        file = ObjectFile(url, settings)
+        file = ObjectFile(url, settings, bridge)
         return file, await file.open()
 
     file, stat = await bridge.call(work)

@@ -19,7 +19,6 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
-from weakref import WeakKeyDictionary
 
 import pycurl
 
@@ -121,10 +120,10 @@ class _Transfer:
 
 
 class Transfers:
-    """All transfers of one loop; what is made on it stays on it."""
+    """All transfers of one loop, which share its connections."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
         self._multi: Any = None
         self._running: dict[Any, _Transfer] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -272,18 +271,6 @@ class Transfers:
         if transfer is not None and not transfer.ended.done():
             transfer.code, transfer.why = code, why
             transfer.ended.set_result(None)
-
-
-_of_loops: WeakKeyDictionary[asyncio.AbstractEventLoop, Transfers] = WeakKeyDictionary()
-
-
-def transfers() -> Transfers:
-    """Those of the loop that runs: its connections are shared by all sources."""
-    loop = asyncio.get_running_loop()
-    found = _of_loops.get(loop)
-    if found is None:
-        found = _of_loops[loop] = Transfers(loop)
-    return found
 
 
 def trust(ca_file: str | None) -> list[tuple[int, str]]:
