@@ -166,6 +166,12 @@ class CorruptSnapshot(ImgfsError):
     """A file that snapshots are kept in is damaged; names it, and what is wrong."""
 
 
+class OtherVersion(CorruptSnapshot):
+    """A file that snapshots are kept in was written by another imgfs; names it."""
+
+    errno = _errno.EOPNOTSUPP
+
+
 class OutOfRange(ImgfsError):
     """A layer was asked for bytes outside of it: a bug in the caller."""
 
