@@ -3,14 +3,19 @@
     ROOT/lock                       held while directories are made or removed
     ROOT/NAME-DIGEST/lock           held for as long as a process uses the directory
     ROOT/NAME-DIGEST/source         JSON: of which source, in which state, all the rest is; the
-                                    identity is null when it is of no use to a later mount
+                                    identity is null when it is of no use to a later mount;
+                                    `checksum` is of all else in it
     ROOT/NAME-DIGEST/blocks         the block store, a sparse file addressed by the source's offsets
     ROOT/NAME-DIGEST/checks         what is known of each block (kept.py)
     ROOT/NAME-DIGEST/extents        the source's extent map (kept.py)
 
 A second process that wants the same source gets `NAME-DIGEST.2`, and so on: two never share one.
 Only the first is kept, and only for a source that has an identity; `source` is written when all
-else is empty, so that what is under another identity is never taken for this one's.
+else is empty, so that what is under another identity is never taken for this one's.  And all
+checksums of the other files depend on what `source` says (`_key_of`): what is another directory's,
+or of another state of the source, is good for nothing here.
+
+A directory whose `source` is damaged, or of another version, is emptied when it is used next.
 """
 
 from __future__ import annotations
@@ -30,12 +35,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from imgfs.cache.entries import SIZE as ENTRY_SIZE
+from imgfs.checksums import seed_of
 from imgfs.errors import CacheError
 from imgfs.sources.base import Source, WritableSource
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
+VERSION = 2
 BLOCK = 64 << 10  #: bytes
 _SHARE = 10  # by default at most this part of the free disk
 _MOST = 10 << 30
@@ -73,9 +80,13 @@ def default_limit(root: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class CacheDirectory:
-    """A directory that is ours until `close`.  `blocks` and `checks` are open for both ways."""
+    """A directory that is ours until `close`.  `blocks` and `checks` are open for both ways.
+
+    `key` is of what `source` says (64 bits), and in the checksums of all else.
+    """
 
     path: Path
+    key: int
     blocks: int
     checks: int
     is_kept: bool  #: whether a later mount may use what is in it
@@ -121,7 +132,7 @@ class Entry:
     """A directory as `list_entries` finds it."""
 
     path: Path
-    about: dict[str, Any]  #: what `source` says, or nothing
+    about: dict[str, Any]  #: what `source` says; nothing when it is damaged
     used: int  #: bytes on disk
     last_used: float  #: seconds since the epoch; of one in use: now
     in_use: bool
@@ -159,7 +170,7 @@ def open_existing(entry: Entry) -> CacheDirectory | None:
         for fd in fds:
             os.close(fd)
         raise
-    return CacheDirectory(entry.path, fds[1], fds[2], True, lock, used_ns)
+    return CacheDirectory(entry.path, _key_of(entry.about), fds[1], fds[2], True, lock, used_ns)
 
 
 def remove(root: Path, path: Path) -> bool:
@@ -184,15 +195,26 @@ def sweep(root: Path) -> None:
 
 
 def _may_be_used(entry: Entry) -> bool:
-    return entry.about.get("version") == VERSION and entry.about.get("identity") is not None
+    return bool(entry.about) and entry.about["identity"] is not None
 
 
 def _about(path: Path) -> dict[str, Any]:
+    """What `source` says; nothing when that is damaged, or of another version."""
     try:
-        found = json.loads((path / "source").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        data = (path / "source").read_bytes()
+        found = json.loads(data)
+        del found["checksum"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return found if data == _encode(found) and found["version"] == VERSION else {}
+
+
+def _encode(about: dict[str, Any]) -> bytes:
+    return json.dumps({**about, "checksum": f"{_key_of(about):016x}"}).encode() + b"\n"
+
+
+def _key_of(about: dict[str, Any]) -> int:
+    return seed_of("cache", json.dumps(about))
 
 
 def _lock(path: Path, *, make: bool) -> int | None:
@@ -254,13 +276,16 @@ def _opened(path: Path, lock: int, source: Source, *, is_kept: bool) -> CacheDir
             for name in _FILES:
                 (path / name).unlink(missing_ok=True)
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        for name, size in (("blocks", source.size), ("checks", 4 * -(-source.size // BLOCK))):
+        for name, size in (
+            ("blocks", source.size),
+            ("checks", ENTRY_SIZE * -(-source.size // BLOCK)),
+        ):
             fds.append(os.open(path / name, flags, 0o600))
             os.truncate(fds[-1], size)
         if not (path / "source").exists():
             # Nothing that was there before can come back with a crash where nothing was.
-            _write(path / "source", json.dumps(about).encode() + b"\n", synced=not is_new)
-        return CacheDirectory(path, fds[0], fds[1], is_kept, lock)
+            _write(path / "source", _encode(about), synced=not is_new)
+        return CacheDirectory(path, _key_of(about), fds[0], fds[1], is_kept, lock)
     except BaseException:
         for fd in fds:
             os.close(fd)

@@ -184,9 +184,10 @@ class Filling:
             account.release(sum(run[1] for run in runs))
             return False
         written: Written | None = None
+        codec = None if account.kept is None else account.kept.codec
         try:
             written = await trio.to_thread.run_sync(
-                write_parts, self._image.store, runs, parts, account.kept is not None
+                write_parts, self._image.store, runs, parts, codec
             )
         except OSError as exc:
             if exc.errno in (errno.ENOSPC, errno.EDQUOT):

@@ -1,18 +1,15 @@
 """What is known of the blocks that a source's directory holds from one mount to the next.
 
-`checks` has four bytes (little endian) a block:
+`checks` has an entry a block (entries.py).  An entry is written only after the block's bytes are
+durable.  What a block contains follows from the source's identity, so an entry that survives its
+block's eviction is not wrong, only of no use: the bytes no longer agree with it.  So nothing but
+the order "bytes, then entry" has to survive a crash, and what of the entries a crash tears is
+lost and claims nothing.  A block that is found here is *unverified* until its bytes were compared
+with its entry, and only then present: nobody reads it before.
 
-    0       nothing: its bytes, if there are any, mean nothing
-    1       all of the source's block is zero, and nothing is stored
-    else    the CRC-32 (ISO 3309) of the block as the source has it; 0 and 1 are written as 2
-
-An entry is written only after the block's bytes are durable.  What a block contains follows from
-the source's identity, so an entry that survives its block's eviction is not wrong, only of no use:
-the bytes no longer agree with it.  So nothing but the order "bytes, then entry" has to survive a
-crash.  A block that is found here is *unverified* until its bytes were compared with its entry,
-and only then present.
-
-`extents` is the source's extent map: a CRC-32, the number of extents, their ends, their flags.
+`extents` is the source's extent map: a checksum, the number of extents, their ends, their flags.
+The checksum depends on the directory's key, too: the map of another source, or of another state
+of this one, is none.
 
 All functions here may wait for a disk, and are for a worker thread.
 """
@@ -20,31 +17,28 @@ All functions here may wait for a disk, and are for a worker thread.
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import struct
-import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from isal import isal_zlib
-
 from imgfs._native import _map
 from imgfs.cache.directory import BLOCK, CacheDirectory
+from imgfs.cache.entries import NOTHING, Codec, decode, encode
+from imgfs.cache.entries import SIZE as ENTRY_SIZE
+from imgfs.checksums import checksum
 from imgfs.extents import ExtentList
 
-ZERO = 1
+log = logging.getLogger(__name__)
+
 _CHUNK = 1 << 16  # entries that are looked at in one go
 _STEP = 256  # blocks that are verified in one go
-_HEADER = struct.Struct("<IQ")
+_HEADER = struct.Struct("<QQ")
 
 Run = tuple[int, int]  #: (first block, count)
-
-
-def check_of(data: bytes | bytearray | memoryview) -> int:
-    """A block's entry; data is all of the block."""
-    return max(2, isal_zlib.crc32(data))
 
 
 @dataclass(slots=True)
@@ -56,25 +50,29 @@ class Found:
 
 
 class Kept:
-    """The entries of one block store.  Raises OSError where the disk does."""
+    """The entries of one block store, whose file is `path`.  Raises OSError where the disk does."""
 
     def __init__(self, directory: CacheDirectory, size: int) -> None:
         self._directory = directory
         self._size = size
         self._count = -(-size // BLOCK)
+        self.path = directory.path / "blocks"
+        self.codec = Codec(directory.key)
 
     def load(self) -> Found:
         """Put entries and blocks in order, after whatever ended the last mount."""
         found = Found()
         stored = _Runs(_data_runs(self._directory.blocks, self._size))
         for first, entries in self._entries():
-            good = array("I", bytes(4 * len(entries)))
+            good = _nothing(len(entries))
             for index, entry in enumerate(entries):
+                if entry == NOTHING:
+                    continue
                 block = first + index
-                if entry == ZERO:
-                    good[index] = ZERO
+                if entry == self.codec.zero_entry(block):
+                    good[index] = entry
                     _extend(found.zeroes, block)
-                elif entry and stored.take(block):
+                elif stored.take(block):
                     good[index] = entry
                     found.unverified += 1
             if good != entries:
@@ -84,15 +82,28 @@ class Kept:
         return found
 
     def verify(self, store: _map.Store, first: int, count: int) -> tuple[list[Run], list[Run]]:
-        """Which of the recorded blocks agree with their entries, and which do not."""
+        """Which of the recorded blocks agree with their entries, and which do not.
+
+        A block, or a part of `checks`, that cannot be read any more agrees with nothing.
+        """
         good: list[Run] = []
         bad: list[Run] = []
         for block, entry in enumerate(self._read(first, count), first):
-            if entry > ZERO:
-                start = block * BLOCK
-                data = store.read(start, min(BLOCK, self._size - start))
-                _extend(good if check_of(data) == entry else bad, block)
+            if self._is_stored(block, entry):
+                _extend(good if self._agrees(store, block, entry) else bad, block)
         return good, bad
+
+    def _is_stored(self, block: int, entry: int) -> bool:
+        return entry != NOTHING and entry != self.codec.zero_entry(block)
+
+    def _agrees(self, store: _map.Store, block: int, entry: int) -> bool:
+        start = block * BLOCK
+        try:
+            data = store.read(start, min(BLOCK, self._size - start))
+        except OSError as exc:
+            log.warning("%s: at %d: %s", self.path, start, exc.strerror)
+            return False
+        return self.codec.entry_of(block, data) == entry
 
     def record(self, checks: dict[int, int]) -> None:
         """Write entries of blocks whose bytes are durable (see `sync_blocks`)."""
@@ -102,23 +113,20 @@ class Kept:
             to = at + 1
             while to < len(blocks) and blocks[to] == blocks[to - 1] + 1:
                 to += 1
-            self._write(blocks[at], array("I", (checks[b] for b in blocks[at:to])))
+            self._write(blocks[at], array("Q", (checks[b] for b in blocks[at:to])))
             at = to
 
-    def forget(self, first: int, count: int) -> int:
-        """Nothing is known of these any more; returns how many had been recorded as stored."""
-        entries = self._read(first, count)
-        recorded = sum(entry > ZERO for entry in entries)
-        if any(entries):
-            self._write(first, array("I", bytes(4 * count)))
-        return recorded
+    def forget(self, first: int, count: int) -> None:
+        """Nothing is known of these any more."""
+        if any(self._read(first, count)):
+            self._write(first, _nothing(count))
 
     def recorded(self, most: int) -> list[Run]:
         """Up to about `most` blocks that are recorded as stored, whether verified or not."""
         runs: list[Run] = []
         for first, entries in self._entries():
             for index, entry in enumerate(entries):
-                if entry > ZERO:
+                if self._is_stored(first + index, entry):
                     _extend(runs, first + index)
                     most -= 1
                     if most <= 0:
@@ -144,45 +152,65 @@ class Kept:
         os.fdatasync(self._directory.blocks)
 
     def load_extents(self) -> ExtentList | None:
-        """The map that was saved, if it is whole and of the source's size."""
+        """The map that was saved, if it is whole, of this directory and of the source's size."""
         try:
             data = (self._directory.path / "extents").read_bytes()
-            check, count = _HEADER.unpack_from(data)
-        except (OSError, struct.error):
+        except OSError:
             return None
-        if len(data) != _HEADER.size + 9 * count or isal_zlib.crc32(data[4:]) != check:
+        return self._decode_extents(data)
+
+    def check_extents(self) -> bool:
+        """False: a map was saved, and is damaged; it is removed."""
+        path = self._directory.path / "extents"
+        if not path.exists() or self.load_extents() is not None:
+            return True
+        path.unlink()
+        return False
+
+    def _decode_extents(self, data: bytes) -> ExtentList | None:
+        if len(data) < _HEADER.size:
             return None
-        ends = _array("Q", data[_HEADER.size : _HEADER.size + 8 * count])
-        found = ExtentList(0, ends, data[_HEADER.size + 8 * count :])
-        return found if found.end == self._size else None
+        check, count = _HEADER.unpack_from(data)
+        if len(data) != _HEADER.size + 9 * count or self._check_of_extents(data[8:]) != check:
+            return None
+        ends = decode(data[_HEADER.size : _HEADER.size + 8 * count])
+        flags = data[_HEADER.size + 8 * count :]
+        if (ends[-1] if ends else 0) != self._size:
+            return None
+        return ExtentList(0, ends, flags)
+
+    def _check_of_extents(self, body: bytes) -> int:
+        return checksum(body, self._directory.key)
 
     def save_extents(self, extents: ExtentList) -> None:
         ends = array("Q", extents.ends)
-        if sys.byteorder == "big":
-            ends.byteswap()
-        body = struct.pack("<Q", len(ends)) + ends.tobytes() + extents.flags
+        body = struct.pack("<Q", len(ends)) + encode(ends) + extents.flags
         new: Path = self._directory.path / "extents.new"
-        new.write_bytes(struct.pack("<I", isal_zlib.crc32(body)) + body)
+        new.write_bytes(struct.pack("<Q", self._check_of_extents(body)) + body)
         new.replace(self._directory.path / "extents")
 
     def _entries(self) -> Iterator[tuple[int, array[int]]]:
         """(first block, entries) of all parts of the file that are not a hole."""
-        for start, end in _data_ranges(self._directory.checks, 4 * self._count):
-            for first in range(start // 4, -(-end // 4), _CHUNK):
-                yield first, self._read(first, min(_CHUNK, -(-end // 4) - first))
+        for start, end in _data_ranges(self._directory.checks, ENTRY_SIZE * self._count):
+            last = -(-end // ENTRY_SIZE)
+            for first in range(start // ENTRY_SIZE, last, _CHUNK):
+                yield first, self._read(first, min(_CHUNK, last - first))
 
     def _read(self, first: int, count: int) -> array[int]:
-        data = os.pread(self._directory.checks, 4 * count, 4 * first)
-        return _array("I", data + bytes(4 * count - len(data)))
+        """What cannot be read is not known."""
+        size = ENTRY_SIZE * count
+        try:
+            data = os.pread(self._directory.checks, size, ENTRY_SIZE * first)
+        except OSError as exc:
+            log.warning("%s: %s", self._directory.path / "checks", exc.strerror)
+            data = b""
+        return decode(data + bytes(size - len(data)))
 
     def _write(self, first: int, entries: array[int]) -> None:
-        if sys.byteorder == "big":
-            entries = entries[:]
-            entries.byteswap()
-        data = entries.tobytes()
+        data, at = encode(entries), ENTRY_SIZE * first
         while data:
-            done = os.pwrite(self._directory.checks, data, 4 * first + 4 * len(entries) - len(data))
-            data = data[done:]
+            done = os.pwrite(self._directory.checks, data, at)
+            data, at = data[done:], at + done
 
     def _punch(self, first: int, count: int) -> None:
         start = first * BLOCK
@@ -191,11 +219,8 @@ class Kept:
             store.punch(start, min(count * BLOCK, self._size - start))
 
 
-def _array(kind: str, data: bytes) -> array[int]:
-    found = array(kind, data)
-    if sys.byteorder == "big":
-        found.byteswap()
-    return found
+def _nothing(count: int) -> array[int]:
+    return array("Q", bytes(ENTRY_SIZE * count))
 
 
 def _data_ranges(fd: int, size: int) -> Iterator[tuple[int, int]]:

@@ -223,7 +223,7 @@ class Account:
             for run in good:
                 self.unverified -= self.store.set_present(*run)
             for run in bad:
-                log.warning("the cache held %d bad blocks; they are fetched again", run[1])
+                log.warning("%s: %d bad blocks; they are fetched again", kept.path, run[1])
                 self.unverified -= run[1]
                 if await trio.to_thread.run_sync(self._forget, run):
                     self.space.used -= run[1] * self._block

@@ -7,7 +7,8 @@ from typing import TypeAlias
 
 from imgfs._native import _map
 from imgfs.cache.directory import BLOCK
-from imgfs.cache.kept import ZERO, Run, check_of
+from imgfs.cache.entries import Codec
+from imgfs.cache.kept import Run
 from imgfs.image import Buffer
 
 Part: TypeAlias = tuple[int, Buffer]  #: an offset in bytes, and the source's bytes from there
@@ -23,20 +24,26 @@ class Written:
 
 
 def write_parts(
-    store: _map.Store, runs: list[Run], parts: list[Part], with_checks: bool
+    store: _map.Store, runs: list[Run], parts: list[Part], codec: Codec | None
 ) -> Written:
-    """In a thread: write what is not zero.  `parts` are all data of the blocks in `runs`."""
+    """In a thread: write what is not zero.  `parts` are all data of the blocks in `runs`.
+
+    With `codec` there are entries of them.
+    """
     written = Written()
     for offset, data in parts:
         blocks, zeroes = store.write_nonzero(offset, data)
         written.blocks += blocks
         written.zeroes += zeroes
-    if with_checks:
-        for first, count in runs:
-            written.checks |= dict.fromkeys(range(first, first + count), ZERO)
+    if codec is not None:
+        checks = written.checks
         for first, count in written.blocks:
             for block in range(first, first + count):
-                written.checks[block] = check_of(_content(block, store.size, parts))
+                checks[block] = codec.entry_of(block, _content(block, store.size, parts))
+        for first, count in runs:
+            for block in range(first, first + count):
+                if block not in checks:
+                    checks[block] = codec.zero_entry(block)
     return written
 
 

@@ -36,14 +36,19 @@ def list_command(as_json: bool) -> None:
 
 @command.command("check")
 def check_command() -> None:
-    """Compare every cached block with its checksum; bad ones are forgotten.
+    """Compare all that is cached with its checksums; what is bad is forgotten.
 
-    Leaves with 1 when there were any.
+    Leaves with 1 when there was any.
     """
     from imgfs.cache.kept import Kept
 
     bad_ones = 0
     for entry in list_entries(cache_root()):
+        if not entry.about and not entry.in_use:
+            said = "is damaged, or of another version; a mount removes all that is beside it"
+            click.echo(f"{_name(entry)}: cannot be checked: {entry.path / 'source'} {said}")
+            bad_ones += 1
+            continue
         try:
             size = int(entry.about.get("size", 0))
             directory = open_existing(entry)
@@ -51,7 +56,11 @@ def check_command() -> None:
                 click.echo(f"{_name(entry)}: in use, not checked")
                 continue
             try:
-                good, bad = Kept(directory, size).verify_all()
+                kept = Kept(directory, size)
+                good, bad = kept.verify_all()
+                if not kept.check_extents():
+                    click.echo(f"{entry.path / 'extents'}: was damaged, and is forgotten")
+                    bad_ones += 1
             finally:
                 directory.close()
         except (OSError, ValueError, TypeError) as exc:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from imgfs.cache.directory import BLOCK, open_directory
-from imgfs.cache.kept import Kept, check_of
+from imgfs.cache.kept import Kept
 from tests.cache.memory import MemorySource
 
 
@@ -33,7 +33,7 @@ def cached(root: Path, name: str, blocks: int) -> MemorySource:
     kept = Kept(directory, source.size)
     kept.sync_blocks()
     parts = [source.content[i * BLOCK : (i + 1) * BLOCK] for i in range(blocks)]
-    kept.record({i: check_of(part) for i, part in enumerate(parts)})
+    kept.record({i: kept.codec.entry_of(i, part) for i, part in enumerate(parts)})
     directory.close()
     return source
 

@@ -69,8 +69,8 @@ def test_limit_and_memory_while_reading(mount: Mounter, sshd: Sshd, tmp_path: Pa
     finally:
         stop.set()
         watcher.join()
-    # What is known of the blocks is four bytes for each of 64 KiB, and not counted.
-    assert LIMIT // 2 < max(used) <= LIMIT + 64 * 1024 + SIZE // 65536 * 4
+    # What is known of the blocks is eight bytes for each of 64 KiB, and not counted.
+    assert LIMIT // 2 < max(used) <= LIMIT + 64 * 1024 + SIZE // 65536 * 8
     assert resident(m.pid, "VmHWM") < MOST_MEMORY
     cache = m.status()["cache"]
     assert cache["limit"] == LIMIT and cache["used"] <= LIMIT  # type: ignore[index]
