@@ -27,7 +27,7 @@ from imgfs.opener.disks import open_snapshot
 from imgfs.overlays.commit import committing
 from imgfs.overlays.rawpins import pin_raw
 from imgfs.overlays.records import SnapshotPath
-from imgfs.overlays.store import SnapshotStore, snapshot_path, stores
+from imgfs.overlays.store import SnapshotStore, snapshot_path, stores, unreadable
 from imgfs.pieces import Kind
 from imgfs.sources.base import WritableSource
 from imgfs.units import format_size
@@ -71,13 +71,16 @@ def list_command(source: str | None, as_json: bool) -> None:
         for store in known:
             if damage := store.damage():
                 click.echo(f"imgfs: {damage}", err=True)
+        wrong = unreadable() if source is None else []
     if as_json:
         rows = [{name: getattr(each, name) for name in Listed.__slots__} for each in found]
         click.echo(json.dumps(rows, indent=2))
-        return
-    for each in found:
-        when = time.strftime("%F %R", time.localtime(each.created))
-        click.echo(f"{when}  {format_size(each.used):>10}  {each.name}  of {each.source}")
+    else:
+        for each in found:
+            when = time.strftime("%F %R", time.localtime(each.created))
+            click.echo(f"{when}  {format_size(each.used):>10}  {each.name}  of {each.source}")
+    if wrong:
+        raise ImgfsError("; ".join(wrong))
 
 
 @command.command("create")

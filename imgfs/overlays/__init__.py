@@ -1,18 +1,20 @@
-"""Snapshots on disk: what was written over a base, in layers.  Version 1 of the format.
+"""Snapshots on disk: what was written over a base, in layers.  Each file says its version.
 
     ROOT/NAME-DIGEST/lock             held while anything below it is made, renamed or removed
     ROOT/NAME-DIGEST/merge-lock       held while layers are merged (merge.py)
-    ROOT/NAME-DIGEST/base             JSON: which base, how large, and its identity
+    ROOT/NAME-DIGEST/base             JSON: which base, how large, and its identity (basefile.py)
     ROOT/NAME-DIGEST/snapshots        each snapshot's name, and its layers from the top down
+    ROOT/NAME-DIGEST/committing       JSON: which of them is half written into the base (commit.py)
     ROOT/NAME-DIGEST/layers/ID/data   bytes at the disk's own offsets; holes where there are none
     ROOT/NAME-DIGEST/layers/ID/log    which of them are the layer's
     ROOT/NAME-DIGEST/layers/ID/lock   held by one process to write the layer, or by many to read it
     ROOT/NAME-DIGEST/layers/ID/closed how long the log was when it was closed; absent after a crash
 
 ROOT is $STATE_DIRECTORY, $XDG_STATE_HOME/imgfs or ~/.local/state/imgfs.  `base` and `snapshots` are
-replaced by renaming.  `base` has a checksum, and so has each line of `snapshots` (records.py): of
-those that are damaged the snapshots are refused, the others can be used.  A layer that no snapshot
-names is removed when the directory is used next, unless a line is damaged, which may name it.
+replaced by renaming, and so is `committing`.  They have checksums, of each line of `snapshots` by
+itself (records.py), which also say whose they are: snapshots whose lines are damaged are refused,
+the others can be used.  A layer that no snapshot names is removed when the directory is used next,
+unless a line is damaged, which may name it.
 
 Whoever opens a snapshot to read it holds all of its layers for reading (locks.py); to write it, the
 first one for writing and the others for reading, which a process has open once (reading.py).  What

@@ -1,24 +1,28 @@
 """The file that says which snapshots there are: a line for each, with a checksum of its own.
 
-    CHECKSUM {"version": 1, "records": N}
+    CHECKSUM {"version": 2, "records": N}
     CHECKSUM {"path": [NAME, …], "layers": [ID, …], "created": SECONDS}
 
-N lines follow the first.  CHECKSUM is the CRC-32 of what stands behind the space, in hexadecimal.
-What is damaged is kept as it is when the file is written anew: nobody can tell which layers it
-names.
+N lines are of snapshots; their order tells nothing.  A checksum (imgfs/checksums.py) depends on the
+URL that the snapshots are of, too: another directory's lines are damage here.  A line that is there
+twice counts once, and of two with one path neither is believed, so that what they have replaced is
+missed.  What is damaged is kept as it is when the file is written anew: nobody can tell which
+layers it names.
 """
 
 from __future__ import annotations
 
 import json
 import zlib
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from imgfs.errors import CorruptSnapshot
+from imgfs.checksums import decode_line, encode_line, other_version, seed_of
+from imgfs.errors import OtherVersion
 
-VERSION = 1
+VERSION = 2
 _SHOWN = 120  # characters of what is damaged
 
 #: A snapshot's name, behind the names of those whose snapshots/ it is in.
@@ -61,43 +65,68 @@ class Records:
         )
 
 
-def encode(records: Records) -> bytes:
+def encode(records: Records, url: str) -> bytes:
+    """Of the snapshots of `url`."""
+    seed = _seed(url)
     count = len(records.snapshots) + len(records.damaged) + records.missing
-    lines = [_line({"version": VERSION, "records": count})]
-    lines += [_line(asdict(each)) for each in records.snapshots]
+    lines = [_line({"version": VERSION, "records": count}, seed)]
+    lines += [_line(asdict(each), seed) for each in records.snapshots]
     return b"".join(line + b"\n" for line in (*lines, *records.damaged))
 
 
-def decode(content: bytes, where: str) -> Records:
-    """Raises CorruptSnapshot, which begins with `where`, for a version that is not known."""
-    first, *lines = content.split(b"\n")
-    header = _content(first)
-    if header is not None and header.get("version") != VERSION:
-        raise CorruptSnapshot(f"{where}: version {header.get('version')} is not known")
-    snapshots: list[Snapshot] = []
+def decode(content: bytes, where: str, url: str) -> Records:
+    """Raises OtherVersion, which begins with `where`."""
+    seed = _seed(url)
+    lines = dict.fromkeys(filter(None, content.split(b"\n")))
+    counts: set[int] = set()
+    found: dict[bytes, Snapshot] = {}
     damaged: list[bytes] = []
-    for line in filter(None, lines):
-        try:
-            found = _content(line) or {}
-            path, layers = tuple(found["path"]), tuple(found["layers"])
-            snapshots.append(Snapshot(path, layers, int(found["created"])))
-        except (KeyError, TypeError, ValueError):
+    for number, line in enumerate(lines):
+        fields = _content(line, seed)
+        if fields is None and number == 0:
+            fields = _of_version_1(line)
+        if fields is None:
             damaged.append(line)
-    # Without a count nobody can tell whether some are missing.
-    missing = 1
-    if header is not None:
-        missing = max(0, int(header["records"]) - len(snapshots) - len(damaged))
-    return Records((), tuple(damaged), missing).with_snapshots(snapshots)
+        elif "records" in fields:
+            if fields["version"] != VERSION:
+                raise OtherVersion(other_version(where, fields["version"], VERSION))
+            counts.add(int(fields["records"]))
+        else:
+            path, layers = tuple(fields["path"]), tuple(fields["layers"])
+            found[line] = Snapshot(path, layers, int(fields["created"]))
+    paths = Counter(each.path for each in found.values())
+    damaged += [line for line, each in found.items() if paths[each.path] > 1]
+    snapshots = [each for each in found.values() if paths[each.path] == 1]
+    return Records((), tuple(damaged), _missing(counts, snapshots, damaged)).with_snapshots(
+        snapshots
+    )
 
 
-def _line(content: dict[str, Any]) -> bytes:
-    text = json.dumps(content).encode()
-    return b"%08x %s" % (zlib.crc32(text), text)
+def _missing(counts: set[int], snapshots: list[Snapshot], damaged: list[bytes]) -> int:
+    if len(counts) == 1:
+        missing = counts.pop() - len(snapshots) - len(damaged)
+        return max(0, missing) if damaged else abs(missing)
+    # Without a count nobody can tell whether some are missing; it may be what is damaged.
+    return 0 if damaged else 1
 
 
-def _content(line: bytes) -> dict[str, Any] | None:
+def _of_version_1(line: bytes) -> dict[str, Any] | None:
     checksum, _, text = line.partition(b" ")
     if checksum != b"%08x" % zlib.crc32(text):
         return None
     found: dict[str, Any] = json.loads(text)
+    return found if "records" in found else None
+
+
+def _seed(url: str) -> int:
+    return seed_of("snapshots", url)
+
+
+def _line(content: dict[str, Any], seed: int) -> bytes:
+    return encode_line(json.dumps(content).encode(), seed)
+
+
+def _content(line: bytes, seed: int) -> dict[str, Any] | None:
+    text = decode_line(line, seed)
+    found: dict[str, Any] | None = None if text is None else json.loads(text)
     return found

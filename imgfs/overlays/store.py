@@ -5,17 +5,14 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
-import json
 import os
 import pwd
 import secrets
 import shutil
 import time
-import zlib
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from imgfs.errors import (
     AlreadyThere,
@@ -28,6 +25,7 @@ from imgfs.errors import (
     SourceChanged,
     UsageError,
 )
+from imgfs.overlays import basefile
 from imgfs.overlays.layer import (
     Layer,
     layer_files,
@@ -43,8 +41,6 @@ from imgfs.overlays.records import Records, Snapshot, SnapshotPath
 from imgfs.overlays.records import decode as decode_records
 from imgfs.overlays.records import encode as encode_records
 from imgfs.sources.base import Identity
-
-VERSION = 1  # of the file `base`
 
 
 def snapshot_path(name: str) -> SnapshotPath:
@@ -103,11 +99,12 @@ class SnapshotStore:
     def base(self) -> Base | None:
         """What was recorded of it; None while it has no snapshot."""
         try:
-            return Base(**_load(self.directory / "base"))
+            found = _load_base(self.directory / "base")
         except FileNotFoundError:
             return None
-        except TypeError as exc:
-            raise CorruptSnapshot(f"{self.directory / 'base'}: {exc}") from None
+        if found.url != self.url:
+            raise CorruptSnapshot(_not_ours(self.directory, found.url))
+        return found
 
     def check_base(self, base: Base) -> None:
         """Raises SourceChanged when the snapshots are of another state of it.
@@ -129,7 +126,7 @@ class SnapshotStore:
     def pin(self, base: Base) -> None:
         """From now on the snapshots are of this: our own write has made it."""
         with self.locked():
-            self._save("base", asdict(base))
+            basefile.save(self.directory / "base", asdict(base))
 
     def records(self) -> Records:
         try:
@@ -143,7 +140,7 @@ class SnapshotStore:
             if (self.directory / "base").exists():
                 raise CorruptSnapshot(f"{self.directory / 'snapshots'}: is missing") from None
             return Records()
-        records = decode_records(content, str(self.directory / "snapshots"))
+        records = decode_records(content, str(self.directory / "snapshots"), self.url)
         self._read = state, records
         return records
 
@@ -226,7 +223,7 @@ class SnapshotStore:
                 raise AlreadyThere(f"{self.url}: has a snapshot {'/'.join(path)} already")
             if self.base() is None:
                 self._save_records(records)  # a base without this has lost it
-                self._save("base", asdict(base))
+                basefile.save(self.directory / "base", asdict(base))
             self._sweep(records)
             below: tuple[str, ...] = ()
             fresh: Layer | None = None
@@ -424,11 +421,7 @@ class SnapshotStore:
         others = [file for name in made for file in layer_files(self.layer_path(name))]
         if others:
             others.append(self.directory / "layers")
-        replace_file(self.directory / "snapshots", encode_records(records), others)
-
-    def _save(self, name: str, content: dict[str, Any]) -> None:
-        text = json.dumps({"version": VERSION, **content}, indent=1).encode()
-        replace_file(self.directory / name, b"%08x\n%s\n" % (zlib.crc32(text), text))
+        replace_file(self.directory / "snapshots", encode_records(records, self.url), others)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
@@ -452,26 +445,40 @@ def _above(path: SnapshotPath) -> list[SnapshotPath]:
 
 
 def stores(root: Path | None = None) -> list[SnapshotStore]:
-    """All that there are, by what they are of.  Raises nothing."""
+    """All that there are, by what they are of; see also `unreadable`.  Raises nothing."""
     found = []
     with contextlib.suppress(OSError):
         for path in sorted((root or state_root()).iterdir()):
-            with contextlib.suppress(OSError, CorruptSnapshot, TypeError):
-                found.append(SnapshotStore(Base(**_load(path / "base")).url, path.parent))
+            with contextlib.suppress(OSError, CorruptSnapshot):
+                store = SnapshotStore(_load_base(path / "base").url, path.parent)
+                if store.directory == path:
+                    found.append(store)
     return found
 
 
-def _load(path: Path) -> dict[str, Any]:
+def unreadable(root: Path | None = None) -> list[str]:
+    """Why some are not in `stores`, a line each.  Raises nothing."""
+    root = root or state_root()
+    why = list(basefile.unreadable(root))
+    with contextlib.suppress(OSError):
+        for path in sorted(root.iterdir()):
+            with contextlib.suppress(OSError, CorruptSnapshot):
+                url = _load_base(path / "base").url
+                if SnapshotStore(url, root).directory != path:
+                    why.append(_not_ours(path, url))
+    return why
+
+
+def _not_ours(directory: Path, url: str) -> str:
+    return f"{directory / 'base'}: is of {url}, and not of what is here; bring the right one back"
+
+
+def _load_base(path: Path) -> Base:
     """Raises CorruptSnapshot, and OSError."""
-    checksum, _, text = path.read_bytes().partition(b"\n")
-    text = text.removesuffix(b"\n")
-    if checksum != b"%08x" % zlib.crc32(text):
-        raise CorruptSnapshot(f"{path}: is damaged: its checksum is wrong")
-    content: dict[str, Any] = json.loads(text)
-    version = content.pop("version", None)
-    if version != VERSION:
-        raise CorruptSnapshot(f"{path}: version {version} is not known")
-    return content
+    try:
+        return Base(**basefile.load(path))
+    except TypeError as exc:
+        raise CorruptSnapshot(f"{path}: {exc}") from None
 
 
 def _difference(known: Base, now: Base) -> str:

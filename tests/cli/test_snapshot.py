@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from imgfs.overlays.commit import committing
 from imgfs.overlays.store import SnapshotStore
 from tests.mounts import Mount, imgfs
 from tests.servers.ssh import Sshd
@@ -228,7 +229,10 @@ def test_an_interrupted_commit_is_done_again(mount: Mounter, sparse: Path, tmp_p
     copy = changed(mount, sparse, "x", tmp_path)
     # As a commit leaves it that was killed after its first bytes.
     store = SnapshotStore(str(sparse))
-    (store.directory / "committing").write_bytes(b"x")
+    base = store.base()
+    assert base is not None
+    with pytest.raises(KeyError), committing(store, ("x",), base):
+        raise KeyError
     put(sparse, 10 * MIB, b"half")
     for words in (("create", sparse, "y"), ("export", sparse, "x", tmp_path / "q")):
         assert snapshot(*words, check=False).returncode == 1

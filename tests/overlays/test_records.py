@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import zlib
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from imgfs.errors import AlreadyThere, CorruptSnapshot, SnapshotNotFound
+from imgfs.checksums import encode_line, seed_of
+from imgfs.errors import AlreadyThere, CorruptSnapshot, OtherVersion, SnapshotNotFound
 from imgfs.overlays.records import Records, Snapshot, decode, encode
 from imgfs.overlays.store import SnapshotStore
 
@@ -23,34 +25,39 @@ snapshots = st.builds(
 )
 
 
-@given(st.lists(snapshots, max_size=4))
+@given(st.lists(snapshots, max_size=4, unique_by=lambda each: each.path))
 def test_what_was_written_is_read(found: list[Snapshot]) -> None:
     records = Records().with_snapshots(found)
-    assert decode(encode(records), "snapshots") == records
+    assert decode(encode(records, URL), "snapshots", URL) == records
     assert records.are_whole
 
 
-@given(st.lists(snapshots, min_size=1, max_size=3), st.data())
+@given(st.lists(snapshots, min_size=1, max_size=3, unique_by=lambda each: each.path), st.data())
 def test_damage_is_never_taken_for_none(found: list[Snapshot], data: st.DataObject) -> None:
-    good = encode(Records().with_snapshots(found))
+    good = encode(Records().with_snapshots(found), URL)
     at = data.draw(st.integers(0, len(good) - 2))
     if data.draw(st.booleans()):
         damaged = good[:at]
     else:
         bit = 1 << data.draw(st.integers(0, 7))
         damaged = good[:at] + bytes([good[at] ^ bit]) + good[at + 1 :]
-    records = decode(damaged, "snapshots")
+    records = decode(damaged, "snapshots", URL)
     assert not records.are_whole
     assert set(records.snapshots) <= set(found)
     # It stays so, however often the file is written anew.
-    again = decode(encode(records), "snapshots")
+    again = decode(encode(records, URL), "snapshots", URL)
     assert (again.snapshots, again.damaged) == (records.snapshots, records.damaged)
     assert not again.are_whole
 
 
-def test_a_version_that_is_not_known() -> None:
-    with pytest.raises(CorruptSnapshot, match=r"^snapshots: version 2 is not known"):
-        decode(b'c7967f5c {"version": 2, "records": 0}\n', "snapshots")
+@pytest.mark.parametrize("version", [1, 3])
+def test_a_version_that_is_not_known(version: int) -> None:
+    text = b'{"version": %d, "records": 0}' % version
+    line = b"%08x %s" % (zlib.crc32(text), text)
+    if version > 1:
+        line = encode_line(text, seed_of("snapshots", URL))
+    with pytest.raises(OtherVersion, match=rf"^snapshots: version {version} is of another imgfs, "):
+        decode(line + b"\n", "snapshots", URL)
 
 
 @pytest.fixture
