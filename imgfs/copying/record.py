@@ -2,8 +2,10 @@
 
 One file a destination, in the state directory: a line of JSON that says what is copied to where,
 and then, a line each, up to which byte the copy was durable; or START-END, where several copy it at
-once.  A line counts when its end is there.  Who copies holds the file locked, so that no two write
-one destination.
+once.  Each line has a checksum (imgfs/checksums.py) that depends on the destination and on all
+lines before.  So a line counts when it and all before it are as they were written; behind the first
+that is not nothing counts, and what that told is copied again.  Who copies holds the file locked,
+so that no two write one destination.
 """
 
 from __future__ import annotations
@@ -20,13 +22,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from imgfs import __version__
+from imgfs.checksums import checksum, decode_line, encode_line, seed_of
 from imgfs.errors import Busy
 from imgfs.overlays.store import state_root
 
 log = logging.getLogger(__name__)
 
 OLD_S = 30 * 24 * 3600  # after which nobody comes back to an interrupted copy
-LONGEST = 1 << 20
+LONGEST = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,10 @@ class Record(Notes):
         """Raises Busy when another process copies there.  Where no file can be made it keeps
         nothing."""
         self._fd: int | None = None
+        #: what the next line's checksum depends on, and where that line is to be
+        self._next: tuple[int, int] | None = None
+        self._seed = seed_of("copy", destination)
+        self._said = False
         digest = hashlib.sha256(destination.encode("utf-8", "surrogateescape")).hexdigest()[:24]
         directory = state_root() / "copies"
         self._path = directory / digest
@@ -113,30 +120,50 @@ class Record(Notes):
     def _read(self) -> tuple[dict[str, object], list[tuple[int, int]]]:
         if self._fd is None:
             return {}, []
+        facts: dict[str, object] = {}
+        ranges: list[tuple[int, int]] = []
         *lines, _ = os.pread(self._fd, LONGEST, 0).split(b"\n")
-        try:
-            facts = json.loads(lines[0]) if lines else {}
-            marks = [line.rpartition(b"-") for line in lines[1:]]
-            ranges = [(int(start or b"0"), int(end)) for start, _, end in marks]
-        except ValueError:
-            return {}, []
-        return (facts, ranges) if isinstance(facts, dict) else ({}, [])
+        seed = self._seed
+        for number, line in enumerate(lines):
+            text = decode_line(line, seed)
+            if text is None:
+                self._damaged(number + 1)
+                break
+            if number == 0:
+                facts = json.loads(text)
+            else:
+                start, _, end = text.rpartition(b"-")
+                ranges.append((int(start or b"0"), int(end)))
+            seed = checksum(text, seed)
+        return facts, ranges
+
+    def _damaged(self, line: int) -> None:
+        if not self._said:
+            self._said = True
+            said = "what it tells from there on is copied again"
+            log.warning("%s: is damaged in line %d; %s", self._path, line, said)
 
     def begin(self, facts: Facts, mark: int) -> None:
         if self._fd is not None:
             os.ftruncate(self._fd, 0)
-            os.pwrite(self._fd, json.dumps(asdict(facts)).encode() + b"\n%d\n" % mark, 0)
+            self._next = self._seed, 0
+            self._add(json.dumps(asdict(facts)).encode())
+            self._add(b"%d" % mark)
 
     def mark(self, end: int) -> None:
-        self._add(b"%d\n" % end)
+        self._add(b"%d" % end)
 
     def share(self, start: int, end: int) -> None:
         """The range is durable."""
-        self._add(b"%d-%d\n" % (start, end))
+        self._add(b"%d-%d" % (start, end))
 
-    def _add(self, line: bytes) -> None:
-        if self._fd is not None:
-            os.pwrite(self._fd, line, os.fstat(self._fd).st_size)
+    def _add(self, text: bytes) -> None:
+        if self._fd is not None and self._next is not None:
+            seed, at = self._next
+            line = encode_line(text, seed) + b"\n"
+            # What is not whole does not count, and the next line takes its place.
+            if os.pwrite(self._fd, line, at) == len(line):
+                self._next = checksum(text, seed), at + len(line)
 
     def remove(self) -> None:
         if self._fd is not None:

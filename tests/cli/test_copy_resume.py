@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from imgfs.checksums import checksum, encode_line, seed_of
 from tests.cli.test_copy import copy, names, refused
 from tests.images import fill, scatter
 from tests.mounts import IMGFS, MIB
@@ -59,8 +60,17 @@ def interrupted(record: Path, *words: object) -> int:
 def mark_of(record: Path) -> int:
     for path in record.glob("*"):
         lines = path.read_bytes().split(b"\n")[1:-1]
-        return int(lines[-1]) if lines else 0
+        return int(lines[-1].split()[-1]) if lines else 0
     return 0
+
+
+def sealed(destination: object, *texts: bytes) -> bytes:
+    """A record of these lines, as if imgfs had written it."""
+    found, seed = b"", seed_of("copy", str(destination))
+    for text in texts:
+        found += encode_line(text, seed) + b"\n"
+        seed = checksum(text, seed)
+    return found
 
 
 @pytest.mark.parametrize("where", ["file", "ssh", "nbd"])
@@ -123,15 +133,23 @@ def test_what_cannot_go_on_starts_again(
     assert " were there" in again("-oidentity=x")
     assert f"{target}: starts at its beginning: what was written before" in again("-oidentity=x")
     assert "has changed since" in again("-oidentity=y")
-    facts = written.partition(b"\n")[0]
+    facts, *marks = (line[17:] for line in written.splitlines())
     part.write_bytes(bytes(kept))
     found = part.stat()
     token = b'"token": "%d:%d"' % (found.st_dev, found.st_ino)
-    facts = re.sub(rb'"token": "[^"]*"', token, facts) + b"\n0\n"
-    assert "nothing was recorded as durable yet" in again("-oidentity=x", left=facts)
+    ours = re.sub(rb'"token": "[^"]*"', token, facts)
+    nothing = sealed(target, ours, b"0")
+    assert "nothing was recorded as durable yet" in again("-oidentity=x", left=nothing)
+    # Of another place, or with a mark that nothing proves: it is copied again.
+    elsewhere = sealed(out / "b.raw", ours, *marks)
+    assert f"{record}: is damaged in line 1; " in again("-oidentity=x", left=elsewhere)
+    more = nothing + sealed(target, ours, b"0", *marks).splitlines()[-1].replace(b"7", b"8")
+    assert f"{record}: is damaged in line 3; " in again("-oidentity=x", left=more + b"\n")
     assert "in another format, or sparse" in again("-oidentity=x", "--sparse")
     assert "nothing tells whether the source is still the same" in again()
-    for left in (b"", b"{", b'{"x": 1}\n5\n', b"7\n7\n", written.replace(b'"version"', b'"v"')):
+    other = sealed(target, facts.replace(b'"version"', b'"v"'), *marks)
+    strange = sealed(target, b'{"x": 1}', b"5")
+    for left in (b"", b"{", b'{"x": 1}\n5\n', b"7\n7\n", strange, other):
         assert "starts at its beginning" in again("-oidentity=x", left=left)
     assert kept == SIZE
 
