@@ -26,6 +26,7 @@ from .test_kept import mounted, read_all
 
 SIZE_ = 6 * BLOCK + 777
 KNOWN = extents((3 * BLOCK + 100, 0), (5 * BLOCK, 3), (SIZE_, 0))
+pytestmark = pytest.mark.timeout(3600 if LONG else 300)
 FILES = ("checks", "blocks", "extents")
 
 

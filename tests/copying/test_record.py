@@ -10,8 +10,9 @@ import pytest
 
 from imgfs.copying.record import Facts, Record
 from imgfs.overlays.store import state_root
-from tests.damage import all_of, swapped
+from tests.damage import LONG, all_of, swapped
 
+pytestmark = pytest.mark.timeout(3600 if LONG else 300)
 FACTS = Facts("ssh://host/disk.img", "stat:1", "raw", False, 1 << 40, "/to/ü\udc80.raw", "1:2")
 OTHER = FACTS.__class__(*asdict(FACTS).values()).of("3:4")
 MARKS = [5 << 20, 17 << 20, 18 << 20, 1 << 30, 7 << 30]

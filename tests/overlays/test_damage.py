@@ -14,10 +14,11 @@ from imgfs.overlays.commit import committing
 from imgfs.overlays.rawpins import is_pinned_raw, pin_raw, unpin_raw
 from imgfs.overlays.records import Snapshot
 from imgfs.overlays.store import SnapshotStore, state_root, stores, unreadable
-from tests.damage import all_of, swapped
+from tests.damage import LONG, all_of, swapped
 
 from .test_store import BASE, SIZE, URL, names
 
+pytestmark = pytest.mark.timeout(3600 if LONG else 300)
 PATHS = [("a",), ("a", "b"), ("c",), ("ü\udc80", "x" * 200)]
 
 
