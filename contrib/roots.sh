@@ -50,7 +50,7 @@ describe() {
     base=$roots/$suite
     keyring=/usr/share/keyrings/$family-archive-keyring.gpg
     if [ "$family" = ubuntu ]; then
-        script=gutsy # older releases of debootstrap do not know the newer names
+        script=gutsy
         archive=${IMGFS_MIRROR_UBUNTU:-$(mirror Ubuntu)}
     else
         archive=${IMGFS_MIRROR_DEBIAN:-$(mirror Debian)}
@@ -106,21 +106,18 @@ copy_settings() {
 make_root() {
     command -v debootstrap >/dev/null || die 'debootstrap: not found; install the package debootstrap'
     need_keyring
-    scripts=${DEBOOTSTRAP_DIR:-/usr/share/debootstrap}/scripts
-    rm -rf --one-file-system "$base.new"
+    # An older debootstrap does not know the newer names; its scripts fit them all the same, and
+    # have the family's default mirror.
+    tools=$roots/debootstrap
+    rm -rf --one-file-system "$base.new" "$tools"
+    cp -r "${DEBOOTSTRAP_DIR:-/usr/share/debootstrap}" "$tools"
+    [ -e "$tools/scripts/$suite" ] || ln -s "$script" "$tools/scripts/$suite"
     echo "roots.sh: making $base, once" >&2
     set -- --variant=minbase --include=ca-certificates --keyring="$keyring"
     [ "$family" = debian ] || set -- "$@" --components=main,universe
-    if [ -n "$archive" ]; then
-        set -- "$@" "$suite" "$base.new" "$archive" "$scripts/$script"
-    else
-        # Without a mirror the script of the name has the family's own.
-        [ -e "$scripts/$suite" ] || die "no mirror of $family is known; set IMGFS_MIRROR_$(
-            echo "$family" | tr a-z A-Z
-        )"
-        set -- "$@" "$suite" "$base.new"
-    fi
-    if ! debootstrap "$@" >"$base.log" 2>&1; then
+    set -- "$@" "$suite" "$base.new"
+    [ -z "$archive" ] || set -- "$@" "$archive"
+    if ! DEBOOTSTRAP_DIR=$tools debootstrap "$@" >"$base.log" 2>&1; then
         tail -n 5 "$base.log" >&2
         die "debootstrap failed; all that it said is in $base.log"
     fi
