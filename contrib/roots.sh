@@ -168,7 +168,8 @@ run_inside() {
     if [ -d /opt ]; then # wheels, that pip's configuration points to
         mount --rbind -o ro /opt "$where/opt"
     fi
-    exec env -u TMPDIR -u VIRTUAL_ENV -u PYTHONPATH -u XDG_RUNTIME_DIR -u DBUS_SESSION_BUS_ADDRESS \
+    # What runs in the background of a shell ignores SIGINT, and hands that on.
+    exec env --default-signal=INT,QUIT -u TMPDIR -u VIRTUAL_ENV -u PYTHONPATH -u XDG_RUNTIME_DIR -u DBUS_SESSION_BUS_ADDRESS \
         -u XDG_CACHE_HOME -u XDG_STATE_HOME \
         PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin LC_ALL=C.UTF-8 \
         chroot "$where" /bin/sh -c 'cd "$0" && exec "$@"' "$inside" "$@"
@@ -200,12 +201,16 @@ flock "$lock" 9
 
 work=$(mktemp -d "$roots/run.XXXXXX")
 trap 'rm -rf --one-file-system "$work"' EXIT
-trap 'exit 130' INT TERM
 mkdir "$work/root" "$work/upper" "$work/work" "$work/tmp"
 chmod 1777 "$work/tmp"
 where=$work/root
 [ "$lock" = -s ] || where=$base
-status=0
+# In the background, since this one must hear of signals: PID 1 of a namespace does not.
+exec 8<&0
 unshare --mount --pid --fork --kill-child --propagation private \
-    sh "$self" --inside "$name" "$work" "$where" "$@" 9>&- || status=$?
+    sh "$self" --inside "$name" "$work" "$where" "$@" <&8 8<&- 9>&- &
+child=$!
+trap 'kill -KILL "$child" 2>/dev/null || :; wait "$child" 2>/dev/null || :; exit 130' INT TERM
+status=0
+wait "$child" || status=$?
 exit "$status"
