@@ -14,6 +14,7 @@ from imgfs.cli.run import with_disk
 from imgfs.config.options import parse_options
 from imgfs.formats.layout import About
 from imgfs.guest.disk import Content, Guest
+from imgfs.guest.tables import SECTOR
 from imgfs.guest.usage import Part, Usage, parts_of
 from imgfs.units import format_size
 from imgfs.url.text import one_line
@@ -88,6 +89,7 @@ async def _look(url: str, chain: Chain) -> dict[str, Any]:
         "layers": layers if chain.formats != ("raw",) else [],
         "not_shown": [{"as": extension, "because": why} for extension, why in refused.items()],
         "partition_table": guest.table,
+        **({"sector_size": guest.sector} if guest.sector != SECTOR else {}),
         "contents": [_content(guest, c, parts[what]) for what, c in guest.contents()],
     }
 

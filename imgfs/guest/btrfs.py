@@ -21,7 +21,7 @@ from imgfs.guest.btrfs_space import (
 )
 from imgfs.guest.btrfs_tables import Chunk, Item, Root, Superblock
 from imgfs.guest.btrfs_tree import EVERYTHING, Mapping, Ranges, Trees, items_in
-from imgfs.guest.doubt import Doubt
+from imgfs.guest.doubt import Doubt, NotShutDown
 from imgfs.guest.runs import FreeRuns
 from imgfs.guest.space import Filesystem
 from imgfs.steps import Read, Steps, read_all
@@ -40,7 +40,7 @@ def look(start: int, size: int) -> Steps[Filesystem]:
     if not copies or len(copies[0]) < tables.SUPERBLOCK:
         return Filesystem(KIND, size, left_whole=f"{size} bytes have no room for a superblock")
     free = FreeRuns().found
-    why, covers, used, sb = "", size, None, None
+    why, covers, used, sb, in_use = "", size, None, None, False
     try:
         sb = tables.parse_superblock(copies[0])
         _check_superblock(sb, copies[0])
@@ -51,7 +51,7 @@ def look(start: int, size: int) -> Steps[Filesystem]:
         _check_mirrors(sb, dict(zip(places[1:], copies[1:], strict=True)))
         free = yield from _find_free(sb, start)
     except Doubt as doubt:
-        why = str(doubt)
+        why, in_use = str(doubt), isinstance(doubt, NotShutDown)
     return Filesystem(
         kind=KIND,
         size=covers,
@@ -60,6 +60,7 @@ def look(start: int, size: int) -> Steps[Filesystem]:
         used=used,
         free=free,
         left_whole=why,
+        not_shut_down=in_use,
     )
 
 
@@ -94,7 +95,8 @@ def _check_features(sb: Superblock) -> None:
     if sb.num_devices != 1:
         raise Doubt(f"it has {sb.num_devices} devices")
     if sb.log_root:
-        raise Doubt(f"there is a log tree of what was synced last: log_root is {sb.log_root}")
+        why = f"there is a log tree of what was synced last: log_root is {sb.log_root}"
+        raise NotShutDown(why)
 
 
 def _check_geometry(sb: Superblock, size: int) -> None:

@@ -11,9 +11,13 @@ from dataclasses import dataclass, field, replace
 from importlib import import_module
 
 from imgfs.guest import gpt, mbr
+from imgfs.guest.content import Content as Content
+from imgfs.guest.hashed import Place, covered, covers_of
 from imgfs.guest.lvm import LogicalVolume, find_volumes
 from imgfs.guest.lvm_metadata import SECTOR, PhysicalVolume, read_label
+from imgfs.guest.mbr_sector import find_sector
 from imgfs.guest.segments import Segment, through, to_disk
+from imgfs.guest.shutdown import still_in_use
 from imgfs.guest.signature import FILESYSTEMS, Sample, lvm_label, sample, signatures
 from imgfs.guest.signature_tables import LVM2, SUSPENDED_SWAP
 from imgfs.guest.space import Filesystem
@@ -29,18 +33,6 @@ _SHARED_TYPES = {
     "e75caf8f-f680-4cee-afa3-b001e56efc2d": "Windows storage space",
 }
 _SAMPLES_AT_ONCE = 64  # some 300 KiB each
-
-
-@dataclass(frozen=True, slots=True)
-class Content:
-    """What a range holds: the names of all signatures, and the filesystem if there is one.
-
-    `left_whole` says why none of it is free, or nothing.
-    """
-
-    holds: tuple[str, ...] = ()
-    filesystem: Filesystem | None = None
-    left_whole: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +76,7 @@ class Guest:
     whole: Content | None = None
     free: array[int] = field(default_factory=lambda: array("Q"))
     left_whole: str = ""
+    sector: int = SECTOR  #: bytes of what the partition table counts
 
     def contents(self) -> Iterable[tuple[str, Content]]:
         """What there is, with what a person calls it."""
@@ -113,19 +106,20 @@ def look_at_disk(size: int) -> Steps[Guest]:
         return Guest(0, "none")
     ends = yield from sample(0, size)
     table = yield from _table(ends)
+    samples = yield from _samples(table, size)
+    if table.kind == "mbr":
+        table, samples = yield from _in_its_sectors(table, samples, ends)
     names = signatures(ends)
     if not table.kind:
         names += [_TABLE] if gpt.is_signed(ends) else []
         ranges = [_Range(Slot(0, 0, size, ""), ends, names)]
     else:
-        # Also of those that are refused: a sleeping swap may be there.
-        jobs = [sample(slot.start, min(slot.size, size - slot.start)) for slot in table.slots]
-        samples = yield from together(jobs, _SAMPLES_AT_ONCE)
         ranges = [
             _Range(slot, each, _names_in(slot, each))
             for slot, each in zip(table.slots, samples, strict=True)
         ]
     contents, volumes = yield from _look_into(ranges)
+    contents, volumes = yield from _keep_what_others_need(ranges, contents, volumes)
     guest = Guest(
         size,
         table.kind or "none",
@@ -133,6 +127,7 @@ def look_at_disk(size: int) -> Steps[Guest]:
         tuple(volumes),
         None if table.kind else contents[0],
         left_whole=table.refused,
+        sector=table.sector,
     )
     if table.kind and names and not guest.left_whole:
         guest = replace(guest, left_whole=f"besides its {_TABLE} it is {' and '.join(names)}")
@@ -150,7 +145,37 @@ def _table(ends: Sample) -> Steps[Table]:
         return Table("")
     if any(entry.type == mbr.PROTECTIVE for entry in entries):
         return (yield from gpt.read_table(entries, ends))
-    table = yield from mbr.read_table(ends.size, entries)
+    return (yield from _mbr(ends, entries, SECTOR))
+
+
+def _samples(table: Table, size: int) -> Steps[list[Sample]]:
+    """Of all partitions; also of those that are refused: a sleeping swap may be there."""
+    jobs = [sample(slot.start, min(slot.size, size - slot.start)) for slot in table.slots]
+    return (yield from together(jobs, _SAMPLES_AT_ONCE))
+
+
+def _in_its_sectors(
+    table: Table, samples: list[Sample], ends: Sample
+) -> Steps[tuple[Table, list[Sample]]]:
+    """The MBR, and the samples of its partitions, in the sectors that it counts."""
+    entries = mbr.entries(ends.at(0, SECTOR)) or []
+    known = {
+        slot.start for slot, each in zip(table.slots, samples, strict=True) if signatures(each)
+    }
+    if any(slot.number > mbr.MOST_PRIMARY for slot in table.slots):
+        known |= {each.first * SECTOR for each in entries if each.type in mbr.EXTENDED}
+    sector, why = yield from find_sector(ends.size, entries, known)
+    if why:
+        slots = tuple(replace(slot, refused=why) for slot in table.slots)
+        return replace(table, slots=slots, refused=why), samples
+    if sector != SECTOR:
+        table = yield from _mbr(ends, entries, sector)
+        samples = yield from _samples(table, ends.size)
+    return table, samples
+
+
+def _mbr(ends: Sample, entries: list[mbr.Entry], sector: int) -> Steps[Table]:
+    table = yield from mbr.read_table(ends.size, entries, sector)
     if gpt.is_signed(ends) and not table.refused:
         why = "it has an MBR with partitions, and a GPT that the MBR does not speak of"
         table = replace(table, refused=why)
@@ -184,7 +209,7 @@ def _look_into(ranges: list[_Range]) -> Steps[tuple[list[Content], list[Volume]]
     volumes: list[Volume] = []
 
     def partitions() -> Steps[None]:
-        jobs = [_content(each.names, each.slot) for each in ranges]
+        jobs = [_content(each.names, each.slot, each.ends) for each in ranges]
         contents.extend((yield from together(jobs)))
 
     def logical() -> Steps[None]:
@@ -208,7 +233,7 @@ def _look_into_volumes(found: list[LogicalVolume]) -> Steps[list[Volume]]:
     jobs = [through(sample(0, each.size), each.segments) for each in shown]
     samples = yield from together(jobs, _SAMPLES_AT_ONCE)
     looks = [
-        through(_content(_names_in(None, ends), Slot(0, 0, each.size, "")), each.segments)
+        through(_content(_names_in(None, ends), Slot(0, 0, each.size, ""), ends), each.segments)
         for each, ends in zip(shown, samples, strict=True)
     ]
     contents = iter((yield from together(looks)))
@@ -223,7 +248,40 @@ def _look_into_volumes(found: list[LogicalVolume]) -> Steps[list[Volume]]:
     ]
 
 
-def _content(names: list[str], slot: Slot) -> Steps[Content]:
+def _keep_what_others_need(
+    ranges: list[_Range], contents: list[Content], volumes: list[Volume]
+) -> Steps[tuple[list[Content], list[Volume]]]:
+    """The same; left whole what something else on the disk depends on."""
+    places, types = [], []
+    for each, content in zip(ranges, contents, strict=True):
+        slot = each.slot
+        there = () if slot.refused else (_segment(slot.start, slot.size),)
+        name = f"partition {slot.number}" if slot.number else "disk"
+        places.append(Place(name, content, there))
+        types.append(slot.type)
+    places += [Place(f"volume {each.name}", each.content, each.segments) for each in volumes]
+    types += [""] * len(volumes)
+    for place, why in zip(places, (yield from covered(places)), strict=True):
+        place.content = place.content.kept(why) if why else place.content
+    why = still_in_use(
+        (each.name, type, each.content) for each, type in zip(places, types, strict=True)
+    )
+    for place in places if why else []:
+        found = place.content.filesystem
+        if found is not None and found.kind == "swap" and not place.content.left_whole:
+            place.content = place.content.kept(why)
+    found_in = [each.content for each in places]
+    rest = zip(volumes, found_in[len(ranges) :], strict=True)
+    return found_in[: len(ranges)], [replace(volume, content=each) for volume, each in rest]
+
+
+def _content(names: list[str], slot: Slot, ends: Sample) -> Steps[Content]:
+    found = yield from _look_inside(names, slot)
+    is_empty = not any(any(data) for _, data in ends.parts)
+    return replace(found, covers=covers_of(names, slot.type, ends), is_empty=is_empty)
+
+
+def _look_inside(names: list[str], slot: Slot) -> Steps[Content]:
     holds, size = tuple(names), slot.size
     if slot.refused:
         return Content(holds, left_whole=slot.refused)

@@ -13,6 +13,10 @@ class Doubt(Exception):
     """Why what a filesystem says is free cannot be trusted, with field and value."""
 
 
+class NotShutDown(Doubt):
+    """The filesystem was in use when its disk stopped: a guest may go on with it."""
+
+
 def read_whole(reads: Sequence[Read]) -> Steps[list[bytes]]:
     """As `read_all`; raises Doubt where the disk ends before a read does."""
     found = yield from read_all(reads)

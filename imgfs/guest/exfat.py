@@ -15,6 +15,7 @@ KIND = "exfat"
 _REGION_SECTORS = 12  # of the main boot region; the last one is checksums
 _FIELDS = struct.Struct("<QQIIIIIIHHBBB")  # from PartitionOffset on
 _FIELDS_AT = 64
+_FLAGS_AT = 106  # VolumeFlags, its low byte
 _UNCHECKED = (106, 107, 112)  # VolumeFlags and PercentInUse
 _REVISION = 1
 _SECTOR_SHIFTS = range(9, 13)
@@ -50,6 +51,9 @@ def look(start: int, size: int) -> Steps[Filesystem]:
     layout = _layout(boot, size)
     if isinstance(layout, str):
         return _whole(size, layout)
+    if boot[_FLAGS_AT] & _DIRTY:
+        why = f"it was not unmounted: VolumeFlags {boot[_FLAGS_AT]:#x}"
+        return _whole(layout.size, why, not_shut_down=True)
     root_at = start + layout.place(layout.root)
     root = yield from read(root_at, min(layout.cluster, _ROOT_READ))
     label, bitmaps = _root_entries(root)
@@ -100,8 +104,6 @@ def _layout(boot: bytes, size: int) -> _Layout | str:
         return "its boot region has a wrong checksum"
     if revision >> 8 != _REVISION or tables != 1 or flags & _SECOND_TABLE:
         return f"revision {revision:#x} with {tables} tables, VolumeFlags {flags:#x}"
-    if flags & _DIRTY:
-        return f"it was not unmounted: VolumeFlags {flags:#x}"
     if flags & _MEDIA_FAILURE:
         return f"it had errors: VolumeFlags {flags:#x}"
     if sectors * sector > size:
@@ -158,5 +160,5 @@ def _add_free(free: array[int], bits: bytes, at: int, layout: _Layout) -> None:
             free.extend((start, stop))
 
 
-def _whole(size: int, why: str) -> Filesystem:
-    return Filesystem(KIND, size, left_whole=why)
+def _whole(size: int, why: str, *, not_shut_down: bool = False) -> Filesystem:
+    return Filesystem(KIND, size, left_whole=why, not_shut_down=not_shut_down)

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Sequence
 
 from imgfs._native._tables import clear_runs
 from imgfs.guest import ext_tables as tables
-from imgfs.guest.doubt import BATCH, Doubt, batches, read_whole
+from imgfs.guest.doubt import BATCH, Doubt, NotShutDown, batches, read_whole
 from imgfs.guest.ext_geometry import Geometry, geometry
 from imgfs.guest.ext_tables import Group, GroupChecksums, Superblock
 from imgfs.guest.runs import FreeRuns
@@ -32,7 +32,7 @@ def look(start: int, size: int) -> Steps[Filesystem]:
         return Filesystem("ext2", size, left_whole="the superblock is past the end of the disk")
     sb = tables.parse_superblock(data)
     free = FreeRuns()
-    why, covers, used = "", size, None
+    why, covers, used, in_use = "", size, None, False
     try:
         _check_state(sb, data)
         shape = geometry(sb, size)
@@ -53,7 +53,7 @@ def look(start: int, size: int) -> Steps[Filesystem]:
                 clear_runs(joined, clusters), shape.block_size * shape.ratio, at, shape.size
             )
     except Doubt as doubt:
-        why = str(doubt)
+        why, in_use = str(doubt), isinstance(doubt, NotShutDown)
     return Filesystem(
         kind=sb.kind,
         size=covers,
@@ -62,6 +62,7 @@ def look(start: int, size: int) -> Steps[Filesystem]:
         used=used,
         free=FreeRuns().found if why else free.found,
         left_whole=why,
+        not_shut_down=in_use,
     )
 
 
@@ -82,13 +83,13 @@ def _check_state(sb: Superblock, data: bytes) -> None:
     if sb.has_metadata_csum and not tables.superblock_checksum_is_right(data):
         raise Doubt("the superblock's checksum is wrong")
     if incompat & tables.RECOVER:
-        raise Doubt("the journal needs recovery")
+        raise NotShutDown("the journal needs recovery")
     if sb.state != tables.CLEAN:
-        raise Doubt(f"s_state is {sb.state:#x}: not cleanly unmounted, or has errors")
+        raise NotShutDown(f"s_state is {sb.state:#x}: not cleanly unmounted, or has errors")
     if sb.last_orphan:
-        raise Doubt(f"a list of orphans begins at inode {sb.last_orphan}")
+        raise NotShutDown(f"a list of orphans begins at inode {sb.last_orphan}")
     if ro_compat & tables.ORPHAN_PRESENT:
-        raise Doubt("the orphan file is in use")
+        raise NotShutDown("the orphan file is in use")
     if sb.journal_dev or (sb.feature_compat & tables.HAS_JOURNAL and not sb.journal_inum):
         raise Doubt("the journal is on another device")
 
@@ -102,7 +103,7 @@ def _check_mmp(sb: Superblock, shape: Geometry, start: int) -> Steps[None]:
     if magic != tables.MMP_MAGIC:
         raise Doubt(f"mmp_magic is {magic:#x} in block {sb.mmp_block}")
     if sequence != tables.MMP_CLEAN:
-        raise Doubt(f"mmp_seq is {sequence:#x}: it is mounted somewhere, or being checked")
+        raise NotShutDown(f"mmp_seq is {sequence:#x}: it is mounted somewhere, or being checked")
 
 
 def _read_groups(sb: Superblock, shape: Geometry, start: int) -> Steps[list[Group]]:

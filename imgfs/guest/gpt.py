@@ -13,7 +13,7 @@ from imgfs.guest.tables import Slot, Table, refuse_misplaced
 from imgfs.steps import Steps, read
 
 SIGNATURE = b"EFI PART"
-SECTOR_SIZES = (512, 4096)
+SECTOR_SIZES = (512, 4096, 1024, 2048)
 
 _HEADER = struct.Struct("<8sIIIIQQQQ16sQIII")
 _ENTRY = struct.Struct("<16s16sQQQ72s")
@@ -119,7 +119,8 @@ def _table(size: int, header: _Header, data: bytes, protective: list[Entry]) -> 
                 refused=refused,
             )
         )
-    return Table("gpt", refuse_misplaced(slots, size, ()), _hybrid(header, slots, protective))
+    placed = refuse_misplaced(slots, size, ())
+    return Table("gpt", placed, _hybrid(header, slots, protective), header.sector)
 
 
 def _hybrid(header: _Header, slots: list[Slot], protective: list[Entry]) -> str:

@@ -1,5 +1,6 @@
 """The DOS partition table, with logical partitions, as fdisk and Linux's block/partitions/msdos.c
-have it.  Its numbers are sectors of 512 bytes."""
+have it.  Its numbers are sectors of the disk; how large these are it does not say (see
+`mbr_sector`)."""
 
 from __future__ import annotations
 
@@ -14,7 +15,8 @@ PROTECTIVE = 0xEE
 _ENTRIES = 446
 _ENTRY = struct.Struct("<B3xB3xII")  # status, type, first sector, sectors
 _SIGNATURE = b"\x55\xaa"
-_EXTENDED = (0x05, 0x0F, 0x85)
+EXTENDED = (0x05, 0x0F, 0x85)
+MOST_PRIMARY = 4
 _MOST_LOGICAL = 128
 
 
@@ -32,7 +34,7 @@ def entries(sector: bytes) -> list[Entry] | None:
     if len(sector) < SECTOR or sector[SECTOR - 2 : SECTOR] != _SIGNATURE:
         return None
     found = []
-    for index in range(4):
+    for index in range(MOST_PRIMARY):
         status, kind, first, sectors = _ENTRY.unpack_from(sector, _ENTRIES + index * _ENTRY.size)
         if status not in (0, 0x80):
             return None
@@ -41,41 +43,42 @@ def entries(sector: bytes) -> list[Entry] | None:
     return found
 
 
-def read_table(size: int, primary: list[Entry]) -> Steps[Table]:
-    """The partitions of a disk of `size` bytes with these entries.  A round trip for each logical
-    partition: where the next one is described is known only then."""
+def read_table(size: int, primary: list[Entry], sector: int = SECTOR) -> Steps[Table]:
+    """The partitions of a disk of `size` bytes, in sectors of `sector` bytes, with these entries.
+    A round trip for each logical partition: where the next one is described is known only then."""
     slots: list[Slot] = []
     kept = [(0, SECTOR, "the partition table")]
     reasons = []
     number = 5
     for index, entry in enumerate(primary):
-        if entry.type in _EXTENDED:
-            chain = yield from _logical(size, entry, number)
+        if entry.type in EXTENDED:
+            chain = yield from _logical(size, entry, number, sector)
             slots += chain.slots
             kept += chain.tables
             number += len(chain.slots)
             if chain.broken:
                 reasons.append(f"extended partition {index + 1}: {chain.broken}")
         elif entry.type:
-            slots.append(_slot(index + 1, entry, 0))
-    outside = _outside_of_extended(primary, slots)
-    return Table("mbr", refuse_misplaced(outside, size, kept), "; ".join(reasons))
+            slots.append(_slot(index + 1, entry, 0, sector))
+    outside = _outside_of_extended(primary, slots, sector)
+    placed = refuse_misplaced(outside, size, kept)
+    return Table("mbr", placed, "; ".join(reasons), sector)
 
 
-def _slot(number: int, entry: Entry, base: int) -> Slot:
-    start = (base + entry.first) * SECTOR
-    return Slot(number, start, entry.sectors * SECTOR, f"0x{entry.type:02x}")
+def _slot(number: int, entry: Entry, base: int, sector: int) -> Slot:
+    start = (base + entry.first) * sector
+    return Slot(number, start, entry.sectors * sector, f"0x{entry.type:02x}")
 
 
-def _outside_of_extended(primary: list[Entry], slots: list[Slot]) -> list[Slot]:
+def _outside_of_extended(primary: list[Entry], slots: list[Slot], sector: int) -> list[Slot]:
     """Primary partitions may not lie in an extended one."""
     checked = []
     for slot in slots:
         for entry in primary:
-            start, end = entry.first * SECTOR, (entry.first + entry.sectors) * SECTOR
+            start, end = entry.first * sector, (entry.first + entry.sectors) * sector
             if (
-                slot.number <= 4
-                and entry.type in _EXTENDED
+                slot.number <= MOST_PRIMARY
+                and entry.type in EXTENDED
                 and slot.start < end
                 and start < slot.end
             ):
@@ -92,7 +95,7 @@ class _Chain:
     broken: str = ""
 
 
-def _logical(size: int, extended: Entry, number: int) -> Steps[_Chain]:
+def _logical(size: int, extended: Entry, number: int, sector: int) -> Steps[_Chain]:
     """The logical partitions: each table describes one, and where the next table is."""
     chain = _Chain([], [])
     first, end = extended.first, extended.first + extended.sectors
@@ -101,26 +104,27 @@ def _logical(size: int, extended: Entry, number: int) -> Steps[_Chain]:
         if at in seen:
             chain.broken = f"its tables go round in a circle at sector {at}"
             return chain
-        if not first <= at < end or (at + 1) * SECTOR > size:
+        if not first <= at < end or at * sector + SECTOR > size:
             chain.broken = f"the next table, at sector {at}, is outside of it or of the disk"
             return chain
         if len(seen) == _MOST_LOGICAL:
             chain.broken = f"it has more than {_MOST_LOGICAL} logical partitions"
             return chain
         seen.add(at)
-        found = entries((yield from read(at * SECTOR, SECTOR)))
+        found = entries((yield from read(at * sector, SECTOR)))
         if found is None:
             chain.broken = f"there is no partition table at sector {at}"
             return chain
-        chain.tables.append((at * SECTOR, (at + 1) * SECTOR, f"the table at sector {at}"))
-        links = [each for each in found if each.type in _EXTENDED]
-        data = [each for each in found if each.type and each.type not in _EXTENDED]
+        start = at * sector
+        chain.tables.append((start, start + SECTOR, f"the table at sector {at}"))
+        links = [each for each in found if each.type in EXTENDED]
+        data = [each for each in found if each.type and each.type not in EXTENDED]
         if len(links) > 1 or len(data) > 1:
             chain.broken = f"the table at sector {at} has more than a partition and the next table"
             return chain
         for entry in data:
-            slot = _slot(number + len(chain.slots), entry, at)
-            if slot.start < first * SECTOR or slot.end > end * SECTOR:
+            slot = _slot(number + len(chain.slots), entry, at, sector)
+            if slot.start < first * sector or slot.end > end * sector:
                 why = f"it is not in the extended partition, sectors {first} to {end}"
                 slot = Slot(slot.number, slot.start, slot.size, slot.type, refused=why)
             chain.slots.append(slot)

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 from imgfs._native._tables import clear_runs
 from imgfs.guest import ntfs_tables as tables
-from imgfs.guest.doubt import BATCH, Doubt, read_whole
+from imgfs.guest.doubt import BATCH, Doubt, NotShutDown, read_whole
 from imgfs.guest.ntfs_files import Files, Stream
 from imgfs.guest.ntfs_tables import Record
 from imgfs.guest.runs import FreeRuns
@@ -54,7 +54,7 @@ def _look(start: int, size: int) -> Steps[Filesystem]:
         why = f"it has {boot.sectors} sectors of {boot.sector} bytes, and its partition {size}"
         return Filesystem(KIND, covers, uuid=serial, left_whole=f"{why} bytes")
     covers = min(covers + boot.sector, size)
-    label, used, free, why = "", None, array("Q"), ""
+    label, used, free, why, in_use = "", None, array("Q"), "", False
     try:
         (data,) = yield from read_whole([Read(start + boot.mft * boot.cluster, boot.record)])
         first = tables.parse_record(data, tables.MFT, boot.clusters)
@@ -74,8 +74,8 @@ def _look(start: int, size: int) -> Steps[Filesystem]:
         free = found.found
         used = boot.clusters * boot.cluster - sum(free[1::2]) + sum(free[::2])
     except Doubt as doubt:
-        why = str(doubt)
-    return Filesystem(KIND, covers, label, serial, used, free, why)
+        why, in_use = str(doubt), isinstance(doubt, NotShutDown)
+    return Filesystem(KIND, covers, label, serial, used, free, why, in_use)
 
 
 def _first_of_mft(record: Record) -> Stream:
@@ -108,7 +108,7 @@ def _check_volume(volume: Record) -> None:
     if (major, minor) not in tables.VERSIONS:
         raise Doubt(f"version {major}.{minor} of NTFS is not known")
     if flags & tables.DIRTY:
-        raise Doubt(f"it is dirty: $Volume has flags {flags:#x}")
+        raise NotShutDown(f"it is dirty: $Volume has flags {flags:#x}")
     if flags & ~tables.HARMLESS_FLAGS:
         raise Doubt(f"Windows has something to do to it: $Volume has flags {flags:#x}")
 
@@ -127,7 +127,7 @@ def _check_log(files: Files, record: Record) -> Steps[Stream]:
     page = _page_size(head)
     _, in_use, flags = max(_restart_page(head[at : at + page], at) for at in (0, page))
     if in_use != tables.NO_CLIENT and not flags & tables.VOLUME_IS_CLEAN:
-        raise Doubt(f"$LogFile is in use: its restart area has flags {flags:#x}")
+        raise NotShutDown(f"$LogFile is in use: its restart area has flags {flags:#x}")
     return log
 
 
@@ -165,7 +165,8 @@ def _check_hibernation(files: Files, root: Record) -> Steps[None]:
             raise Doubt(f"{_HIBERNATION_FILE} has {stream.size} bytes")
         (header,) = yield from files.read(stream, [(0, _HIBERNATION_HEADER)])
         if any(header):
-            raise Doubt(f"Windows is hibernated: {_HIBERNATION_FILE} begins with {header[:4]!r}")
+            why = f"Windows is hibernated: {_HIBERNATION_FILE} begins with {header[:4]!r}"
+            raise NotShutDown(why)
 
 
 def _named(files: Files, root: Record, name: str) -> Steps[list[tables.Reference]]:

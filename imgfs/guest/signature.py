@@ -14,7 +14,7 @@ from imgfs.steps import Read, Steps, read_all
 
 FILESYSTEMS = ("ext", "xfs", "ntfs", "vfat", "exfat", "btrfs", "swap")
 
-_HEAD = 136 * 1024 + 4096
+HEAD = 136 * 1024 + 4096
 _TAIL = 132 * 1024
 _SECTOR = 512
 
@@ -47,7 +47,7 @@ def sample(start: int, size: int) -> Steps[Sample]:
 def _places(size: int) -> list[tuple[int, int]]:
     """(offset, length) of what a `Sample` has, none of them empty or past the end."""
     tail = max(size - _TAIL, 0) // _SECTOR * _SECTOR
-    places = [(0, _HEAD), (tail, size - tail)]
+    places = [(0, HEAD), (tail, size - tail)]
     places += [(offset, _SECTOR) for offset in tables.LUKS2_SECOND]
     places += [
         (label + tables.ZFS_CHECK, tables.ZFS_ROOT + tables.ZFS_ROOTS_READ - tables.ZFS_CHECK)
@@ -55,7 +55,7 @@ def _places(size: int) -> list[tuple[int, int]]:
     ]
     for offset, magic, _ in tables.MAGICS:
         at = _place(offset, size)
-        if at + len(magic) > _HEAD and at < tail:
+        if at + len(magic) > HEAD and at < tail:
             places.append((at, len(magic)))
     clipped = [(at, min(length, size - at)) for at, length in places if 0 <= at < size]
     return list(dict.fromkeys(place for place in clipped if place[1]))

@@ -11,6 +11,12 @@ from imgfs.guest import swap
 LVM2 = "LVM2 physical volume"
 SUSPENDED_SWAP = "suspended swap"
 SECOND_LUKS2 = "second LUKS2 header"
+DM_VERITY = "dm-verity"
+DM_INTEGRITY = "dm-integrity"
+DM_SNAPSHOT = "snapshot exception store"
+AVB_METADATA = "Android verified boot metadata"
+AVB_FOOTER = "Android verified boot footer"
+VERITY_MAGIC = b"verity\0\0"
 
 #: (offset, bytes there, what it is); an offset below 0 counts from the end.
 MAGICS: list[tuple[int, bytes, str]] = [
@@ -30,9 +36,11 @@ MAGICS: list[tuple[int, bytes, str]] = [
     (-4096 + 60, b"\x83\x74\x02\x6d", "DRBD"),
     (0, b"$DRBDmgr=q", "DRBD control volume"),
     (0, b"DRBDdlh*", "DRBD proxy log"),
-    (0, b"integrt\0", "dm-integrity"),
-    (0, b"verity\0\0", "dm-verity"),
-    (0, b"SnAp", "snapshot exception store"),
+    (0, b"integrt\0", DM_INTEGRITY),
+    (0, VERITY_MAGIC, DM_VERITY),
+    (0, b"SnAp", DM_SNAPSHOT),
+    (0, b"AVB0", AVB_METADATA),
+    (-64, b"AVBf", AVB_FOOTER),
     (0, b"dmvdo001", "VDO"),
     (0, b"bluestore block device", "Ceph BlueStore"),
     (512 + 4, b"!Stra0tis\x86\xff\x02^\x41rh", "Stratis"),
@@ -125,3 +133,44 @@ ZFS_CHECK_MAGIC = 0x0210DA7AB10C7A11
 ZFS_ROOT = 128 * 1024
 ZFS_ROOT_MAGIC = 0x00BAB10C
 ZFS_ROOTS_READ = 8 * 1024
+
+#: Types of partitions that have the hashes of another one: `root-verity`, `usr-verity` of each
+#: architecture.
+VERITY_TYPES = {
+    "d13c5d3b-b5d1-422a-b29f-9454fdc89d76",
+    "2c7357ed-ebd2-46d9-aec1-23d437ec2bf5",
+    "fc56d9e9-e6e5-4c06-be32-e74407ce09a5",
+    "24b2d975-0f97-4521-afa1-cd531e421b8d",
+    "7386cdf2-203c-47a9-a498-f2ecce45a2d6",
+    "df3300ce-d69f-4c92-978c-9bfb0f38d820",
+    "86ed10d5-b607-45bb-8957-d350f23d0571",
+    "f3393b22-e9af-4613-a948-9d3bfbd0c535",
+    "d7d150d2-2a04-4a33-8f12-16651205ff7b",
+    "16b417f8-3e06-4f57-8dd2-9b5232f41aa6",
+    "98cfe649-1588-46dc-b2f0-add147424925",
+    "9225a9a3-3c19-4d89-b4f6-eeff88f17631",
+    "906bd944-4589-4aae-a4e4-dd983917446a",
+    "ae0253be-1167-4007-ac68-43926c14c5de",
+    "b6ed5582-440b-4209-b8da-5ff7c419ea3d",
+    "7ac63b47-b25c-463b-8df8-b4a94e6c90e1",
+    "b325bfbe-c7be-4ab8-8357-139e652d2f6b",
+    "966061ec-28e4-4b2e-b4a5-1f0a825a1d84",
+    "8f461b0d-14ee-4e81-9aa9-049b6fb97abd",
+    "77ff5f63-e7b6-4633-acf4-1565b864c0e6",
+    "8cce0d25-c0d0-4a44-bd87-46331bf1df67",
+    "fca0598c-d880-4591-8c16-4eda05c7347c",
+    "c215d751-7bcd-4649-be90-6627490a4c05",
+    "6e11a4e7-fbca-4ded-b9e9-e1a512bb664e",
+    "6a491e03-3be7-4545-8e38-83320e0ea880",
+    "f46b2c26-59ae-48f0-9106-c50ed47f673d",
+    "46b98d8d-b55c-4e8f-aab3-37fca7f80752",
+    "3c3d61fe-b5f3-414d-bb71-8739a694a4ef",
+    "df765d00-270e-49e5-bc75-f47bb2118b09",
+    "bdb528a5-a259-475f-a87d-da53fa736a07",
+    "ee2b9983-21e8-4153-86d9-b6901a54d1ce",
+    "cb1ee4e3-8cd0-4136-a0a4-aa61a32e8730",
+    "8f1056be-9b05-47c4-81d6-be53128e5b54",
+    "b663c618-e7bc-4d6d-90aa-11b756bb1797",
+    "31741cc4-1a2a-4111-a581-e00b447d2d06",
+    "2fb4bf56-07fa-42da-8132-6b139f2026ae",
+}

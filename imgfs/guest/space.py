@@ -16,6 +16,7 @@ class Filesystem:
 
     `free` is ascending and disjoint, start, end, start, end and so on: what may read as zeroes.
     Where that cannot be told for sure `left_whole` says why, and nothing is free.
+    `not_shut_down` where that is because a guest had it mounted when its disk stopped.
     """
 
     kind: str  #: `ext4`, `xfs`, `ntfs`, `vfat`, `exfat`, `btrfs`, `swap`
@@ -25,6 +26,7 @@ class Filesystem:
     used: int | None = None  #: as the filesystem itself would say it; None: not known
     free: array[int] = field(default_factory=_nothing)
     left_whole: str = ""
+    not_shut_down: bool = False
 
     def __post_init__(self) -> None:
         if self.left_whole and self.free:

@@ -31,6 +31,7 @@ class Table:
     kind: str  #: `mbr`, `gpt`, or `` for none
     slots: tuple[Slot, ...] = ()
     refused: str = ""
+    sector: int = SECTOR  #: bytes of what it counts
 
 
 def refuse_misplaced(

@@ -57,7 +57,8 @@ def look(start: int, size: int) -> Steps[Filesystem]:
         return _whole(size, layout)
     serial = _SERIAL_32 if layout.bits == 32 else _SERIAL
     if boot[_STATE_32 if layout.bits == 32 else _STATE] & _NOT_CLEAN:
-        return _whole(layout.size, "it was not unmounted: the state in its first sector is dirty")
+        why = "it was not unmounted: the state in its first sector is dirty"
+        return _whole(layout.size, why, not_shut_down=True)
     free = array("Q")
     label = b""
     for at in range(0, layout.table_size, _CHUNK):
@@ -71,7 +72,7 @@ def look(start: int, size: int) -> Steps[Filesystem]:
         if at == 0:
             why = _not_clean(first, layout.bits)
             if why:
-                return _whole(layout.size, why)
+                return _whole(layout.size, why, not_shut_down=True)
             label = _label(found[-1])
         _add_free(free, first, at, layout)
     (number,) = struct.unpack_from("<I", boot, serial)
@@ -212,5 +213,5 @@ def _boot_label(name: bytes) -> bytes:
     return b"" if name == b"NO NAME    " else name.rstrip(b"\0 ")
 
 
-def _whole(size: int, why: str) -> Filesystem:
-    return Filesystem(KIND, size, left_whole=why)
+def _whole(size: int, why: str, *, not_shut_down: bool = False) -> Filesystem:
+    return Filesystem(KIND, size, left_whole=why, not_shut_down=not_shut_down)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from operator import add, itemgetter, lt
 
 from imgfs.guest import xfs_tables as tables
-from imgfs.guest.doubt import Doubt, batches, read_whole
+from imgfs.guest.doubt import Doubt, NotShutDown, batches, read_whole
 from imgfs.guest.runs import FreeRuns
 from imgfs.guest.space import Filesystem
 from imgfs.guest.xfs_log import SECTOR, check_unmounted
@@ -35,7 +35,7 @@ def look(start: int, size: int) -> Steps[Filesystem]:
         return Filesystem(KIND, size, left_whole="the superblock is past the end of the disk")
     sb = tables.parse_superblock(data)
     free = FreeRuns()
-    why, covers, used = "", size, None
+    why, covers, used, in_use = "", size, None, False
     try:
         _check_features(sb)
         _check_geometry(sb, size)
@@ -46,7 +46,7 @@ def look(start: int, size: int) -> Steps[Filesystem]:
         groups = yield from _read_groups(sb, start)
         yield from _find_free(sb, start, groups, free)
     except Doubt as doubt:
-        why = str(doubt)
+        why, in_use = str(doubt), isinstance(doubt, NotShutDown)
     return Filesystem(
         kind=KIND,
         size=covers,
@@ -55,6 +55,7 @@ def look(start: int, size: int) -> Steps[Filesystem]:
         used=used,
         free=FreeRuns().found if why else free.found,
         left_whole=why,
+        not_shut_down=in_use,
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import struct
 
-from imgfs.guest.doubt import Doubt, read_whole
+from imgfs.guest.doubt import Doubt, NotShutDown, read_whole
 from imgfs.steps import Read, Steps
 
 SECTOR = 512
@@ -38,7 +38,7 @@ def check_unmounted(start: int, length: int, uuid: bytes) -> Steps[None]:
     if last is not None and any(
         _cycle(found[-1], at) != last for at in range(0, len(found[-1]), SECTOR)
     ):
-        raise Doubt(f"the log was being written beyond sector {head}")
+        raise NotShutDown(f"the log was being written beyond sector {head}")
     newest = found[1] + found[0] if first < 0 else found[0]
     _check_record(newest, head, sectors, uuid)
 
@@ -94,4 +94,4 @@ def _check_record(data: bytes, head: int, sectors: int, uuid: bytes) -> None:
     (client, flags, _, magic) = struct.unpack_from(">2BHH", data, payload + 8)
     unmount = flags == _UNMOUNT and magic in _UNMOUNT_MAGICS
     if operations != 1 or client != _LOG_CLIENT or not unmount:
-        raise Doubt(f"{named} is not an unmount record: the log needs recovery")
+        raise NotShutDown(f"{named} is not an unmount record: the log needs recovery")
