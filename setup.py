@@ -63,7 +63,7 @@ setup(
     cmdclass={"build_py": WithUnits},
     ext_modules=[
         native("_map", "store/*.c", "map/*.c", "objects/*.c", libs=["-lpthread"]),
-        native("_tables", "formats/tables.c"),
+        native("_tables", "formats/tables.c", "formats/overlap.c"),
         native("_pieces", "formats/pieces.c", "store/scan.c"),
         native("_heap", "heap.c"),
         native(

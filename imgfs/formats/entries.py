@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Sequence
 
-from imgfs._native import _pieces
+from imgfs._native import _pieces, _tables
 from imgfs.image import Buffer
 from imgfs.pieces import Kind, PieceListBuilder
 
@@ -63,3 +63,17 @@ class Entries:
         )
         pieces.extend(ends, kinds, offsets, file)
         return count
+
+    def overlap(
+        self, table: Buffer, unit: int, taken: Sequence[tuple[int, int]] = (), alone: int = 0
+    ) -> tuple[int, int] | None:
+        """Two of the table's entries whose data, of `unit` bytes each, share bytes of the file; or
+        one, and -1 - n for the nth of the ranges [start, end) that something else has.
+
+        The ranges ascend.  An entry whose data does not begin in the file is left out.  Entries
+        may share where none of them has a bit of `alone`, if that is not 0.
+        """
+        ranges = array("Q", [edge for each in taken for edge in each])
+        return _tables.overlap(
+            table, self.width, self._big_endian, self._rules, self._place, unit, alone, ranges
+        )

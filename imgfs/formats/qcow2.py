@@ -20,9 +20,11 @@ from typing import NamedTuple
 
 from imgfs.errors import CorruptImage, OutOfRange, SnapshotNotFound
 from imgfs.formats import qcow2_tables as t
+from imgfs.formats.claims import WHOLE, Taken
 from imgfs.formats.disk import Disk
 from imgfs.formats.entries import Entries
 from imgfs.formats.qcow2_header import Header, Snapshot, parse_snapshots, read_header
+from imgfs.formats.qcow2_places import Places
 from imgfs.formats.qcow2_runs import ALIKE, extended_runs, host_runs, subcluster_runs
 from imgfs.pieces import Coded, Kind, PieceList, PieceListBuilder
 from imgfs.steps import Opened, Read, Steps, open_file, read, read_all
@@ -71,6 +73,7 @@ def open_disk(name: str, size: int, snapshot: str | None = None) -> Steps[Qcow2D
         reads.append(Read(header.l1_table_offset, header.l1_size * t.ENTRY.size))
     found = yield from read_all(reads)
     snapshots: tuple[Snapshot, ...] = ()
+    others: list[Taken] = []
     if header.nb_snapshots:
         snapshots = yield from parse_snapshots(name, header, found.pop(0))
     if snapshot is None:
@@ -83,10 +86,15 @@ def open_disk(name: str, size: int, snapshot: str | None = None) -> Steps[Qcow2D
         if _is_kept(chosen.l1_size):
             kept = yield from read(chosen.l1_table_offset, chosen.l1_size * t.ENTRY.size)
         l1 = _L1(chosen.l1_table_offset, chosen.l1_size, kept)
+        end = chosen.l1_table_offset + chosen.l1_size * t.ENTRY.size
+        others.append((chosen.l1_table_offset, end, f"the L1 table of snapshot {snapshot!r}"))
+    places = Places(name, size, header, others)
+    if l1.kept is not None:
+        places.check_l1(l1.kept, 0)
     data = Opened(0, size)
     if header.data_file is not None:
         data = yield from open_file(header.data_file)
-    return Qcow2Disk(name, size, header, snapshots, disk_size, l1, data)
+    return Qcow2Disk(name, size, header, snapshots, disk_size, l1, data, places)
 
 
 def _is_kept(l1_size: int) -> bool:
@@ -129,6 +137,7 @@ class Qcow2Disk(Disk):
         disk_size: int,
         l1: _L1,
         data: Opened,
+        places: Places,
     ) -> None:
         """For `open_disk` only."""
         self.name = name
@@ -142,6 +151,8 @@ class Qcow2Disk(Disk):
         self._cluster = header.cluster_size
         self._entry = header.entry_size
         self._extended = header.extended_l2
+        self._places = places
+        self._is_checked = False
         self._plain = self._plain_entries()
 
     def facts(self) -> list[tuple[str, str]]:
@@ -173,10 +184,15 @@ class Qcow2Disk(Disk):
         end = min(offset + length, self.size)
         if not 0 <= offset < end:
             raise OutOfRange(f"{self.name}: [{offset}, {offset + length}) of {self.size} bytes")
+        if not self._is_checked:
+            yield from self._check_small()
         first, last = self._tables_for(offset, end)
         parts = yield from self._find_parts(first, last)
         reads = [Read(part.host, part.end - part.start) for part in parts if part.host]
-        tables = iter((yield from read_all(reads)))
+        found = yield from read_all(reads)
+        if not self._is_checked:
+            self._check_places([part for part in parts if part.host], found)
+        tables = iter(found)
         pieces = PieceListBuilder(self._guest(first))
         room = MOST_PIECES
         for part in parts:
@@ -208,6 +224,31 @@ class Qcow2Disk(Disk):
                         else:
                             raise
         return pieces.finish(pieces.end)
+
+    def _check_small(self) -> Steps[None]:
+        """Look at all L2 tables, if these are few; else at each part that is read."""
+        if self._l1.kept is None:
+            return
+        clusters = -(-self.size // self._cluster) * self._entry
+        count = min(-(-clusters // self._cluster), len(self._l1.kept) // t.ENTRY.size)
+        table = self._l1.kept[: count * t.ENTRY.size]
+        parts = self._parts(table, 0, 0, min(clusters, count * self._cluster), WHOLE + 1)
+        there = [part for part in parts if part.host]
+        if sum(part.end - part.start for part in there) > WHOLE:
+            return
+        found = yield from read_all([Read(part.host, part.end - part.start) for part in there])
+        self._check_places(there, found)
+        self._is_checked = True
+
+    def _check_places(self, parts: Sequence[_Part], tables: Sequence[bytes]) -> None:
+        found = []
+        for part, data in zip(parts, tables, strict=True):
+            for at in range(0, part.end - part.start, self._cluster):
+                start, host = part.start + at, part.host + at
+                if host % self._cluster == start % self._cluster:  # else it is told of elsewhere
+                    table = data[at : at + self._cluster]
+                    found.append((start // self._entry, host, table))
+        self._places.check_l2(found, [])
 
     def _plain_entries(self) -> Entries | None:
         """What all entries mean but those with subclusters, compressed ones, and wrong ones."""

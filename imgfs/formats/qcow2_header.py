@@ -24,6 +24,8 @@ class Header:
     size: int  #: bytes of the disk, as stored
     l1_table_offset: int
     l1_size: int  #: entries
+    refcount_table_offset: int
+    refcount_table_size: int  #: bytes
     snapshots_offset: int
     nb_snapshots: int
     incompatible: t.Incompatible
@@ -97,6 +99,8 @@ def read_header(name: str) -> Steps[Header]:
         size=fixed.size,
         l1_table_offset=fixed.l1_table_offset,
         l1_size=fixed.l1_size,
+        refcount_table_offset=fixed.refcount_table_offset,
+        refcount_table_size=fixed.refcount_table_clusters << fixed.cluster_bits,
         snapshots_offset=fixed.snapshots_offset,
         nb_snapshots=fixed.nb_snapshots,
         incompatible=incompatible,

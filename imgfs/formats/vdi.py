@@ -11,6 +11,7 @@ from uuid import UUID
 from imgfs._native._tables import runs
 from imgfs.errors import CorruptImage, UnsupportedFeature
 from imgfs.formats import vdi_tables as t
+from imgfs.formats.claims import WHOLE, check_entries
 from imgfs.formats.disk import Disk
 from imgfs.formats.entries import Entries
 from imgfs.formats.window import Window
@@ -38,6 +39,15 @@ class VdiDisk(Disk):
         self._stride = header.cbBlockExtra + header.cbBlock
         self._data = header.offData + header.cbBlockExtra
         self._blocks = -(-self.size // header.cbBlock)
+        self._is_checked = False
+        self._claims = Entries(
+            4,
+            [(MAX, t.BLOCK_ZERO, Kind.ZERO), (MAX, t.BLOCK_FREE, Kind.ZERO), (0, 0, Kind.DATA)],
+            mask=MAX,
+            scale=self._stride,
+            base=header.offData,
+            high=file_size,
+        )
         self._plain = Entries(
             4,
             [(MAX, t.BLOCK_ZERO, Kind.ZERO), (MAX, t.BLOCK_FREE, Kind.ZERO), (0, 0, Kind.DATA)],
@@ -47,7 +57,24 @@ class VdiDisk(Disk):
             high=file_size,
         )
 
+    def _check(self) -> Steps[None]:
+        """Of a small map all of it; of a large one each part is checked when it is read."""
+        length = 4 * self._blocks
+        if not self._is_checked and length <= WHOLE:
+            table = yield from read(self._header.offBlocks, length)
+            self._check_places(table, 0)
+            self._is_checked = True
+
+    def _check_places(self, table: bytes, first: int) -> None:
+        def of(index: int) -> str:
+            block = first + index
+            return f"block {block} (offset {self._header.offBlocks + 4 * block})"
+
+        whole = memoryview(table)[: len(table) // 4 * 4]
+        check_entries(self._claims, whole, self._stride, [], self._name, of)
+
     def map(self, offset: int, length: int) -> Steps[PieceList]:
+        yield from self._check()
         block = self._header.cbBlock
         first = offset // block // TOGETHER * TOGETHER
         wanted = -(-(offset + length) // block // TOGETHER) * TOGETHER
@@ -55,6 +82,8 @@ class VdiDisk(Disk):
         at = self._header.offBlocks + 4 * first
         table = yield from read(at, 4 * (end - first))
         whole = len(table) // 4
+        if not self._is_checked:
+            self._check_places(table, first)
         window = Window(first * block, offset)
         rest = memoryview(table)[: whole * 4]
         while rest:
@@ -171,7 +200,21 @@ def _check_geometry(name: str, size: int, header: t.Header) -> None:
             f"{name}: cbDisk {header.cbDisk} (offset 368) is more than cBlocks {header.cBlocks} "
             f"(offset 384) of {block} bytes hold"
         )
-    if header.cbDisk and (header.offBlocks < t.HEADER.size or header.offBlocks >= size):
+    for field, value, offset in (
+        ("offBlocks", header.offBlocks, 340),
+        ("offData", header.offData, 344),
+    ):
+        if value % t.SECTOR:
+            raise CorruptImage(
+                f"{name}: {field} {value} (offset {offset}) is no multiple of {t.SECTOR}"
+            )
+    end = header.offBlocks + 4 * header.cBlocks
+    if header.cbDisk and not t.HEADER.size <= header.offBlocks < size:
         raise CorruptImage(
             f"{name}: offBlocks {header.offBlocks} (offset 340) is not in the file ({size} bytes)"
+        )
+    if header.cBlocks and end > header.offData:
+        raise CorruptImage(
+            f"{name}: offData {header.offData} (offset 344) is before the end of the map of blocks "
+            f"at {end}"
         )

@@ -8,6 +8,7 @@ import uuid
 from imgfs._native._tables import clear_runs, runs
 from imgfs.errors import CorruptImage, UnsupportedFeature
 from imgfs.formats import vhd_tables as vt
+from imgfs.formats.claims import WHOLE, Taken, check_entries, sorted_apart
 from imgfs.formats.disk import Backing, Disk
 from imgfs.formats.entries import Entries
 from imgfs.formats.windows_names import local_name
@@ -42,6 +43,8 @@ def open_disk(name: str, size: int) -> Steps[VhdDisk]:
     tail_at = max(0, size - _TAIL)
     head, tail = yield from read_all([Read(0, _HEAD), Read(tail_at, _TAIL)])
     footer, footer_at = _find_footer(name, bytes(head), bytes(tail), tail_at)
+    taken: list[Taken] = [(0, vt.FOOTER_SIZE, "the copy of the footer")]
+    taken += [(footer_at, size, "the footer")] if footer_at else []
     if footer.file_format_version >> 16 != vt.VERSION >> 16:
         raise UnsupportedFeature(
             f"{name}: file format version {footer.file_format_version:#x} at offset "
@@ -60,11 +63,18 @@ def open_disk(name: str, size: int) -> Steps[VhdDisk]:
     if footer.disk_type == vt.FIXED:
         return VhdDisk(name, footer, sectors * vt.SECTOR, footer_at)
     header = yield from _read_header(name, footer, footer_at, bytes(head), sectors)
+    taken.append((footer.data_offset, footer.data_offset + vt.HEADER_SIZE, "the header"))
+    table_end = header.table_offset + header.max_table_entries * vt.ENTRY_SIZE
+    taken.append((header.table_offset, table_end, "the table of blocks"))
     backing = None
     if footer.disk_type == vt.DIFFERENCING:
         parent = yield from _parent_name(name, header, footer.data_offset)
+        for each in vt.locators(header):
+            end = each.platform_data_offset + each.platform_data_length
+            taken.append((each.platform_data_offset, end, "a parent locator"))
         backing = Backing(parent, "vpc", str(uuid.UUID(bytes=header.parent_unique_id)))
-    return VhdDisk(name, footer, sectors * vt.SECTOR, size, header, backing)
+    apart = sorted_apart(name, taken)
+    return VhdDisk(name, footer, sectors * vt.SECTOR, size, header, backing, apart)
 
 
 def _find_footer(name: str, head: bytes, tail: bytes, tail_at: int) -> tuple[vt.Footer, int]:
@@ -73,6 +83,7 @@ def _find_footer(name: str, head: bytes, tail: bytes, tail_at: int) -> tuple[vt.
     for skip in (0, vt.FOOTER_SIZE - vt.OLD_FOOTER_SIZE):
         found = vt.footer(tail[skip:])
         if found is not None:
+            _check_copy(name, found, tail_at + skip, vt.footer(head))
             return found, tail_at + skip
     found = vt.footer(head)
     if found is None:
@@ -82,6 +93,18 @@ def _find_footer(name: str, head: bytes, tail: bytes, tail_at: int) -> tuple[vt.
     if found.disk_type == vt.FIXED:
         raise CorruptImage(f"{name}: the footer at offset {tail_at} is missing or damaged")
     return found, 0
+
+
+def _check_copy(name: str, footer: vt.Footer, at: int, copy: vt.Footer | None) -> None:
+    """Both are written together; of a fixed disk there is only the one at the end."""
+    if footer.disk_type == vt.FIXED or copy is None:
+        return
+    for field in vt.SAME_IN_COPY:
+        if getattr(footer, field) != getattr(copy, field):
+            raise CorruptImage(
+                f"{name}: {field.replace('_', ' ')} of the footer at offset {at} is "
+                f"{getattr(footer, field)!r}, of its copy at 0 {getattr(copy, field)!r}"
+            )
 
 
 def _sectors(footer: vt.Footer) -> int:
@@ -95,6 +118,10 @@ def _read_header(
     name: str, footer: vt.Footer, footer_at: int, head: bytes, sectors: int
 ) -> Steps[vt.Header]:
     at = footer.data_offset
+    if at % vt.SECTOR:
+        raise CorruptImage(
+            f"{name}: data offset {at} at offset {footer_at + 16} is no multiple of {vt.SECTOR}"
+        )
     data = head[at : at + vt.HEADER_SIZE]
     if len(data) < vt.HEADER_SIZE and at < vt.NO_OFFSET >> 1:
         data = yield from read(at, vt.HEADER_SIZE)
@@ -123,6 +150,11 @@ def _read_header(
             f"{name}: max table entries {header.max_table_entries} at offset {at + 28} are too few "
             f"for a disk of {sectors * vt.SECTOR} bytes"
         )
+    if header.table_offset % vt.SECTOR:
+        raise CorruptImage(
+            f"{name}: table offset {header.table_offset} at offset {at + 16} is no multiple of "
+            f"{vt.SECTOR}"
+        )
     if header.table_offset > vt.NO_OFFSET >> 1:
         raise CorruptImage(
             f"{name}: table offset {header.table_offset} at offset {at + 16} is past the end of "
@@ -147,6 +179,13 @@ def _parent_name(name: str, header: vt.Header, header_at: int) -> Steps[str]:
             )
         reads.append(Read(loc.platform_data_offset, loc.platform_data_length))
     texts = yield from read_all(reads)
+    for loc, text in zip(locators, texts, strict=True):
+        if len(text) < loc.platform_data_length:
+            raise CorruptImage(
+                f"{name}: the parent locator {loc.platform_code.decode()} of "
+                f"{loc.platform_data_length} bytes at {loc.platform_data_offset} is past the end "
+                "of the file"
+            )
     found = {loc.platform_code: bytes(text) for loc, text in zip(locators, texts, strict=True)}
     for code, encoding in _UTF16.items():
         if code in found:
@@ -175,8 +214,10 @@ class VhdDisk(Disk):
         data_end: int,
         header: vt.Header | None = None,
         backing: Backing | None = None,
+        taken: list[Taken] | None = None,
     ) -> None:
-        """`data_end`: up to where in the file the disk's bytes may be.  No header: a fixed disk."""
+        """`data_end`: up to where in the file the disk's bytes may be.  No header: a fixed disk.
+        `taken` are the places of structures, which blocks must not have."""
         self.size = size
         self.backing = backing
         self.own_id = str(uuid.UUID(bytes=footer.unique_id))
@@ -184,12 +225,18 @@ class VhdDisk(Disk):
         self._footer = footer
         self._header = header
         self._data_end = data_end
+        self._taken = taken or []
+        self._is_checked = False
 
     def map(self, offset: int, length: int) -> Steps[PieceList]:
         if self._header is None:
             return self._map_fixed(offset)
         header = self._header
         blocks = -(-self.size // header.block_size)
+        if not self._is_checked and blocks * vt.ENTRY_SIZE <= WHOLE:
+            whole = yield from read(header.table_offset, blocks * vt.ENTRY_SIZE)
+            self._check_places(header, whole, 0)
+            self._is_checked = True
         first, end = offset // header.block_size, -(-(offset + length) // header.block_size)
         if self.backing is None:
             first, end = first // _PART * _PART, -(-end // _PART) * _PART
@@ -197,6 +244,8 @@ class VhdDisk(Disk):
         at = header.table_offset + first * vt.ENTRY_SIZE
         table = bytes((yield from read(at, (end - first) * vt.ENTRY_SIZE)))
         table = table[: len(table) // vt.ENTRY_SIZE * vt.ENTRY_SIZE]
+        if not self._is_checked:
+            self._check_places(header, table, first)
         end = first + len(table) // vt.ENTRY_SIZE
         if end * header.block_size <= offset:
             block = offset // header.block_size
@@ -208,6 +257,24 @@ class VhdDisk(Disk):
         if self.backing is not None:
             bitmaps = yield from self._read_bitmaps(header, first, table)
         return self._pieces(header, first, table, bitmaps, offset)
+
+    def _check_places(self, header: vt.Header, table: bytes, first: int) -> None:
+        def of(index: int) -> str:
+            at = header.table_offset + (first + index) * vt.ENTRY_SIZE
+            return f"block {first + index} (table at offset {at})"
+
+        rules = [(vt.NOT_ALLOCATED, vt.NOT_ALLOCATED, Kind.ZERO), (0, 0, Kind.DATA)]
+        entries = Entries(
+            vt.ENTRY_SIZE,
+            rules,
+            big_endian=True,
+            mask=vt.NOT_ALLOCATED,
+            scale=vt.SECTOR,
+            high=self._data_end,
+        )
+        whole = memoryview(table)[: len(table) // vt.ENTRY_SIZE * vt.ENTRY_SIZE]
+        unit = vt.bitmap_size(header.block_size) + header.block_size
+        check_entries(entries, whole, unit, self._taken, self._name, of)
 
     def _map_fixed(self, offset: int) -> PieceList:
         end = min(self.size, self._data_end)

@@ -21,6 +21,17 @@ EPOCH_S = 946_684_800  # 2000-01-01, in seconds since 1970
 NO_OFFSET = 0xFFFFFFFFFFFFFFFF
 _FOOTER = struct.Struct(">8sIIQI4sI4sQQHBBII16sB427x")
 _FOOTER_CHECKSUM_AT = 64
+#: what the footer and its copy cannot have differently
+SAME_IN_COPY = (
+    "creator_application",
+    "data_offset",
+    "current_size",
+    "cylinders",
+    "heads",
+    "sectors_per_track",
+    "disk_type",
+    "unique_id",
+)
 
 MOST_SECTORS = 0xFF000000  # 2040 GiB
 # CHS Calculation

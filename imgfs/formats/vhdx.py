@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from imgfs._native._tables import clear_runs, runs
 from imgfs.errors import CorruptImage, UnsupportedFeature
 from imgfs.formats import vhdx_tables as vt
+from imgfs.formats.claims import WHOLE, Taken, check_entries, sorted_apart
 from imgfs.formats.disk import Disk
 from imgfs.formats.entries import Entries
 from imgfs.formats.vhdx_log import Replayed, replay
@@ -21,6 +22,7 @@ _MOST_ENTRIES = 32 << 10  # of one map step, which must not take long
 _MOST_DIFFERENCING = 4096  # entries, of one map step where bitmaps may have to be read
 _MOST_BITMAPS = 256  # of one map step
 _MOST_BITMAP_BYTES = 1 << 20
+_STORED = (vt.FULLY_PRESENT, vt.PARTIALLY_PRESENT)
 _ZEROES = {vt.UNDEFINED, vt.ZERO, vt.UNMAPPED, vt.UNMAPPED_095}
 
 
@@ -39,9 +41,10 @@ def open_disk(name: str, size: int) -> Steps[VhdxDisk]:
     file = yield from replay(name, size, header)
     pairs = zip(vt.REGION_TABLE_OFFSETS, sections[2:], strict=True)
     tables = [file.patched(at, vt.REGION_TABLE_SIZE, data) for at, data in pairs]
-    bat, metadata_region = _regions(name, tables)
+    bat, metadata_region, others = _regions(name, tables)
+    taken = _places(name, file.size, header, [bat, metadata_region, *others])
     metadata = yield from read_metadata(name, file, metadata_region)
-    disk = VhdxDisk(name, file, header, metadata, bat)
+    disk = VhdxDisk(name, file, header, metadata, bat, taken)
     if disk.entries * vt.ENTRY_SIZE > bat.length:
         raise CorruptImage(
             f"{name}: the BAT at offset {bat.file_offset} has {bat.length} bytes, too few for "
@@ -76,8 +79,31 @@ def _current_header(name: str, copies: Sequence[bytes]) -> vt.Header:
     return found[0]
 
 
-def _regions(name: str, tables: Sequence[bytes]) -> tuple[vt.Region, vt.Region]:
-    """Of the BAT and of the metadata."""
+def _places(name: str, size: int, header: vt.Header, regions: Sequence[vt.Region]) -> list[Taken]:
+    """What the file's own structures take of it.  Raises CorruptImage where two overlap, or one is
+    not inside of the file."""
+    taken: list[Taken] = [(0, vt.HEADER_SECTION, "the header section")]
+    for region in regions:
+        what = f"region {uuid.UUID(bytes_le=region.guid)}"
+        taken.append((region.file_offset, region.file_offset + region.length, what))
+    if header.log_length:
+        taken.append((header.log_offset, header.log_offset + header.log_length, "the log"))
+        if header.log_offset % vt.MIB or header.log_length % vt.MIB:
+            raise CorruptImage(
+                f"{name}: the log's offset {header.log_offset} or length {header.log_length} is no "
+                "multiple of 1 MiB"
+            )
+    for start, end, what in taken[1:]:
+        if start >= size:  # of one that is cut what is there can be read
+            raise CorruptImage(
+                f"{name}: {what} at offset {start}, of {end - start} bytes, is past the end of "
+                f"the file ({size} bytes)"
+            )
+    return sorted_apart(name, taken)
+
+
+def _regions(name: str, tables: Sequence[bytes]) -> tuple[vt.Region, vt.Region, list[vt.Region]]:
+    """Of the BAT, of the metadata, and others that need not be known."""
     entries = vt.regions(tables[0])
     if entries is None:
         entries = vt.regions(tables[1])
@@ -87,11 +113,13 @@ def _regions(name: str, tables: Sequence[bytes]) -> tuple[vt.Region, vt.Region]:
             f"{vt.REGION_TABLE_OFFSETS[0]} or {vt.REGION_TABLE_OFFSETS[1]}"
         )
     found: dict[bytes, vt.Region] = {}
+    others: list[vt.Region] = []
     for region in entries:
         guid = uuid.UUID(bytes_le=region.guid)
         if region.guid not in (vt.BAT_REGION, vt.METADATA_REGION):
             if region.required & vt.REQUIRED_REGION:
                 raise UnsupportedFeature(f"{name}: region {guid} is required and unknown")
+            others.append(region)
             continue
         if region.guid in found:
             raise CorruptImage(f"{name}: region {guid} is there twice")
@@ -105,15 +133,22 @@ def _regions(name: str, tables: Sequence[bytes]) -> tuple[vt.Region, vt.Region]:
     for guid_bytes in (vt.BAT_REGION, vt.METADATA_REGION):
         if guid_bytes not in found:
             raise CorruptImage(f"{name}: region {uuid.UUID(bytes_le=guid_bytes)} is missing")
-    return found[vt.BAT_REGION], found[vt.METADATA_REGION]
+    return found[vt.BAT_REGION], found[vt.METADATA_REGION], others
 
 
 class VhdxDisk(Disk):
     format = "vhdx"
 
     def __init__(
-        self, name: str, file: Replayed, header: vt.Header, metadata: Metadata, bat: vt.Region
+        self,
+        name: str,
+        file: Replayed,
+        header: vt.Header,
+        metadata: Metadata,
+        bat: vt.Region,
+        taken: list[Taken],
     ) -> None:
+        """`taken` are the places of structures, which blocks must not have."""
         self.size = metadata.size
         self.backing = metadata.backing
         self.own_id = str(uuid.UUID(bytes_le=header.data_write_guid))
@@ -122,6 +157,8 @@ class VhdxDisk(Disk):
         self._metadata = metadata
         self._bat_at = bat.file_offset
         self._block_size = metadata.block_size
+        self._taken = taken
+        self._is_checked = False
         self._plain = None
         if self.backing is None and not file.changes:
             self._plain = self._plain_entries()
@@ -137,6 +174,10 @@ class VhdxDisk(Disk):
             end = min(end, self._blocks, first + _MOST_ENTRIES)
         else:
             end = min(end, self._blocks, first + _MOST_DIFFERENCING)
+        if not self._is_checked and self.entries * vt.ENTRY_SIZE <= WHOLE:
+            (whole,) = yield from self._file.read_all([self._entry_read(0, self.entries)])
+            self._check_places(whole, 0)
+            self._is_checked = True
         start = self._index(first)
         reads = [self._entry_read(start, self._index(end - 1) + 1 - start)]
         chunks = range(first // self._ratio, (end - 1) // self._ratio + 1)
@@ -145,6 +186,8 @@ class VhdxDisk(Disk):
                 self._entry_read(self._index((chunk + 1) * self._ratio) - 1, 1) for chunk in chunks
             ]
         table, *bitmap_entries = yield from self._file.read_all(reads)
+        if not self._is_checked:
+            self._check_places(table, start)
         parts = []
         for chunk in chunks:
             a, b = max(first, chunk * self._ratio), min(end, (chunk + 1) * self._ratio)
@@ -157,10 +200,35 @@ class VhdxDisk(Disk):
             bitmaps = yield from self._read_bitmaps(first, b"".join(parts), entries)
         return self._pieces(first, parts, bitmaps, offset)
 
+    def _check_places(self, table: bytes, start: int) -> None:
+        """Of the BAT's entries from `start` on."""
+        width, period = vt.ENTRY_SIZE, self._ratio + 1
+        whole = bytearray(table[: len(table) // width * width])
+        taken = list(self._taken)
+        for index in range(period - 1 - start % period, len(whole) // width, period):
+            at = index * width
+            (value,) = struct.unpack_from("<Q", whole, at)
+            place = value & vt.OFFSET_MASK
+            if self.backing is not None and value & vt.STATE_MASK == vt.BITMAP_PRESENT:
+                what = f"the sector bitmap of the BAT's entry {start + index}"
+                taken.append((place, place + vt.BITMAP_BLOCK, what))
+            whole[at : at + width] = bytes(width)
+        rules = [(vt.STATE_MASK, state, Kind.DATA) for state in _STORED]
+        rules.append((0, 0, Kind.ZERO))
+        low, high = vt.MIB, self._file.size  # what is not in between is told by itself
+        entries = Entries(width, rules, mask=vt.OFFSET_MASK, low=low, high=high)
+        apart = sorted_apart(self._name, taken)
+
+        def of(index: int) -> str:
+            at = self._entry_read(start + index, 1).offset
+            return f"the block of the BAT's entry {start + index} (offset {at})"
+
+        check_entries(entries, whole, self._block_size, apart, self._name, of)
+
     def _plain_entries(self) -> Entries:
         """All that are not wrong, of a disk that is all in its file."""
         rules = [(vt.STATE_MASK, state, Kind.ZERO) for state in (*_ZEROES, vt.NOT_PRESENT)]
-        rules.append((vt.STATE_MASK, vt.FULLY_PRESENT, Kind.DATA))
+        rules.append((vt.STATE_MASK | vt.RESERVED_MASK, vt.FULLY_PRESENT, Kind.DATA))
         return Entries(vt.ENTRY_SIZE, rules, mask=vt.OFFSET_MASK, low=vt.MIB, high=self._file.size)
 
     def _index(self, block: int) -> int:
@@ -230,6 +298,8 @@ class VhdxDisk(Disk):
             return True
         if value & vt.STATE_MASK != vt.FULLY_PRESENT or not stride:
             return False
+        if value & vt.RESERVED_MASK:
+            return False
         length = min((block + count) * self._block_size, self.size) - block * self._block_size
         return vt.MIB <= value & vt.OFFSET_MASK <= self._file.size - length
 
@@ -252,6 +322,8 @@ class VhdxDisk(Disk):
         is_partial = state == vt.PARTIALLY_PRESENT and self.backing is not None
         if state != vt.FULLY_PRESENT and not is_partial:
             return self._wrong(block, f"is of the state {state}, which a disk like this has not")
+        if value & vt.RESERVED_MASK:
+            return self._wrong(block, f"is {value:#x}: its offset is no multiple of 1 MiB")
         if not vt.MIB <= at <= self._file.size - (end - block * self._block_size):
             return self._wrong(block, f"at offset {at} is not inside of the file")
         if not is_partial:

@@ -94,8 +94,10 @@ def test_a_size_that_is_no_multiple(tmp_path: Path) -> None:
 def test_a_large_map_is_read_in_parts() -> None:
     blocks = list(range(4)) + [FREE] * 500_000
     content = image(blocks)
-    struct.pack_into("<I", content, 344, 512 + 4 * len(blocks))
-    content[512:] = struct.pack(f"<{len(blocks)}I", *blocks) + bytes(16384)
+    table = struct.pack(f"<{len(blocks)}I", *blocks)
+    table += bytes(-len(table) % 512)
+    struct.pack_into("<I", content, 344, 512 + len(table))
+    content[512:] = table + bytes(16384)
     files, disk = opened(content)
     assert files.reads == 1
     pieces = files.run(disk.map(0, disk.size))

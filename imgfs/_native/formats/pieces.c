@@ -3,6 +3,7 @@
 #include "array.h"
 #include "entry.h"
 #include "pieces.h"
+#include "rules.h"
 #include "scan.h"
 
 #include <stdbool.h>
@@ -10,15 +11,6 @@
 #include <string.h>
 
 /* ---- tables as pieces ---- */
-
-struct rule {
-	uint64_t mask, value, kind;
-};
-
-/* What an entry that is data says: where its bytes begin, and where they must be. */
-struct place {
-	uint64_t mask, shift, scale, base, low, high;
-};
 
 struct made {
 	uint64_t *ends, *offsets;
@@ -46,28 +38,6 @@ static bool make_room(struct made *made)
 	made->kinds = kinds;
 	made->room = room;
 	return true;
-}
-
-static const struct rule *fitting(const struct rule *rules, size_t n, uint64_t value)
-{
-	size_t i;
-
-	for (i = 0; i < n; i++)
-		if ((value & rules[i].mask) == rules[i].value)
-			return &rules[i];
-	return NULL;
-}
-
-static bool find_place(const struct place *place, uint64_t value, uint64_t length,
-		       uint64_t *offset)
-{
-	uint64_t number = (value & place->mask) >> place->shift;
-
-	if (__builtin_mul_overflow(number, place->scale, &number) ||
-	    __builtin_add_overflow(number, place->base, offset))
-		return false;
-	return *offset >= place->low && *offset <= place->high &&
-	       length <= place->high - *offset;
 }
 
 /* How many entries from `at` on have the same bytes. */

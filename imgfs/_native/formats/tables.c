@@ -4,6 +4,7 @@
 
 #include "array.h"
 #include "entry.h"
+#include "overlap.h"
 
 #include <stdbool.h>
 #include <stdint.h>
@@ -147,6 +148,7 @@ static PyObject *py_clear_runs(PyObject *self, PyObject *args)
 static PyMethodDef functions[] = {
 	{ "runs", py_runs, METH_VARARGS, NULL },
 	{ "clear_runs", py_clear_runs, METH_VARARGS, NULL },
+	{ "overlap", py_overlap, METH_VARARGS, NULL },
 	{ NULL, NULL, 0, NULL },
 };
 
