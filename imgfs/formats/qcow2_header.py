@@ -33,6 +33,7 @@ class Header:
     raw_data_file: bool
     refcount_bits: int
     codec: Codec
+    bitmap_directory: tuple[int, int]  #: of persistent bitmaps: start and end; (0, 0): none
     backing: Backing | None
     data_file: str | None
 
@@ -108,6 +109,7 @@ def read_header(name: str) -> Steps[Header]:
         raw_data_file=bool(more.autoclear_features & t.AUTOCLEAR_RAW_DATA_FILE),
         refcount_bits=1 << more.refcount_order,
         codec=_codec(name, head, more.header_length, incompatible),
+        bitmap_directory=_bitmaps(name, fixed, more.autoclear_features, extensions),
         backing=(yield from _read_backing(name, head, fixed, extensions)),
         data_file=_data_file(name, incompatible, extensions),
     )
@@ -138,7 +140,12 @@ def _version_3(name: str, fixed: t.HeaderV2, head: bytes) -> t.HeaderV3:
 
 def _read_extensions(name: str, head: bytes, at: int, end: int) -> Steps[dict[int, bytes]]:
     """By type, the first ones; those that nobody asks for are left out."""
-    asked = (t.EXTENSION_BACKING_FORMAT, t.EXTENSION_FEATURE_NAMES, t.EXTENSION_DATA_FILE)
+    asked = (
+        t.EXTENSION_BACKING_FORMAT,
+        t.EXTENSION_BITMAPS,
+        t.EXTENSION_DATA_FILE,
+        t.EXTENSION_FEATURE_NAMES,
+    )
     found: dict[int, bytes] = {}
     while at < end:
         if at + t.EXTENSION.size > len(head) == FIRST_READ:
@@ -196,6 +203,24 @@ def _codec(name: str, head: bytes, header_length: int, features: t.Incompatible)
         told = "set" if kind == t.COMPRESSION_DEFLATE else "clear"
         _wrong(name, "compression_type", kind, f"but its bit 3 in incompatible_features is {told}")
     return Codec.ZSTD if kind == t.COMPRESSION_ZSTD else Codec.DEFLATE
+
+
+def _bitmaps(
+    name: str, fixed: t.HeaderV2, autoclear: int, extensions: Mapping[int, bytes]
+) -> tuple[int, int]:
+    """The place of their directory.  Without the autoclear bit what is said of it is out of date."""
+    data = extensions.get(t.EXTENSION_BITMAPS)
+    if data is None or not autoclear & t.AUTOCLEAR_BITMAPS:
+        return 0, 0
+    if len(data) != t.BITMAPS.size:
+        raise CorruptImage(f"{name}: the header extension of bitmaps has {len(data)} bytes")
+    count, size, offset = t.BITMAPS.unpack(data)
+    if not 0 < count <= t.MAX_BITMAPS or not 0 < size <= t.MAX_BITMAP_DIRECTORY:
+        raise CorruptImage(f"{name}: {count} bitmaps in a directory of {size} bytes cannot be")
+    if offset % (1 << fixed.cluster_bits) or not 0 < offset <= t.MAX_HOST_OFFSET:
+        why = f"must be a multiple of {1 << fixed.cluster_bits}, below 2^56"
+        raise CorruptImage(f"{name}: the offset of the directory of bitmaps is {offset}: {why}")
+    return offset, offset + size
 
 
 def _text(data: bytes) -> str:

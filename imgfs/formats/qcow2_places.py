@@ -41,6 +41,7 @@ class Places:
                 (header.l1_table_offset, l1_end, "the L1 table"),
                 (header.refcount_table_offset, refcounts_end, "the refcount table"),
                 (header.snapshots_offset, snapshots_end, "the snapshot table"),
+                (*header.bitmap_directory, "the directory of bitmaps"),
                 *others,
             ],
         )

@@ -13,6 +13,7 @@ from typing import ClassVar
 
 from imgfs.errors import CorruptImage, UnsupportedFeature
 from imgfs.formats import vmdk_tables as t
+from imgfs.formats.claims import Taken, sorted_apart
 from imgfs.formats.disk import Backing, Disk
 from imgfs.formats.vmdk_descriptor import (
     FLAT_TYPES,
@@ -94,12 +95,24 @@ class VmdkDisk(Disk):
             self.backing = Backing(descriptor.parent_name, "vmdk", f"{descriptor.parent_cid:08x}")
         self._descriptor = descriptor
         self._extents = extents
+        self._is_checked = False
         self._starts = [0]
         for extent in extents:
             self._starts.append(self._starts[-1] + extent.size)
         self.size = self._starts.pop()
 
+    def _check(self) -> Steps[None]:
+        """Of what is small all of it is looked at before anything is read by it."""
+        if not self._is_checked:
+            sparse = [each for each in self._extents if isinstance(each, SparseExtent)]
+            checked = iter((yield from together([each.checked() for each in sparse])))
+            self._extents = [
+                next(checked) if isinstance(each, SparseExtent) else each for each in self._extents
+            ]
+            self._is_checked = True
+
     def map(self, offset: int, length: int) -> Steps[PieceList]:
+        yield from self._check()
         end = min(offset + length, self.size)
         first = bisect_right(self._starts, offset) - 1
         reading: dict[int, Steps[list[Grains]]] = {}
@@ -215,6 +228,7 @@ def _open_listed(name: str, descriptor: Descriptor) -> Steps[VmdkDisk]:
     for line in lines:
         if line.name and line.name not in opened:
             opened[line.name] = yield from open_file(line.name)
+    _check_lines(name, lines)
     files = yield from _read_headers(name, lines, opened)
     volatile = yield from _read_volatile_headers(lines, files)
     absent = _absent(descriptor)
@@ -231,6 +245,21 @@ def _open_listed(name: str, descriptor: Descriptor) -> Steps[VmdkDisk]:
             of = files[line.name]
             extents.append(_listed_extent(line, of, volatile.get(line.name, b""), absent))
     return VmdkDisk(descriptor, (yield from _keep_directories(extents, b"")))
+
+
+def _check_lines(name: str, lines: list[ExtentLine]) -> None:
+    """Raises CorruptImage where two of the extents have the same bytes."""
+    taken: dict[str, list[Taken]] = {}
+    for line in lines:
+        if line.type in FLAT_TYPES:
+            start = line.offset_sectors * SECTOR
+            place = (start, start + line.sectors * SECTOR, f"an extent of {line.name!r}")
+        else:  # a sparse one is all of its file
+            place = (0, 1 << 63, f"the extent {line.name!r}")
+        if line.name:
+            taken.setdefault(line.name, []).append(place)
+    for places in taken.values():
+        sorted_apart(f"{name}: descriptor", places)
 
 
 def _read_headers(
@@ -275,7 +304,7 @@ def _keep_directories(extents: Sequence[Extent], head: bytes) -> Steps[list[Exte
     sparse = [e for e in extents if isinstance(e, SparseExtent)]
     reads = [e.read_directory() for e in sparse]
     if sum(x.length for x in reads) > KEPT:
-        return list(extents)
+        return list(extents)  # of each part of them it is looked at when it is read
     missing = [x for x in reads if not _holds(head, x)]
     found = iter((yield from read_all(missing)))
     kept = iter(

@@ -9,13 +9,10 @@ from dataclasses import dataclass
 
 from imgfs.errors import CorruptImage, UnsupportedFeature
 from imgfs.formats import vmdk_tables as t
+from imgfs.formats.claims import Taken, sorted_apart
 from imgfs.formats.vmdk_descriptor import MOST_SECTORS
-from imgfs.formats.vmdk_sparse import (
-    CompressedExtent,
-    HostedExtent,
-    SeSparseExtent,
-    SparseExtent,
-)
+from imgfs.formats.vmdk_sesparse import SeSparseExtent
+from imgfs.formats.vmdk_sparse import CompressedExtent, HostedExtent, SparseExtent
 from imgfs.pieces import Kind
 from imgfs.steps import Read
 
@@ -115,6 +112,7 @@ def hosted_extent(of: ExtentFile, sectors: int | None, absent: Kind) -> SparseEx
             f"{of.where}: gdOffset {header.gdOffset} (offset 56): the grain directory is not in "
             f"the file ({of.size} bytes)"
         )
+    taken = _places(of, header, directories, -(-size // (grain * entries)) * 4)
     zero_grains = bool(header.flags & t.FLAG_ZERO_GRAIN)
     if compressed:
         return CompressedExtent(
@@ -127,6 +125,7 @@ def hosted_extent(of: ExtentFile, sectors: int | None, absent: Kind) -> SparseEx
             width=4,
             directories=directories,
             absent=absent,
+            taken=taken,
             zero_grains=zero_grains,
             markers=bool(header.flags & t.FLAG_MARKERS),
         )
@@ -140,8 +139,22 @@ def hosted_extent(of: ExtentFile, sectors: int | None, absent: Kind) -> SparseEx
         width=4,
         directories=directories,
         absent=absent,
+        taken=taken,
         zero_grains=zero_grains,
     )
+
+
+def _places(
+    of: ExtentFile, header: t.SparseExtentHeader, directories: tuple[int, ...], length: int
+) -> tuple[Taken, ...]:
+    """What the file's own structures take of it.  Raises CorruptImage where two overlap."""
+    taken: list[Taken] = [(0, SECTOR, "the header")]
+    if header.descriptorOffset:
+        start = header.descriptorOffset * SECTOR
+        taken.append((start, start + header.descriptorSize * SECTOR, "the descriptor"))
+    names = ("the grain directory", "the redundant grain directory")
+    taken += [(at, at + length, what) for at, what in zip(directories, names, strict=False)]
+    return tuple(sorted_apart(of.where, taken))
 
 
 def cowd_extent(of: ExtentFile, sectors: int, absent: Kind) -> SparseExtent:
@@ -167,6 +180,7 @@ def cowd_extent(of: ExtentFile, sectors: int, absent: Kind) -> SparseExtent:
         width=4,
         directories=(_inside(of, "gdOffset", header.gdOffset, 20),),
         absent=absent,
+        taken=((0, t.COWD_HEADER.size, "the header"),),
     )
 
 

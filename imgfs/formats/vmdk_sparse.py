@@ -8,16 +8,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import NamedTuple
 
 from imgfs._native._tables import runs
 from imgfs.formats import vmdk_tables as t
+from imgfs.formats.claims import WHOLE, Taken, check_entries, sorted_apart
+from imgfs.formats.entries import Entries
 from imgfs.formats.window import Window
 from imgfs.pieces import Codec, Coded, Kind
 from imgfs.steps import Read, Steps, read_all
 
 SECTOR = t.SECTOR
+_ALL_BITS = 0xFFFFFFFF
 
 
 class Tables(NamedTuple):
@@ -50,6 +54,10 @@ class SparseExtent(ABC):
     directories: tuple[int, ...]  #: bytes in the file: the grain directory's, the redundant one's
     absent: Kind  #: what a grain is that there is not
     directory: bytes | None = field(default=None, repr=False)  #: None: it is too large to be kept
+    taken: tuple[
+        Taken, ...
+    ] = ()  #: the places of structures, which tables and grains must not have
+    is_checked: bool = False  #: no two tables or grains have the same place, in all of it
 
     @property
     def span(self) -> int:
@@ -69,14 +77,73 @@ class SparseExtent(ABC):
         """All of it."""
         return Read(self.directories[0], self.tables * self.width, self.file)
 
+    def checked(self) -> Steps[SparseExtent]:
+        """This, with what is in its directory looked at as a whole, and in its tables if these are
+        small; of others each part is when it is read.  Raises CorruptImage."""
+        if self.directory is None:
+            return self
+        self._check_directory(self.directory, 0)
+        if self.tables * self.entries * self.width > WHOLE:
+            return self
+        located = list(self._locate(self.directory, self.tables))
+        self._check_tables(located, (yield from self._read_tables(located)), 0)
+        return replace(self, is_checked=True)
+
+    def _check_directory(self, directory: bytes, first: int) -> None:
+        """Of its entries from `first` on."""
+
+        def of(index: int) -> str:
+            at = self.directories[0] + (first + index) * self.width
+            return f"the table of grain directory entry {first + index} (offset {at})"
+
+        whole = directory[: len(directory) // self.width * self.width]
+        size = self.entries * self.width
+        apart = sorted_apart(self.where, self.taken)
+        check_entries(self._directory_entries(), whole, size, apart, self.where, of)
+
+    def _check_tables(self, located: list[Tables], tables: list[bytes], first: int) -> None:
+        """Of the tables from `first` on, which are at the places that `located` says."""
+        size = self.entries * self.width
+        numbers, at = [], first  # of the first table of each that is there
+        taken = list(self.taken)
+        for each in located:
+            if each.offset:
+                numbers.append(at)
+                end = min(each.offset + each.tables * size, self.file_size)
+                taken.append((each.offset, end, "a grain table"))
+            at += each.tables
+        whole = [self._numbers(data[: len(data) // self.width * self.width]) for data in tables]
+        counts = list(accumulate((len(data) // self.width for data in whole), initial=0))
+
+        def of(index: int) -> str:
+            number = bisect_right(counts, index) - 1
+            grain = numbers[number] * self.entries + index - counts[number]
+            return f"the grain of byte {grain * self.grain}"
+
+        apart = sorted_apart(self.where, taken)
+        check_entries(self._grain_entries(), b"".join(whole), self._unit, apart, self.where, of)
+
+    @property
+    def _unit(self) -> int:
+        """Bytes that a grain has in the file, at least."""
+        return self.grain
+
+    def _numbers(self, table: bytes) -> bytes:
+        """The table as `_grain_entries` has it."""
+        return table
+
     def read_grains(self, first: int, end: int) -> Steps[list[Grains]]:
         """Of the tables `[first, end)`, in order."""
         if self.directory is None:
             found = yield from self._read_entries(self.directories[0], first, end)
+            self._check_directory(found, first)
         else:
             found = self.directory[first * self.width : end * self.width]
         located = list(self._locate(found, end - first))
-        grains = yield from self._read_located(located)
+        tables = yield from self._read_tables(located)
+        if not self.is_checked:
+            self._check_tables(located, tables, first)
+        grains = self._parse_all(located, tables)
         if len(self.directories) > 1:
             suspect = self._suspect(located, grains)
             grains = yield from self._replace(first, grains, suspect)
@@ -97,11 +164,15 @@ class SparseExtent(ABC):
         if whole < count:
             yield Tables(count - whole, 0, f"{self.where}: the file ends in its grain directory")
 
-    def _read_located(self, located: list[Tables]) -> Steps[list[list[Grains]]]:
-        """One list for each entry of `located`."""
+    def _read_tables(self, located: list[Tables]) -> Steps[list[bytes]]:
+        """Of those that there are."""
         size = self.entries * self.width
         reads = [Read(x.offset, x.tables * size, self.file) for x in located if x.offset]
-        found = iter((yield from read_all(reads)))
+        return (yield from read_all(reads))
+
+    def _parse_all(self, located: list[Tables], contents: list[bytes]) -> list[list[Grains]]:
+        """One list for each entry of `located`."""
+        found = iter(contents)
         grains = []
         for tables in located:
             count = tables.tables * self.entries
@@ -147,7 +218,8 @@ class SparseExtent(ABC):
         reads = [Read(base + a * self.width, (b - a) * self.width, self.file) for a, b in suspect]
         entries = yield from read_all(reads)
         located = [list(self._locate(x, b - a)) for x, (a, b) in zip(entries, suspect, strict=True)]
-        flat = yield from self._read_located([x for group in located for x in group])
+        all_of_them = [x for group in located for x in group]
+        flat = self._parse_all(all_of_them, (yield from self._read_tables(all_of_them)))
         others = iter(flat)
         better = {}
         for (a, _), group in zip(suspect, located, strict=True):
@@ -213,6 +285,14 @@ class SparseExtent(ABC):
         return False
 
     @abstractmethod
+    def _directory_entries(self) -> Entries:
+        """Where a directory's entries say that tables are."""
+
+    @abstractmethod
+    def _grain_entries(self) -> Entries:
+        """Where a table's entries say that grains are."""
+
+    @abstractmethod
     def _directory_step(self) -> int:
         """By how much the entries of tables differ that stand one after the other."""
 
@@ -245,6 +325,18 @@ class HostedExtent(SparseExtent):
     """Entries of 32 bits that are sectors of the file: "KDMV", and "COWD"."""
 
     zero_grains: bool = False  #: GTE_ZERO is zeroes
+
+    def _directory_entries(self) -> Entries:
+        return self._sectors([(_ALL_BITS, 0, Kind.ZERO)])
+
+    def _grain_entries(self) -> Entries:
+        rules = [(_ALL_BITS, 0, Kind.ZERO)]
+        rules += [(_ALL_BITS, t.GTE_ZERO, Kind.ZERO)] if self.zero_grains else []
+        return self._sectors(rules)
+
+    def _sectors(self, rules: list[tuple[int, int, Kind]]) -> Entries:
+        rules = [*rules, (0, 0, Kind.DATA)]
+        return Entries(self.width, rules, mask=_ALL_BITS, scale=SECTOR, high=self.file_size)
 
     def _directory_step(self) -> int:
         return self.entries * self.width // SECTOR
@@ -280,6 +372,10 @@ class CompressedExtent(HostedExtent):
     """Grains that are zlib streams, mostly with a marker in front."""
 
     markers: bool
+
+    @property
+    def _unit(self) -> int:
+        return SECTOR  # a marker and what is compressed, up to a sector's end
 
     @property
     def table_cost(self) -> int:
@@ -319,55 +415,3 @@ def _offsets(run: Grains) -> list[int]:
     if run.kind != Kind.DATA:
         return []
     return [run.offset + index * run.stride for index in range(run.grains)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class SeSparseExtent(SparseExtent):
-    """Entries of 64 bits that are numbers in areas of tables and of grains."""
-
-    tables_offset: int  #: bytes
-    grains_offset: int  #: bytes
-
-    def _directory_step(self) -> int:
-        return 1
-
-    def _table_step(self) -> int:
-        return 1 << t.SESPARSE_LOW_SHIFT
-
-    def _tables(self, count: int, value: int, step: int) -> Iterator[Tables]:
-        if value == 0 and not step:
-            yield Tables(count, 0)
-            return
-        each, times = (count, 1) if step else (1, count)
-        offset = self.tables_offset + (value & 0xFFFFFFFF) * self.entries * self.width
-        for _ in range(times):
-            if (value + (each - 1) * step) >> 32 != t.SESPARSE_GDE_HIGH or (
-                value >> 32 != t.SESPARSE_GDE_HIGH
-            ):
-                yield Tables(
-                    each, 0, f"{self.where}: grain directory entry {value:#x} is of no known kind"
-                )
-            elif offset >= self.file_size:
-                yield Tables(each, 0, self._past("grain directory entry", value, offset))
-            else:
-                yield Tables(each, offset)
-
-    def _grains(self, count: int, value: int, step: int, offset: int) -> Iterator[Grains]:
-        kind = value >> t.SESPARSE_KIND_SHIFT
-        if kind != (value + (count - 1) * step) >> t.SESPARSE_KIND_SHIFT:
-            for index in range(count):
-                yield from self._grains(1, value + index * step, 0, offset + index * self.width)
-        elif kind == t.SESPARSE_GTE_NONE and not value and not step:
-            yield Grains(count, self.absent)
-        elif kind in (t.SESPARSE_GTE_UNMAPPED, t.SESPARSE_GTE_ZERO):
-            yield Grains(count, Kind.ZERO)
-        elif kind == t.SESPARSE_GTE_DATA:
-            low = value >> t.SESPARSE_LOW_SHIFT & ((1 << t.SESPARSE_LOW_BITS) - 1)
-            number = (value & t.SESPARSE_HIGH_MASK) << t.SESPARSE_LOW_BITS | low
-            stride = self.grain if step else 0
-            yield Grains(count, Kind.DATA, self.grains_offset + number * self.grain, stride)
-        else:
-            problem = (
-                f"{self.where}: the grain table entry {value:#x} at {offset} is of no known kind"
-            )
-            yield Grains(count, self.absent, problem=problem)
