@@ -208,7 +208,7 @@ def _codec(name: str, head: bytes, header_length: int, features: t.Incompatible)
 def _bitmaps(
     name: str, fixed: t.HeaderV2, autoclear: int, extensions: Mapping[int, bytes]
 ) -> tuple[int, int]:
-    """The place of their directory.  Without the autoclear bit what is said of it is out of date."""
+    """The place of their directory.  Without the autoclear bit that is out of date."""
     data = extensions.get(t.EXTENSION_BITMAPS)
     if data is None or not autoclear & t.AUTOCLEAR_BITMAPS:
         return 0, 0

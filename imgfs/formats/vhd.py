@@ -96,8 +96,9 @@ def _find_footer(name: str, head: bytes, tail: bytes, tail_at: int) -> tuple[vt.
 
 
 def _check_copy(name: str, footer: vt.Footer, at: int, copy: vt.Footer | None) -> None:
-    """Both are written together; of a fixed disk there is only the one at the end."""
-    if footer.disk_type == vt.FIXED or copy is None:
+    """Both are written together; of a fixed disk there is only the one at the end, and what looks
+    like the other one is the guest's, if it is not of the same disk."""
+    if copy is None or (footer.disk_type == vt.FIXED and copy.unique_id != footer.unique_id):
         return
     for field in vt.SAME_IN_COPY:
         if getattr(footer, field) != getattr(copy, field):
@@ -233,9 +234,11 @@ class VhdDisk(Disk):
             return self._map_fixed(offset)
         header = self._header
         blocks = -(-self.size // header.block_size)
-        if not self._is_checked and blocks * vt.ENTRY_SIZE <= WHOLE:
-            whole = yield from read(header.table_offset, blocks * vt.ENTRY_SIZE)
+        entries = header.max_table_entries
+        if not self._is_checked and entries * vt.ENTRY_SIZE <= WHOLE:
+            whole = yield from read(header.table_offset, entries * vt.ENTRY_SIZE)
             self._check_places(header, whole, 0)
+            self._check_unused(header, whole, blocks)
             self._is_checked = True
         first, end = offset // header.block_size, -(-(offset + length) // header.block_size)
         if self.backing is None:
@@ -275,6 +278,16 @@ class VhdDisk(Disk):
         whole = memoryview(table)[: len(table) // vt.ENTRY_SIZE * vt.ENTRY_SIZE]
         unit = vt.bitmap_size(header.block_size) + header.block_size
         check_entries(entries, whole, unit, self._taken, self._name, of)
+
+    def _check_unused(self, header: vt.Header, table: bytes, blocks: int) -> None:
+        """Of entries past the disk's `blocks`: those that are past the file's end too tell that one
+        of the sizes is wrong."""
+        size = vt.bitmap_size(header.block_size) + header.block_size
+        unused = memoryview(table)[: len(table) // vt.ENTRY_SIZE * vt.ENTRY_SIZE]
+        unused = unused[blocks * vt.ENTRY_SIZE :]
+        for index, (sector,) in enumerate(struct.iter_unpack(">I", unused)):
+            if sector != vt.NOT_ALLOCATED and sector * vt.SECTOR + size > self._data_end:
+                raise self._outside(header, blocks + index, sector)
 
     def _map_fixed(self, offset: int) -> PieceList:
         end = min(self.size, self._data_end)

@@ -13,7 +13,6 @@ from typing import ClassVar
 
 from imgfs.errors import CorruptImage, UnsupportedFeature
 from imgfs.formats import vmdk_tables as t
-from imgfs.formats.claims import Taken, sorted_apart
 from imgfs.formats.disk import Backing, Disk
 from imgfs.formats.vmdk_descriptor import (
     FLAT_TYPES,
@@ -228,7 +227,6 @@ def _open_listed(name: str, descriptor: Descriptor) -> Steps[VmdkDisk]:
     for line in lines:
         if line.name and line.name not in opened:
             opened[line.name] = yield from open_file(line.name)
-    _check_lines(name, lines)
     files = yield from _read_headers(name, lines, opened)
     volatile = yield from _read_volatile_headers(lines, files)
     absent = _absent(descriptor)
@@ -245,21 +243,6 @@ def _open_listed(name: str, descriptor: Descriptor) -> Steps[VmdkDisk]:
             of = files[line.name]
             extents.append(_listed_extent(line, of, volatile.get(line.name, b""), absent))
     return VmdkDisk(descriptor, (yield from _keep_directories(extents, b"")))
-
-
-def _check_lines(name: str, lines: list[ExtentLine]) -> None:
-    """Raises CorruptImage where two of the extents have the same bytes."""
-    taken: dict[str, list[Taken]] = {}
-    for line in lines:
-        if line.type in FLAT_TYPES:
-            start = line.offset_sectors * SECTOR
-            place = (start, start + line.sectors * SECTOR, f"an extent of {line.name!r}")
-        else:  # a sparse one is all of its file
-            place = (0, 1 << 63, f"the extent {line.name!r}")
-        if line.name:
-            taken.setdefault(line.name, []).append(place)
-    for places in taken.values():
-        sorted_apart(f"{name}: descriptor", places)
 
 
 def _read_headers(

@@ -50,7 +50,7 @@ def hosted_header(of: ExtentFile) -> t.SparseExtentHeader:
         raise CorruptImage(f"{of.where}: the file ends in its header")
     header = t.SparseExtentHeader(*t.SPARSE_HEADER.unpack_from(of.head))
     if header.gdOffset == t.GD_AT_END:
-        header = _footer(of)
+        header = _same_as(of, header, _footer(of))
     if header.version not in (1, 2, 3):
         raise UnsupportedFeature(f"{of.where}: version {header.version} (offset 4) is not known")
     if header.flags & ~t.KNOWN_FLAGS:
@@ -72,6 +72,17 @@ def hosted_header(of: ExtentFile) -> t.SparseExtentHeader:
             f"{header.compressAlgorithm} (offset 77)"
         )
     return header
+
+
+def _same_as(
+    of: ExtentFile, header: t.SparseExtentHeader, footer: t.SparseExtentHeader
+) -> t.SparseExtentHeader:
+    """The footer, which is a copy of the header but for where the directory is."""
+    for name in ("version", "capacity", "grainSize", "numGTEsPerGT"):
+        first, last = getattr(header, name), getattr(footer, name)
+        if first != last:
+            raise CorruptImage(f"{of.where}: {name} is {first} in the header, {last} in the footer")
+    return footer
 
 
 def _footer(of: ExtentFile) -> t.SparseExtentHeader:
