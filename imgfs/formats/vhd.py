@@ -96,9 +96,10 @@ def _find_footer(name: str, head: bytes, tail: bytes, tail_at: int) -> tuple[vt.
 
 
 def _check_copy(name: str, footer: vt.Footer, at: int, copy: vt.Footer | None) -> None:
-    """Both are written together; of a fixed disk there is only the one at the end, and what looks
-    like the other one is the guest's, if it is not of the same disk."""
-    if copy is None or (footer.disk_type == vt.FIXED and copy.unique_id != footer.unique_id):
+    """Both are written together.  Of a fixed disk there is only the one at the end, behind all of
+    the disk: what looks like the other one is the guest's then."""
+    fixed = footer.disk_type == vt.FIXED
+    if copy is None or (fixed and (at == footer.current_size or copy.disk_type == vt.FIXED)):
         return
     for field in vt.SAME_IN_COPY:
         if getattr(footer, field) != getattr(copy, field):

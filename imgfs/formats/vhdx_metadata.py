@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from imgfs.errors import CorruptImage, UnsupportedFeature
 from imgfs.formats import vhdx_tables as vt
+from imgfs.formats.claims import sorted_apart
 from imgfs.formats.disk import Backing
 from imgfs.formats.vhdx_log import Replayed
 from imgfs.formats.windows_names import local_name
@@ -61,6 +62,13 @@ def read_metadata(name: str, file: Replayed, region: vt.Region) -> Steps[Metadat
             raise CorruptImage(
                 f"{name}: the metadata table at offset {region.file_offset} has no {what}"
             )
+    sorted_apart(
+        name,
+        [
+            (region.file_offset + each.offset, region.file_offset + each.offset + each.length, what)
+            for each, what in ((item, _KNOWN[item.item_id][0]) for item in found.values())
+        ],
+    )
     content = yield from _contents(name, file, region, data, found)
     return _metadata(name, content)
 
@@ -104,6 +112,8 @@ def _metadata(name: str, content: dict[bytes, bytes]) -> Metadata:
         )
     if logical not in (512, 4096):
         raise CorruptImage(f"{name}: logical sector size {logical} is neither 512 nor 4096")
+    if not size:
+        raise CorruptImage(f"{name}: virtual disk size is 0")
     if size % logical:
         raise CorruptImage(f"{name}: virtual disk size {size} is no multiple of {logical}")
     if size > vt.MOST_SIZE:
