@@ -20,6 +20,8 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> list[Subject]:
 
 
 def test_every_structure_has_its_fields(corpus: list[Subject]) -> None:
+    assert len(corpus) > 15
+    assert all(fields.ours(each, each.content) is not None for each in corpus)
     named = {each.name: {field.name for field in fields.fields_of(each)} for each in corpus}
     assert {"header.l1_table_offset", "L1[0]", "L1[0] L2[0]", "refcounts[0]"} <= named["qcow2"]
     assert {"snapshot 1.l1_table_offset"} <= named["qcow2-snapshots"]
