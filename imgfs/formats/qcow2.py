@@ -24,7 +24,7 @@ from imgfs.formats.claims import WHOLE, Taken
 from imgfs.formats.disk import Disk
 from imgfs.formats.entries import Entries
 from imgfs.formats.qcow2_header import Header, Snapshot, parse_snapshots, read_header
-from imgfs.formats.qcow2_places import Places
+from imgfs.formats.qcow2_places import MOST_TAKEN, Places
 from imgfs.formats.qcow2_runs import ALIKE, extended_runs, host_runs, subcluster_runs
 from imgfs.pieces import Coded, Kind, PieceList, PieceListBuilder
 from imgfs.steps import Opened, Read, Steps, open_file, read, read_all
@@ -152,6 +152,9 @@ class Qcow2Disk(Disk):
         self._entry = header.entry_size
         self._extended = header.extended_l2
         self._places = places
+        kept = l1.kept or b""
+        kept = kept[: min(len(kept) // t.ENTRY.size, MOST_TAKEN) * t.ENTRY.size]
+        self._l2_places = [value & t.ENTRY_OFFSET for (value,) in t.ENTRY.iter_unpack(kept)]
         self._is_checked = False
         self._plain = self._plain_entries()
 
@@ -248,7 +251,7 @@ class Qcow2Disk(Disk):
                 if host % self._cluster == start % self._cluster:  # else it is told of elsewhere
                     table = data[at : at + self._cluster]
                     found.append((start // self._entry, host, table))
-        self._places.check_l2(found, [])
+        self._places.check_l2(found, self._l2_places)
 
     def _plain_entries(self) -> Entries | None:
         """What all entries mean but those with subclusters, compressed ones, and wrong ones."""

@@ -16,7 +16,7 @@ from imgfs.formats.entries import Entries
 from imgfs.formats.qcow2_header import Header
 from imgfs.pieces import Kind
 
-MOST_TAKEN = 4096  # tables whose places no cluster may have
+MOST_TAKEN = 4096  # L2 tables that are not being read, whose places no cluster may have
 
 
 class Places:
@@ -82,8 +82,8 @@ class Places:
             return f"the cluster for byte {cluster * self._cluster} (L2 entry at byte {entry})"
 
         cluster = self._cluster
-        places = {at // cluster * cluster for _, at, _ in tables} | set(others[:MOST_TAKEN])
-        taken = [(at, at + cluster, "an L2 table") for at in places if at % cluster == 0]
+        places = {at // cluster * cluster for _, at, _ in tables} | set(others)
+        taken = [(at, at + cluster, "an L2 table") for at in places if at and at % cluster == 0]
         more = [(t.ENTRY_COMPRESSED, t.ENTRY_COMPRESSED, Kind.ZERO)]
         if self._version > 2 and not self._extended:
             more.append((t.ENTRY_ZERO, t.ENTRY_ZERO, Kind.ZERO))

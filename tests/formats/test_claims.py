@@ -179,3 +179,18 @@ def test_qcow2(tmp_path: Path) -> None:
     files = Files(bytes(shared))
     disk = files.run(qcow2.open_disk("a.img", len(shared)))
     assert files.read(disk, 0, 8192) == b"\1" * 8192
+
+
+def test_a_large_qcow2_is_looked_at_in_parts(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    qemu.img("create", "-q", "-f", "qcow2", "-o", "cluster_size=2M", path, "2T")
+    qemu.io(path, "qcow2", "write -P 1 0 2M", "write -P 2 1T 2M")
+    good = bytearray(path.read_bytes())
+    (l1,) = struct.unpack_from(">Q", good, 40)
+    tables = [struct.unpack_from(">Q", good, l1 + 8 * at)[0] & q.ENTRY_OFFSET for at in (0, 2)]
+    refused_at = struct.unpack_from(">Q", good, l1 + 8)[0]
+    assert all(tables) and not refused_at
+    for value in tables:
+        bad = bytearray(good)
+        struct.pack_into(">Q", bad, tables[0], value | q.ENTRY_COPIED)
+        refused(qcow2, bad, "the cluster for byte 0 .* an L2 table")
