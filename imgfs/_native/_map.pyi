@@ -272,9 +272,12 @@ class SegmentMap:
         """How many bytes lseek calls data or does not know."""
     def read(self, offset: int, length: int) -> bytes | None:
         """[blocks] The bytes if all of them are local, else None.  The native readers' own code."""
-    def seek(self, offset: int, whence: int) -> int | None:
+    def seek(self, offset: int, whence: int, size: int = ..., /) -> int | None:
         """lseek's answer for os.SEEK_DATA or os.SEEK_HOLE: an offset, or None where only Python knows.
-        OSError ENXIO at or past the end, or when no data follows."""
+        OSError ENXIO at or past the end, or when no data follows.
+
+        A block of BLOCK bytes is a hole only as a whole: the answer is `offset` itself, a multiple of
+        BLOCK, or the end.  With `size` the file ends there, and what is unknown is data."""
 
 def scan_file(fd: int, size: int) -> tuple[array[int], bytes]:
     """[blocks] `fd`'s extents by SEEK_DATA/SEEK_HOLE as an ExtentList's (ends, flags)."""

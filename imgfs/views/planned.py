@@ -74,7 +74,7 @@ class PlannedView(View):
                 return
             with contextlib.suppress(CorruptImage):
                 extents = await self.extents(0, self.size)
-                self.stored_bytes = await work(len(extents), extents.stored_bytes)
+                self.stored_bytes = await work(len(extents), extents.data_bytes)
                 self._is_measured = True
                 return
         await self.prepare()

@@ -53,7 +53,7 @@ class RawView(View):
                 store = self.source.store if isinstance(self.source, FileSource) else None
                 if self.size:
                     self.map.load(extents.ends, extents.flags, store)
-            self.stored_bytes = extents.stored_bytes()
+            self.stored_bytes = extents.data_bytes()
             self._ready = True
 
     @property

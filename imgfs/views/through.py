@@ -18,7 +18,6 @@ an await between leaving and the maps' saying so.  `_shape` is held while base, 
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TypeAlias
@@ -107,7 +106,7 @@ class ThroughView(Writable):
             self.stored_bytes = self.map.data_bytes()
         else:
             ends, flags = self.map.extents(0, self.size)
-            self.stored_bytes = ExtentList(0, ends, flags).stored_bytes()
+            self.stored_bytes = ExtentList(0, ends, flags).data_bytes()
 
     async def _check(self) -> None:
         await self.source.check_identity()
@@ -160,15 +159,7 @@ class ThroughView(Writable):
         if self.map.size == self.size:
             return self.map.seek(offset, whence)
         # The map is longer than the image, and what it does not know of is data.
-        if not 0 <= offset < self.size:
-            raise OSError(6, os.strerror(6))
-        wanted = _map.HOLE if whence == os.SEEK_HOLE else _map.DATA
-        for start, _, _, seek in self.map.segments(offset, self.size - offset):
-            if (seek == _map.HOLE) == (wanted == _map.HOLE):
-                return start
-        if wanted == _map.HOLE:
-            return self.size
-        raise OSError(6, os.strerror(6))
+        return self.map.seek(offset, whence, self.size)
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
         await self.prepare()

@@ -43,7 +43,7 @@ class View(Image):
         super().__init__(name, size)
         self.mtime_ns = mtime_ns
         self.mode = mode
-        self.stored_bytes = size  #: those that are not holes; known once it is measured or prepared
+        self.stored_bytes = size  #: not holes; known once it is measured or prepared
         self.answered = Counters()  #: what programs asked for, and Python answered
         self.stale: SourceChanged | None = None
         self._hooks: list[Callable[[], Callable[[SourceChanged], None] | None]] = []

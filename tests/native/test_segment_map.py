@@ -45,14 +45,6 @@ class Model:
         values = [cell[2] for cell in self.cells[start:end]]
         return None if None in values else bytes(v for v in values if v is not None)
 
-    def seek(self, offset: int, wanted: int) -> int | None:
-        for i in range(offset, SIZE):
-            if self.cells[i][1] == _map.UNKNOWN:
-                return None
-            if self.cells[i][1] == wanted:
-                return i
-        return SIZE if wanted == _map.HOLE else -errno.ENXIO
-
 
 def apply(m: _map.SegmentMap, store: _map.Store, what: str, start: int, end: int) -> None:
     if what == "zero":
@@ -102,9 +94,6 @@ def test_map_equals_model(
     assert len(m) == len(segments)
     start, end = probe
     assert m.read(start, end - start) == model.read(start, end)
-    if start < SIZE:
-        assert native_seek(m, start, os.SEEK_DATA) == model.seek(start, _map.DATA)
-        assert native_seek(m, start, os.SEEK_HOLE) == model.seek(start, _map.HOLE)
     ends, flags = m.extents(start, end - start)
     found = [
         flag for a, b, flag in zip([start, *ends], ends, flags, strict=False) for _ in range(a, b)

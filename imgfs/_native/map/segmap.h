@@ -189,8 +189,12 @@ int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 bool segmap_splice(struct segmap *map, uint64_t offset, uint64_t length, char *buf, int pipe,
 		   bool (*take)(void *arg), void *arg);
 
-/* 1: *found is lseek's answer.  0: only Python knows.  -ENXIO, -EINVAL. */
+/* 1: *found is lseek's answer, a multiple of SEG_BLOCK, `offset` itself or the end.  0: only Python knows.
+ * -ENXIO, -EINVAL. */
 int segmap_seek(struct segmap *map, int64_t offset, int whence, uint64_t *found);
+/* The same of a file that ends at `size`, if that is before the map's end.  complete: what is unknown is data. */
+int segmap_seek_in(struct segmap *map, int64_t offset, int whence, uint64_t size, bool complete,
+		   uint64_t *found);
 
 /* Up to `max` segments from `offset` on; returns how many. */
 size_t segmap_segments(struct segmap *map, uint64_t offset, uint64_t end, struct seg_view *out,

@@ -123,12 +123,13 @@ static PyObject *map_read(MapObject *self, PyObject *args)
 static PyObject *map_seek(MapObject *self, PyObject *args)
 {
 	long long offset;
+	unsigned long long size = UINT64_MAX;
 	uint64_t found;
 	int whence, result;
 
-	if (!PyArg_ParseTuple(args, "Li", &offset, &whence))
+	if (!PyArg_ParseTuple(args, "Li|K", &offset, &whence, &size))
 		return NULL;
-	result = segmap_seek(self->map, offset, whence, &found);
+	result = segmap_seek_in(self->map, offset, whence, size, PyTuple_GET_SIZE(args) > 2, &found);
 	if (result == 1)
 		return PyLong_FromUnsignedLongLong(found);
 	return none_or(result);
