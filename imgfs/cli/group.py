@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import sys
 
 import click
 
@@ -43,21 +42,21 @@ def cli() -> None:
     """Remote disk images as ordinary files: imgfs SOURCE MOUNTPOINT [-o OPTIONS]."""
 
 
-def main() -> None:
-    """The entry point: an error is one line on stderr and status 1."""
+def run() -> int:
+    """Run the command that sys.argv asks for; returns its status.  An error is one line on stderr.
+
+    A command may also end by SystemExit.
+    """
     try:
         cli(standalone_mode=False)
     except click.exceptions.Exit as exc:
-        sys.exit(exc.exit_code)
+        return exc.exit_code
     except click.ClickException as exc:
         exc.show()
-        sys.exit(exc.exit_code)
+        return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        return 130
     except ImgfsError as exc:
         click.echo(f"imgfs: {exc}", err=True)
-        sys.exit(1)
-
-
-if __name__ == "__main__":
-    main()
+        return 1
+    return 0

@@ -5,6 +5,7 @@ Sizes are bytes, rates bytes a second, `left_s` seconds.  A rate is that of the 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
 import time
@@ -169,4 +170,6 @@ class JsonLines(Reporter):
         self._print({**told, "destination": copy.destination, **sizes, **more})
 
     def _print(self, event: dict[str, Any]) -> None:
-        print(json.dumps(event), file=self._out, flush=True)
+        # To copy is what was asked for; that nobody could be told is said at the end.
+        with contextlib.suppress(OSError):
+            print(json.dumps(event), file=self._out, flush=True)
