@@ -117,18 +117,14 @@ def test_looks_are_true(mount: Mounter, sshd: Sshd, tmp_path: Path, sparse: Path
         if path.name == "extents.json":
             continue
         with path.open("rb") as file:
-            assert len(file.read()) == looked[path][0], path
+            content = file.read()
+            assert len(content) == looked[path][0], path
             found = os.fstat(file.fileno())
             assert (found.st_size, found.st_blocks) == looked[path], path
-            at = data = 0
-            while at < found.st_size:
-                try:
-                    start = os.lseek(file.fileno(), at, os.SEEK_DATA)
-                except OSError:
-                    break
-                at = os.lseek(file.fileno(), start, os.SEEK_HOLE)
-                data += at - start
-            assert -(-data // 512) <= found.st_blocks, path
+            # All that is not zero counts; and cp looks for the holes that there are.
+            assert len(content) - content.count(0) <= found.st_blocks * 512, path
+            if os.lseek(file.fileno(), 0, os.SEEK_HOLE) < found.st_size:
+                assert found.st_blocks * 512 < found.st_size, path
     time.sleep(1.1)  # what the kernel knows of them is asked for again
     for path in files:
         assert (path.stat().st_size, path.stat().st_blocks) == looked[path], path
