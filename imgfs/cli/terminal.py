@@ -52,7 +52,7 @@ class Terminal:
     """Asks from any thread of this process, until it is closed."""
 
     def __init__(self) -> None:
-        self._closing = os.eventfd(0, os.EFD_CLOEXEC)
+        self._closing, self._end = os.pipe()
 
     def ask(self, question: str) -> str | None:
         """[blocks] See `ask`."""
@@ -61,6 +61,8 @@ class Terminal:
     def close(self) -> None:
         """End the question that is being asked, and answer no other.
 
-        The descriptor stays: a thread may be about to wait for it.
+        The descriptor that is waited for stays: a thread may be about to.
         """
-        os.eventfd_write(self._closing, 1)
+        if self._end >= 0:
+            os.close(self._end)
+            self._end = -1

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import select
 
 import click
 
 from imgfs.cli import parameters
 from imgfs.cli.asking import PATIENCE_S, Asking
 from imgfs.daemon.mounts import mounted_at, resolved
+from imgfs.daemon.processes import Watched
 from imgfs.daemon.unmount import clear_dead, holders, unmount
 from imgfs.errors import DeadMount, MountError
 
@@ -29,7 +28,7 @@ def command(mountpoint: str) -> None:
     asking = Asking(mountpoint)
     try:
         pid = int(asking.wait().status["pid"])
-        process = os.pidfd_open(pid)
+        process = Watched(pid)
     except DeadMount:
         if not clear_dead(path):
             raise
@@ -48,7 +47,7 @@ def command(mountpoint: str) -> None:
         raise MountError(f"{mountpoint}: cannot be unmounted yet; it may be later") from None
     if why is not None:
         raise MountError(f"{mountpoint}: {why}")
-    if _has_ended(process, SOON_S):
+    if process.wait_for(SOON_S):
         return
     # Who else has the mount may keep it for ever.
     others = [] if entry is None else holders(entry.device)
@@ -57,9 +56,5 @@ def command(mountpoint: str) -> None:
             f"{mountpoint}: unmounted here, but {', '.join(map(str, others))} has it in a mount "
             f"namespace of its own; imgfs ends when that does; to end it now run: kill {pid}"
         )
-    if not _has_ended(process, WAIT_S):
+    if not process.wait_for(WAIT_S):
         raise MountError(f"{mountpoint}: unmounted, but process {pid} has not ended yet")
-
-
-def _has_ended(process: int, within_s: float) -> bool:
-    return bool(select.select([process], [], [], within_s)[0])

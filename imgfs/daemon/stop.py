@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import trio
 
+from imgfs.daemon.processes import Watched
 from imgfs.errors import MountError
 
 Result = TypeVar("Result")
@@ -111,15 +112,12 @@ class Stop:
 
     async def follow(self, parent: int) -> None:
         """Ask for a stop when the process `parent`, which made this one, is gone."""
-        try:
-            process = os.pidfd_open(parent)
-        except ProcessLookupError:
-            process = -1
-        try:
-            # It may have gone, and its number been given away, before pidfd_open.
-            if process >= 0 and os.getppid() == parent:
-                await trio.lowlevel.wait_readable(process)
-        finally:
-            if process >= 0:
-                os.close(process)
+        with contextlib.suppress(ProcessLookupError):
+            process = Watched(parent)
+            try:
+                # It may have gone, and its number been given away, before that.
+                if os.getppid() == parent:
+                    await process.wait()
+            finally:
+                process.close()
         self.ask("the command that began it was killed")

@@ -54,7 +54,10 @@ def mount(operations: Operations, mountpoint: str, source: str, options: Options
         words.add("allow_other")
     if options.read_only:
         words.add("ro")
-    native.arm()
+    try:
+        native.arm()
+    except OSError as exc:
+        raise MountError(f"{mountpoint}: cannot be mounted: {exc.strerror}") from None
     try:
         # libfuse says why on stderr; the child's stderr is the person's until we are ready.
         pyfuse3.init(operations, mountpoint, words)

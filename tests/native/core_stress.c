@@ -79,7 +79,7 @@ static int through_pipe(struct segmap *map, uint64_t offset, uint64_t length, ch
 {
 	struct taker t = { pipes[0], words, length };
 	char rest[4096];
-	bool done = segmap_splice(map, offset, length, words, pipes[1], take, &t);
+	bool done = segmap_splice(map, offset, length, words, pipes[1], take, &t) == 1;
 
 	while (read(pipes[0], rest, sizeof(rest)) > 0)
 		CHECK(!done);

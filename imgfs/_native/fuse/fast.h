@@ -22,6 +22,8 @@
 /* Of one READ or WRITE, bytes.  Who is not root may have pipes of 256 pages at most, in which the answer to a
  * READ of a MiB has no place for its header. */
 #define MAX_PAYLOAD (512u << 10)
+#define HEADER_ROOM 8192
+#define MAX_REQUEST (MAX_PAYLOAD + HEADER_ROOM)
 
 /* ---- interpose.c ---- */
 
@@ -129,18 +131,22 @@ enum outcome { ASK_PYTHON, ANSWERED, COMING };
 struct channel {
 	int ends[2];
 	size_t bytes;                /* at most, of one READ or WRITE; 0: none */
+	bool takes_all;              /* it has room for any request */
 };
 
 void channel_open(struct channel *channel);
 void channel_close(struct channel *channel);
+/* May requests be received by it?  One that finds no room in a pipe would be lost. */
+bool channel_is_open(const struct channel *channel);
 /* True when the READ is answered, and counted; false when it must be otherwise.  May wait for
  * disks.  `buf` has room for all of it. */
 bool channel_answer(struct channel *channel, uint64_t unique, struct segmap *map, uint64_t offset,
 		    size_t size, char *buf, bool waited);
 
 /* As read(2) of the device, but what comes after the first `head` bytes stays in the pipe, so that a WRITE's
- * bytes need not be copied before they are written. */
-ssize_t channel_receive(struct channel *channel, char *buf, size_t head, size_t max);
+ * bytes need not be copied before they are written.  Not *in_pipe: all is in
+ * `buf`. */
+ssize_t channel_receive(struct channel *channel, char *buf, size_t head, size_t max, bool *in_pipe);
 /* The next bytes that are in it. */
 bool channel_read(struct channel *channel, char *buf, size_t size);
 /* Throws away what is in it. */

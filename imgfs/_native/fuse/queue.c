@@ -5,12 +5,12 @@
  * readable for good: a marker that the first waiter consumed would leave the others asleep.
  */
 #define _GNU_SOURCE
+#include "event.h"
 #include "fast.h"
 
 #include <errno.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/eventfd.h>
 #include <unistd.h>
 
 #define MAX_PENDING_WRITES (64u << 20)
@@ -30,28 +30,12 @@ static int end_error;
 static struct interrupt *interrupts;
 static size_t n_interrupts, cap_interrupts;
 
-static void signal_fd(int fd)
-{
-	uint64_t one = 1;
-
-	if (write(fd, &one, sizeof(one)) < 0)
-		return;   /* only when the counter is full: it is readable then anyway */
-}
-
-static void clear_fd(int fd)
-{
-	uint64_t count;
-
-	if (read(fd, &count, sizeof(count)) < 0)
-		return;
-}
-
 int queue_open(void)
 {
-	event_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
-	interrupt_fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	event_fd = event_new();
+	interrupt_fd = event_new();
 	if (event_fd < 0 || interrupt_fd < 0) {
-		int err = -errno;
+		int err = event_fd < 0 ? event_fd : interrupt_fd;
 
 		queue_close();
 		return err;
@@ -191,7 +175,7 @@ int queue_push(const void *buf, size_t size, bool wait)
 	*tail = rq;
 	tail = &rq->next;
 	if (length++ == 0)
-		signal_fd(event_fd);
+		event_signal(event_fd);
 	pthread_mutex_unlock(&lock);
 	atomic_fetch_add_explicit(&stats.queued, 1, memory_order_relaxed);
 	return 0;
@@ -205,7 +189,7 @@ static void forget_head(struct request *rq)
 		pthread_cond_broadcast(&drained);
 	}
 	if (--length == 0 && !ended)
-		clear_fd(event_fd);
+		event_clear(event_fd);
 }
 
 struct request *queue_pop(void)
@@ -230,8 +214,8 @@ void queue_end(int error)
 	ended = true;
 	if (!end_error)
 		end_error = error;
-	signal_fd(event_fd);
-	signal_fd(interrupt_fd);
+	event_signal(event_fd);
+	event_signal(interrupt_fd);
 	pthread_cond_broadcast(&drained);
 	pthread_cond_broadcast(&look_again);
 	pthread_mutex_unlock(&lock);
@@ -308,7 +292,7 @@ void queue_interrupt(uint64_t target, uint64_t unique)
 	}
 	if (n_interrupts < cap_interrupts) {
 		interrupts[n_interrupts++] = (struct interrupt){ target, unique };
-		signal_fd(interrupt_fd);
+		event_signal(interrupt_fd);
 	}
 	pthread_mutex_unlock(&lock);
 }
@@ -323,7 +307,7 @@ size_t queue_take_interrupts(struct interrupt *out, size_t max)
 	n_interrupts -= n;
 	memmove(interrupts, interrupts + n, n_interrupts * sizeof(*out));
 	if (n_interrupts == 0 && !ended)
-		clear_fd(interrupt_fd);
+		event_clear(interrupt_fd);
 	pthread_mutex_unlock(&lock);
 	return n;
 }

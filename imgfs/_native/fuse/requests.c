@@ -26,8 +26,6 @@
 #include <unistd.h>
 
 #define MAX_READ MAX_PAYLOAD
-#define HEADER_ROOM 8192
-#define MAX_REQUEST (MAX_PAYLOAD + HEADER_ROOM)
 
 /* What a request thread answers from. */
 struct worker {
@@ -280,13 +278,14 @@ static bool is_for_pipe(const char *buf, size_t size, const struct worker *worke
  * before it can be looked at: the guess is that it is as the last one. */
 static ssize_t receive(char *buf, struct worker *worker, bool *answered)
 {
+	bool in_pipe;
 	ssize_t n;
 
 	*answered = false;
-	if (!worker->expects_write)
+	if (!worker->expects_write || !channel_is_open(&worker->channel))
 		return read(device, buf, MAX_REQUEST);
-	n = channel_receive(&worker->channel, buf, WRITE_HEAD, MAX_REQUEST);
-	if (n <= (ssize_t)WRITE_HEAD)
+	n = channel_receive(&worker->channel, buf, WRITE_HEAD, MAX_REQUEST, &in_pipe);
+	if (n <= (ssize_t)WRITE_HEAD || !in_pipe)
 		return n;
 	if (is_for_pipe(buf, (size_t)n, worker) && change_from(buf, worker)) {
 		channel_empty(&worker->channel);

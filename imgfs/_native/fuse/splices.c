@@ -17,12 +17,22 @@
 /* The header has one page of a pipe for itself. */
 #define PAGE 4096u
 
+/* The kernel or a sandbox has refused it once: bytes are copied from then on, by all threads. */
+static atomic_bool refused;
+
+static bool is_refusal(int error)
+{
+	return error == EINVAL || error == EPERM || error == EACCES || error == ENOSYS ||
+	       error == EOPNOTSUPP;
+}
+
 struct answer {
 	struct channel *channel;
 	struct segmap *map;
 	uint64_t unique;
 	size_t size;
 	bool waited;
+	int error;
 };
 
 void channel_open(struct channel *channel)
@@ -30,6 +40,7 @@ void channel_open(struct channel *channel)
 	int size;
 
 	channel->bytes = 0;
+	channel->takes_all = false;
 	if (pipe2(channel->ends, O_CLOEXEC | O_NONBLOCK)) {
 		channel->ends[0] = channel->ends[1] = -1;
 		return;
@@ -39,6 +50,12 @@ void channel_open(struct channel *channel)
 		size = fcntl(channel->ends[1], F_GETPIPE_SZ);
 	if (size > (int)PAGE)
 		channel->bytes = (size_t)size - PAGE;
+	channel->takes_all = channel->bytes >= MAX_REQUEST;
+}
+
+bool channel_is_open(const struct channel *channel)
+{
+	return channel->takes_all && !atomic_load_explicit(&refused, memory_order_relaxed);
 }
 
 void channel_close(struct channel *channel)
@@ -52,7 +69,7 @@ void channel_close(struct channel *channel)
 
 static bool send(void *arg)
 {
-	const struct answer *answer = arg;
+	struct answer *answer = arg;
 	size_t size = sizeof(struct fuse_out_header) + answer->size;
 	ssize_t n;
 
@@ -65,6 +82,7 @@ static bool send(void *arg)
 	if (n == (ssize_t)size || (n < 0 && errno == ENOENT))
 		return true;
 	answer->channel->bytes = 0;   /* this kernel does not take it */
+	answer->error = n < 0 ? errno : 0;
 	return false;
 }
 
@@ -81,21 +99,32 @@ bool channel_answer(struct channel *channel, uint64_t unique, struct segmap *map
 		    size_t size, char *buf, bool waited)
 {
 	struct fuse_out_header out = { (uint32_t)(sizeof(out) + size), 0, unique };
-	struct answer answer = { channel, map, unique, size, waited };
-	bool done;
+	struct answer answer = { channel, map, unique, size, waited, 0 };
+	int err;
 
-	if (size < MIN_SPLICE || size > channel->bytes)
+	if (size < MIN_SPLICE || size > channel->bytes ||
+	    atomic_load_explicit(&refused, memory_order_relaxed))
 		return false;
-	done = write(channel->ends[1], &out, sizeof(out)) == (ssize_t)sizeof(out) &&
-	       maps->splice(map, offset, size, buf, channel->ends[1], send, &answer);
+	if (write(channel->ends[1], &out, sizeof(out)) != (ssize_t)sizeof(out))
+		err = -EAGAIN;
+	else
+		err = maps->splice(map, offset, size, buf, channel->ends[1], send, &answer);
 	channel_empty(channel);
-	return done;
+	if (is_refusal(-err) || is_refusal(answer.error))
+		atomic_store(&refused, true);
+	return err == 1;
 }
 
-ssize_t channel_receive(struct channel *channel, char *buf, size_t head, size_t max)
+ssize_t channel_receive(struct channel *channel, char *buf, size_t head, size_t max, bool *in_pipe)
 {
 	ssize_t n = splice(device, NULL, channel->ends[1], NULL, max, 0);
 
+	*in_pipe = n > 0;
+	/* Whatever it is: when something is wrong with the device read(2) says so. */
+	if (n < 0 && errno != EINTR && errno != EAGAIN && errno != ENOENT && errno != ENODEV) {
+		atomic_store(&refused, true);
+		return read(device, buf, max);
+	}
 	if (n > 0 && !channel_read(channel, buf, (size_t)n < head ? (size_t)n : head)) {
 		errno = EIO;
 		return -1;

@@ -16,7 +16,7 @@ struct map_api {
 	void (*unref)(struct segmap *map);
 	int (*read)(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 		    enum seg_wait wait);
-	bool (*splice)(struct segmap *map, uint64_t offset, uint64_t length, char *buf, int pipe,
+	int (*splice)(struct segmap *map, uint64_t offset, uint64_t length, char *buf, int pipe,
 		       bool (*take)(void *arg), void *arg);
 	int (*seek)(struct segmap *map, int64_t offset, int whence, uint64_t *found);
 	int (*write)(struct segmap *map, uint64_t offset, uint64_t length, const void *buf);

@@ -184,9 +184,9 @@ int segmap_read(struct segmap *map, uint64_t offset, uint64_t length, char *buf,
 
 /* The same bytes in the pipe `pipe`, the stores' by reference: they are copied once, by `take`, which
  * is called as soon as all are in it, and before anybody may take them away.  `buf` has room for all of
- * them, and is for what is in no store; the pipe does not block.  May wait for disks.  True when
- * `take` was called and said so; else the pipe may hold some of the bytes. */
-bool segmap_splice(struct segmap *map, uint64_t offset, uint64_t length, char *buf, int pipe,
+ * them, and is for what is in no store; the pipe does not block.  May wait for disks.  1: `take` was
+ * called and said so.  Else the pipe may hold some of the bytes; -errno: they cannot be put there. */
+int segmap_splice(struct segmap *map, uint64_t offset, uint64_t length, char *buf, int pipe,
 		   bool (*take)(void *arg), void *arg);
 
 /* 1: *found is lseek's answer, a multiple of SEG_BLOCK, `offset` itself or the end.  0: only Python knows.

@@ -118,20 +118,23 @@ static int splice_pieces(struct piece *pieces, unsigned n, const char *buf, uint
 	return err ? err : splice_memory(at, (uint64_t)(buf + length - at), pipe);
 }
 
-bool segmap_splice(struct segmap *map, uint64_t offset, uint64_t length, char *buf, int pipe,
+int segmap_splice(struct segmap *map, uint64_t offset, uint64_t length, char *buf, int pipe,
 		   bool (*take)(void *arg), void *arg)
 {
 	struct piece pieces[MAX_PIECES];
 	unsigned n = 0, i;
 	int64_t done;
+	int err = 0;
 	bool taken = false;
 
 	if (!length || !inside(map, offset, length))
-		return false;
+		return 0;
 	pthread_rwlock_rdlock(&map->lock);
 	done = inside(map, offset, length) ? gather(map, offset, length, buf, pieces, &n) : -1;
 	pthread_rwlock_unlock(&map->lock);
-	if (done == (int64_t)length && splice_pieces(pieces, n, buf, length, pipe) == 0)
+	if (done == (int64_t)length)
+		err = splice_pieces(pieces, n, buf, length, pipe);
+	if (done == (int64_t)length && !err)
 		taken = take(arg);
 	for (i = 0; i < n; i++) {
 		if (pieces[i].locked)
@@ -139,7 +142,7 @@ bool segmap_splice(struct segmap *map, uint64_t offset, uint64_t length, char *b
 		store_leave(pieces[i].st, pieces[i].token);
 		store_unref(pieces[i].st);
 	}
-	return taken;
+	return err ? err : taken;
 }
 
 /* Holes are told of by whole blocks: with its cache off, qemu 7.2 aborts at a hole whose edge is not aligned to

@@ -365,12 +365,14 @@ int store_pread(struct store *st, void *buf, uint64_t length, uint64_t offset, b
 
 	while (length) {
 		struct iovec iov = { to, length };
-		ssize_t n = preadv2(st->fd, &iov, 1, (off_t)offset, nowait ? RWF_NOWAIT : 0);
+		ssize_t n = nowait ? preadv2(st->fd, &iov, 1, (off_t)offset, RWF_NOWAIT) :
+				     pread(st->fd, to, length, (off_t)offset);
 
 		if (n < 0) {
 			if (errno == EINTR)
 				continue;
-			if (nowait && errno == EOPNOTSUPP)
+			/* EPERM: a sandbox knows no preadv2(2). */
+			if (nowait && (errno == EOPNOTSUPP || errno == ENOSYS || errno == EPERM))
 				return -EAGAIN;
 			return -errno;
 		}
@@ -438,8 +440,16 @@ int store_pwrite(struct store *st, const void *buf, uint64_t length, uint64_t of
 	return 0;
 }
 
+/* EPERM and the like: of the file, or of a sandbox that refuses splice(2).  pwrite(2) then tells. */
+static bool may_be_written_otherwise(int error)
+{
+	return error == EPERM || error == EACCES || error == ENOSYS || error == EOPNOTSUPP ||
+	       error == ENOMEM;
+}
+
 int store_write_from(struct store *st, int pipe, uint64_t length, uint64_t offset)
 {
+	const uint64_t all = length;
 	off_t to = (off_t)offset;
 
 	while (length) {
@@ -447,6 +457,8 @@ int store_write_from(struct store *st, int pipe, uint64_t length, uint64_t offse
 
 		if (n < 0 && errno == EINTR)
 			continue;
+		if (n < 0 && length == all && may_be_written_otherwise(errno))
+			return -EINVAL;
 		if (n <= 0)
 			return n < 0 ? -errno : -EIO;
 		length -= (uint64_t)n;

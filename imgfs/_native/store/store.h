@@ -136,7 +136,8 @@ int splice_memory(const char *from, uint64_t length, int pipe);
 int store_pread(struct store *st, void *buf, uint64_t length, uint64_t offset, bool nowait);
 /* The file's bytes in a pipe, by reference; the pipe does not block.  0 or -errno. */
 int store_splice(struct store *st, int pipe, uint64_t length, uint64_t offset);
-/* The pipe's next bytes, by reference, go into the file.  0 or -errno; then some of them may be left. */
+/* The pipe's next bytes, by reference, go into the file.  0 or -errno; then some of them may be left; -EINVAL: all
+ * are, and may be read and written. */
 int store_write_from(struct store *st, int pipe, uint64_t length, uint64_t offset);
 /* Are these bytes all zero? */
 bool all_zero(const void *buf, size_t length);

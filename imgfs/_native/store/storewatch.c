@@ -1,10 +1,7 @@
 /* Watched ranges of a store. */
 #define _GNU_SOURCE
+#include "event.h"
 #include "store.h"
-
-#include <errno.h>
-#include <sys/eventfd.h>
-#include <unistd.h>
 
 int store_watch_fd(struct store *st)
 {
@@ -12,9 +9,9 @@ int store_watch_fd(struct store *st)
 
 	if (fd >= 0)
 		return fd;
-	fd = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
+	fd = event_new();
 	if (fd < 0)
-		return -errno;
+		return fd;
 	if (atomic_compare_exchange_strong(&st->watch_fd, &none, fd))
 		return fd;
 	close(fd);   /* another thread was first */
@@ -38,17 +35,16 @@ void store_watch(struct store *st, unsigned slot, uint64_t start, uint64_t end)
 unsigned store_take_seen(struct store *st)
 {
 	int fd = atomic_load(&st->watch_fd);
-	uint64_t count;
 
 	/* Drained first: who sets a bit after the exchange writes to it again. */
-	if (fd >= 0 && read(fd, &count, sizeof(count)) < 0)
-		count = 0;   /* nothing was there */
+	if (fd >= 0)
+		event_clear(fd);
 	return atomic_exchange(&st->seen, 0);
 }
 
 void store_tell(struct store *st, uint64_t offset, uint64_t length)
 {
-	const uint64_t one = 1, end = offset + length;
+	const uint64_t end = offset + length;
 	unsigned bits = atomic_load_explicit(&st->watching, memory_order_relaxed);
 
 	for (; bits; bits &= bits - 1) {
@@ -61,7 +57,6 @@ void store_tell(struct store *st, uint64_t offset, uint64_t length)
 		if (!atomic_compare_exchange_strong(&w->start, &at, NO_WATCH))
 			continue;   /* another reader was first */
 		atomic_fetch_or(&st->seen, 1u << slot);
-		if (write(atomic_load(&st->watch_fd), &one, sizeof(one)) < 0)
-			continue;   /* full: it is readable anyway */
+		event_signal(atomic_load(&st->watch_fd));
 	}
 }

@@ -25,6 +25,7 @@ from pathlib import Path
 
 import trio
 
+from imgfs.daemon.processes import Watched
 from imgfs.errors import ImgfsError, SourceUnreachable, UsageError
 from imgfs.url.nbd import NbdCommand, NbdUrl
 from imgfs.url.text import one_line
@@ -39,10 +40,10 @@ MOST_LINE = 1000  # bytes of what it says that are kept
 
 @dataclass(slots=True, eq=False)
 class Running:
-    """A process, and the descriptor of its socket's inode."""
+    """A process, its end, and the descriptor of its socket's inode."""
 
     process: subprocess.Popen[bytes]
-    pidfd: int
+    ended: Watched
     inode: int
     silent: trio.Event = field(default_factory=trio.Event)  #: it has closed its stderr
     last_line: str = ""
@@ -96,7 +97,7 @@ async def start_command(
         except OSError as exc:
             os.close(inode)
             raise UsageError(f"{one_line(words[0])}: cannot be started: {exc.strerror}") from exc
-    running = Running(process, os.pidfd_open(process.pid), inode)
+    running = Running(process, Watched(process.pid), inode)
     nursery.start_soon(_listen_to, running, one_line(Path(words[0]).name))
     return running
 
@@ -132,11 +133,11 @@ async def end_command(running: Running) -> None:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(running.process.pid, number)  # not reaped yet: its number is its own
             with trio.move_on_after(END_S):
-                await trio.lowlevel.wait_readable(running.pidfd)
+                await running.ended.wait()
                 break
         await trio.to_thread.run_sync(running.process.wait)
-        for fd in (running.pidfd, running.inode):
-            os.close(fd)
+        running.ended.close()
+        os.close(running.inode)
 
 
 class Command:
@@ -178,7 +179,7 @@ class Command:
         if running is None or not error.temporary:
             return
         with trio.move_on_after(END_S):
-            await trio.lowlevel.wait_readable(running.pidfd)
+            await running.ended.wait()
             await running.silent.wait()
         if running.process.poll() is not None:
             raise UsageError(self._ended(running)) from error
