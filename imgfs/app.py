@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, cast
 
 import trio
 
+from imgfs import threads
 from imgfs._native import _heap
+from imgfs.budget import shared
 from imgfs.cache.cached import CachedImage, Policy, open_cached
 from imgfs.cache.directory import default_limit, make_root, sweep
 from imgfs.cache.space import CacheSpace
@@ -302,6 +304,7 @@ class Mount:
     def _told(self) -> MountStatus:
         from imgfs.fuse.boundary import native
 
+        budget = shared()
         images: dict[str, ImageStatus] = {}
         for image in self._images:
             # One that is gone comes last, and its name may be another's by now.
@@ -313,6 +316,12 @@ class Mount:
             "images": images,
             "cache": self._caches.status(),
             "fast_path": cast(FastPathStatus, native.status()),
+            "memory": {
+                "limit": budget.limit,
+                "used": budget.used,
+                "peak": budget.peak,
+                "waiting": budget.waiting,
+            },
         }
         if self._not_reloaded:
             told["last_error"] = self._not_reloaded
@@ -347,7 +356,8 @@ async def run_mount(
 
     _allow_many_files()
     _heap.limit_arenas(ARENAS)
-    _heap.keep_large()
+    _heap.keep_large(shared().limit * 3 // 2)
+    threads.take_over()
     was_ready = False
     async with trio.open_nursery() as nursery:
         sources = Sources(options, nursery)

@@ -39,6 +39,19 @@ class CacheError(ImgfsError):
     """The cache's directory cannot be used; reads go on without it."""
 
 
+class NoThread(ImgfsError):
+    """The limit of processes, or of memory, lets no thread be started."""
+
+    errno = _errno.EAGAIN
+    temporary = True
+
+
+class OutOfMemory(ImgfsError):
+    """The limits in force give no memory for what was asked."""
+
+    errno = _errno.ENOMEM
+
+
 class SourceNotFound(ImgfsError):
     errno = _errno.ENOENT
 

@@ -20,7 +20,8 @@ LONGEST = 500
 LAYERS = ["fuse", "tree", "views", "overlays", "cache", "sources"]
 # These may import nothing of the layers.
 PURE = ["formats", "guest", "extents", "errors", "units", "url", "image", "mapjson"]
-PURE += ["_native", "checksums", "daemon", "locks", "pieces", "status", "steps"]
+PURE += ["_native", "budget", "checksums", "daemon", "limits", "locks", "pieces", "status"]
+PURE += ["steps", "threads"]
 WIRING = ["app", "opener", "cli", "copying", "library", "plain", "__init__"]
 # What a person may ask of any layer: it knows their settings, and no wiring.
 ASKED = ["config"]

@@ -31,8 +31,9 @@ class Status(TypedDict):
     syncs: int  # FSYNCs answered natively, and writes with O_DSYNC
     handed_over: int  # writes and zeroes for which no request thread could be spared
 
-def arm(max_background: int = 1024) -> None:
-    """From now on the interposed functions work; before `pyfuse3.init`."""
+def arm(max_background: int = 1024, max_pending_writes: int = 64 << 20) -> None:
+    """From now on the interposed functions work; before `pyfuse3.init`.  `max_pending_writes` is bytes
+    that wait for Python."""
 
 def hooked() -> bool:
     """Did pyfuse3.init come through here, and will its other calls?  If not, the fast path would be

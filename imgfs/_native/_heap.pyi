@@ -4,8 +4,8 @@ that is not glibc the functions that change it do nothing."""
 def uninitialized(length: int) -> bytearray:
     """A new bytearray of which no byte was set: each must be written before any is looked at."""
 
-def keep_large() -> bool:
-    """Pieces of up to 32 MiB come from the heap from now on, which keeps 64 MiB that are free.
+def keep_large(free: int = 64 << 20) -> bool:
+    """Pieces of up to 32 MiB come from the heap from now on, which keeps so many bytes that are free.
 
     Otherwise each large piece is mapped anew, and the kernel clears its pages, which for what is
     read from a network costs more than receiving it.  For a process that is imgfs's own."""

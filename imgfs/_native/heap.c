@@ -18,14 +18,15 @@ static PyObject *uninitialized(PyObject *self, PyObject *arg)
 	return PyByteArray_FromStringAndSize(NULL, length);
 }
 
-static PyObject *keep_large(PyObject *self, PyObject *unused)
+static PyObject *keep_large(PyObject *self, PyObject *args)
 {
-	int done = 0;
+	int done = 0, free = 64 << 20;
 
 	(void)self;
-	(void)unused;
+	if (!PyArg_ParseTuple(args, "|i", &free))
+		return NULL;
 #if defined(M_MMAP_THRESHOLD) && defined(M_TRIM_THRESHOLD)
-	done = mallopt(M_MMAP_THRESHOLD, 32 << 20) && mallopt(M_TRIM_THRESHOLD, 64 << 20);
+	done = mallopt(M_MMAP_THRESHOLD, 32 << 20) && mallopt(M_TRIM_THRESHOLD, free);
 #endif
 	return PyBool_FromLong(done);
 }
@@ -60,7 +61,7 @@ static PyObject *trim(PyObject *self, PyObject *unused)
 
 static PyMethodDef functions[] = {
 	{ "uninitialized", uninitialized, METH_O, NULL },
-	{ "keep_large", keep_large, METH_NOARGS, NULL },
+	{ "keep_large", keep_large, METH_VARARGS, NULL },
 	{ "limit_arenas", limit_arenas, METH_O, NULL },
 	{ "trim", trim, METH_NOARGS, NULL },
 	{ NULL, NULL, 0, NULL },

@@ -31,7 +31,7 @@ import trio
 from imgfs._native import _map
 from imgfs.cache.directory import BLOCK
 from imgfs.cache.filling import Filling
-from imgfs.cache.fills import Fill, joined
+from imgfs.cache.fills import Fill, joined, looked_at
 from imgfs.cache.home import Home, Left
 from imgfs.cache.kept import Found, Run
 from imgfs.cache.memory import Memory
@@ -240,24 +240,26 @@ class CachedImage(Image):
                         self.missed()
                     return local
                 continue  # evicted meanwhile
-            for fill in fills:
-                was_here = fill.fetched.is_set()
-                await fill.fetched.wait()
-                # What an earlier mount has left is only verified.
-                waited = waited or not (was_here or fill.parts is None)
-                if fill.error is not None and fill.error_is_for_all:
-                    raise type(fill.error)(str(fill.error)) from fill.error
-            found = joined(fills, offset, end)
-            if found is not None:
-                if waited:
-                    self.missed()
-                return found
-            for fill in fills:
-                await fill.ended.wait()
-            if any(fill.parts is not None and not fill.kept for fill in fills):
+            with looked_at(fills):
+                for fill in fills:
+                    was_here = fill.fetched.is_set()
+                    await fill.fetched.wait()
+                    # What an earlier mount has left is only verified.
+                    waited = waited or not (was_here or not fill.got)
+                    if fill.error is not None and fill.error_is_for_all:
+                        raise type(fill.error)(str(fill.error)) from fill.error
+                found = joined(fills, offset, end)
+                if found is not None:
+                    if waited:
+                        self.missed()
+                    return found
+                for fill in fills:
+                    await fill.ended.wait()
+            if any(fill.got and not fill.kept for fill in fills):
                 break
         # The cache cannot hold it for as long as it takes to read it.
-        data = await patiently(partial(self.source.read, offset, length), self.waits)
+        async with self._memory.budget.holding(length):
+            data = await patiently(partial(self.source.read, offset, length), self.waits)
         self.missed()
         return data
 

@@ -22,7 +22,7 @@ from imgfs.cache.memory import Memory
 from imgfs.cache.space import Account
 from imgfs.cache.window import Window
 from imgfs.cache.written import Part, Written, write_parts
-from imgfs.errors import ImgfsError, SourceChanged
+from imgfs.errors import ImgfsError, OutOfMemory, SourceChanged
 from imgfs.sources.base import Source
 from imgfs.sources.patience import patiently
 
@@ -73,7 +73,9 @@ class Filling:
         most_blocks: int,
         is_prefetched: bool,
     ) -> None:
-        self.fills = Fills(nursery, most_blocks, self._run, Window())
+        budget = memory.budget
+        window = Window(most=budget.limit * 3 // 4)
+        self.fills = Fills(nursery, most_blocks, self._run, window, budget)
         self._image = image
         self._home = home
         self._memory = memory
@@ -124,10 +126,13 @@ class Filling:
                 for run in runs
                 for part in await patiently(partial(self._fetch, *run), self._image.waits)
             ]
+            fill.got = True
         except ImgfsError as exc:
             fill.error = exc
             if isinstance(exc, SourceChanged):
                 self._image.mark_stale(exc)
+        except MemoryError:
+            fill.error = OutOfMemory(f"{self._image.name}: there is no memory to fetch it")
         except Exception as exc:
             log.exception("%s: a fetch failed: this is a bug in imgfs", self._image.name)
             fill.error = ImgfsError(f"{self._image.name}: {exc!r}")
@@ -162,7 +167,7 @@ class Filling:
             return False
         if self._image.stale is not None or self._is_old(fill):
             return False
-        if not self._memory.hold(self._image.store, fill.parts):
+        if not self._memory.hold(self._image.store, fill.parts, fill.lease):
             return False
         for part in fill.parts:
             # Not in a thread: of what is not zero it looks at a few bytes.

@@ -19,11 +19,13 @@ disturbs nobody, and the bytes that are on the wire are kept.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import trio
 
+from imgfs.budget import Budget, Lease
 from imgfs.cache.directory import BLOCK
 from imgfs.cache.window import MIB, Flight, Window
 from imgfs.errors import ImgfsError
@@ -46,8 +48,11 @@ class Fill:
     error: ImgfsError | None = None
     running: bool = False
     flight: Flight | None = None  #: while its bytes are on their way
+    lease: Lease | None = None  #: of the budget, for its bytes
     spoilt: bool = False  #: something in it was written since it began
     kept: bool = False  #: whether its blocks became present (or are known to be zero)
+    got: bool = False  #: whether its bytes came
+    readers: int = 0  #: who still looks at `parts`
 
     @property
     def error_is_for_all(self) -> bool:
@@ -57,9 +62,26 @@ class Fill:
         """
         return self.error is not None and (self.error.temporary or not self.ahead)
 
+    def let_go(self) -> None:
+        if self.ended.is_set() and not self.readers:
+            self.parts = None
+
     @property
     def is_awaited(self) -> bool:
         return not self.ahead or bool(self.fetched.statistics().tasks_waiting)
+
+
+@contextmanager
+def looked_at(fills: list[Fill]) -> Iterator[None]:
+    """The fills keep their bytes as long as the block runs: streams keep ended fills for long."""
+    for fill in fills:
+        fill.readers += 1
+    try:
+        yield
+    finally:
+        for fill in fills:
+            fill.readers -= 1
+            fill.let_go()
 
 
 def joined(fills: list[Fill], start: int, end: int) -> Buffer | None:
@@ -89,8 +111,10 @@ class Fills:
         most_blocks: int,
         run: Callable[[Fill], Awaitable[None]],
         window: Window,
+        budget: Budget,
     ) -> None:
         self.window = window
+        self._budget = budget
         self._nursery = nursery
         self._most = most_blocks
         self._run = run
@@ -122,6 +146,8 @@ class Fills:
     def came(self, fill: Fill) -> None:
         """Its bytes are there, or it failed: readers go on, and the line has room."""
         if fill.flight is not None:
+            if fill.lease is not None:
+                self._budget.land(fill.lease)
             got = sum(len(data) for _, data in fill.parts or ())
             self.window.ended(fill.flight, trio.current_time(), got)
             self._writing += fill.flight.length if fill.ahead else 0
@@ -181,22 +207,39 @@ class Fills:
         is asked for the last block first sends it first, while the reader waits for the first.
         """
         while True:
-            while self._queue and self.window.has_room and self._writing < WRITING:
+            while self._queue and self._has_room:
+                fill = self._queue[0]
+                lease = await self._budget.lease(fill.count * BLOCK)
+                # Meanwhile a reader may have wanted it, or its stream is gone.
+                if not (self._queue and self._queue[0] is fill and self._has_room):
+                    self._budget.give(lease)
+                    continue
+                fill.lease = lease
                 self._start(self._queue.popleft())
                 await trio.lowlevel.checkpoint()
             self._may_start = trio.Event()
             await self._may_start.wait()
 
+    @property
+    def _has_room(self) -> bool:
+        return self.window.has_room and self._writing < WRITING
+
     def _start(self, fill: Fill) -> None:
         fill.running = True
-        fill.flight = self.window.started(trio.current_time(), fill.count * BLOCK)
+        if fill.lease is not None:
+            fill.flight = self.window.started(trio.current_time(), fill.count * BLOCK)
         self._nursery.start_soon(self._serve, fill)
 
     async def _serve(self, fill: Fill) -> None:
         try:
+            if fill.lease is None:
+                fill.lease = await self._budget.lease(fill.count * BLOCK, first=True)
+                fill.flight = self.window.started(trio.current_time(), fill.count * BLOCK)
             await self._run(fill)
         finally:
             self.came(fill)
+            if fill.lease is not None:
+                self._budget.give(fill.lease)
             self._writing -= fill.count * BLOCK if fill.ahead else 0
             fill.running = False
             if fill.error_is_for_all:
@@ -219,6 +262,7 @@ class Fills:
         self._spoilt.discard(fill)
         fill.fetched.set()
         fill.ended.set()
+        fill.let_go()
 
     def _detach(self, fill: Fill) -> None:
         for block in range(fill.first, fill.first + fill.count):

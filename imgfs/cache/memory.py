@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from imgfs._native import _map
+from imgfs.budget import Budget, Lease, shared
 from imgfs.image import Buffer
 
 LIMIT = 32 << 20
@@ -33,8 +34,11 @@ class _Held:
 class Memory:
     """Ranges of stores; offsets and lengths are bytes."""
 
-    def __init__(self, clock: Callable[[], float], limit: int = LIMIT) -> None:
-        self.limit = limit
+    def __init__(
+        self, clock: Callable[[], float], limit: int | None = None, budget: Budget | None = None
+    ) -> None:
+        self.budget = shared() if budget is None else budget
+        self.limit = min(LIMIT, self.budget.limit // 2) if limit is None else limit
         self.used = 0
         self._clock = clock
         self._held: deque[_Held] = deque()
@@ -51,16 +55,24 @@ class Memory:
         """What was reserved has come, or will not: what is held of it is counted by itself."""
         self.used -= length
 
-    def hold(self, store: _map.Store, parts: list[tuple[int, Buffer]]) -> bool:
-        """Have the store's readers find these (offset, bytes) here.
+    def hold(
+        self, store: _map.Store, parts: list[tuple[int, Buffer]], lease: Lease | None = None
+    ) -> bool:
+        """Have the store's readers find these (offset, bytes) here; `lease` is for them.
 
         False: there are too many pieces, and none is held.
         """
+        length = sum(len(data) for _, data in parts)
+        if lease is not None:
+            length -= min(length, lease.cost)
+            self.budget.keep(lease, sum(len(data) for _, data in parts))
+        self.budget.add(length)
         until = self._clock() + OLD_S
         for number, (offset, data) in enumerate(parts):
             if not store.hold(offset, data):
                 for begin, held in parts[:number]:
                     self.forget(store, begin, begin + len(held))
+                self.budget.sub(sum(len(data) for _, data in parts[number:]))
                 return False
             self._held.append(_Held(store, offset, len(data), until))
             self.used += len(data)
@@ -87,6 +99,7 @@ class Memory:
             if is_meant(held):
                 held.store.unhold(held.offset, held.length)
                 self.used -= held.length
+                self.budget.sub(held.length)
             else:
                 still.append(held)
         self._held = still

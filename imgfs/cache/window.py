@@ -71,8 +71,9 @@ class Highest:
 class Window:
     """`limit` is bytes, `out` those on their way; `trip_s` is None until it is known."""
 
-    def __init__(self, first: int = FIRST) -> None:
-        self.limit = first
+    def __init__(self, first: int = FIRST, most: int = MOST) -> None:
+        self.most = min(MOST, max(LEAST, most))
+        self.limit = min(first, self.most)
         self.out = 0
         self.trip_s: float | None = None
         self._trip_at = 0.0
@@ -127,4 +128,4 @@ class Window:
         limit = GAIN * held + min(SPARE, self._rate.value * SPARE_S)
         if more:
             limit = max(limit, min(2 * held, self.limit + more))
-        self.limit = int(min(MOST, max(LEAST, limit)))
+        self.limit = int(min(self.most, max(LEAST, limit)))

@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import NoReturn
 
-from imgfs.errors import DeadMount, MountError
+from imgfs.errors import DeadMount, MountError, NoThread
 from imgfs.status.rates import Look
 
 PATIENCE_S = 5.0
@@ -43,7 +43,12 @@ class Asking:
         """Ask, unless the mount still owes an answer."""
         if self._asked is None:
             answer, write_end = os.pipe()
-            pid = os.fork()
+            try:
+                pid = os.fork()
+            except OSError as exc:
+                os.close(answer)
+                os.close(write_end)
+                raise NoThread(f"no process can be started: {exc.strerror}") from None
             if pid == 0:
                 _tell(Path(self._mountpoint) / ".imgfs/status.json", write_end)
             os.close(write_end)

@@ -26,7 +26,7 @@ from types import FrameType
 from imgfs.cli import terminal
 from imgfs.daemon.stop import SIGNALS, hold_back, let_through
 from imgfs.daemon.systemd import log_to_syslog
-from imgfs.errors import ImgfsError, MountError
+from imgfs.errors import ImgfsError, MountError, NoThread
 from imgfs.sources.ssh.settings import Prompt
 
 log = logging.getLogger(__name__)
@@ -82,7 +82,12 @@ def run(serve: Serve, mountpoint: str) -> None:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sys.stdout.flush()
     parent = os.getpid()
-    child = os.fork()
+    try:
+        child = os.fork()
+    except OSError as exc:
+        ours.close()
+        theirs.close()
+        raise NoThread(f"{mountpoint}: no process can be started: {exc.strerror}") from None
     if child:
         theirs.close()
         with ours:

@@ -12,7 +12,7 @@ from pathlib import Path
 import click
 from click.shell_completion import get_completion_class
 
-from imgfs.cli.main import cli
+from imgfs.cli.group import cli
 from imgfs.cli.pages import pages
 from imgfs.errors import UsageError
 

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import click
 
 from imgfs import __version__
-from imgfs.cli.main import cli
+from imgfs.cli.group import cli
 from imgfs.cli.manual import ENVIRONMENT, KEYS, NAMES, OPTIONS, SOURCES, STORE_KEYS, Entry
 
 INTRODUCTION = """\

@@ -6,16 +6,18 @@ from collections import deque
 
 import trio
 
+from imgfs.limits import MOST, bound
+
 MIB = 1 << 20
-LIMIT = 64 * MIB
+LIMIT = 64 * MIB  # where no limit in force asks for less
 LEAST = 64 << 10  # what the smallest piece counts for, so that there are not too many of them
 
 
 class Budget:
     """Bytes that are shared by all copies of a process; who asks first gets them first."""
 
-    def __init__(self, limit: int = LIMIT) -> None:
-        self._limit = limit
+    def __init__(self, limit: int | None = None) -> None:
+        self._limit = LIMIT * bound() // MOST if limit is None else limit
         self._used = 0
         self._waiting: deque[tuple[int, trio.Event]] = deque()
 

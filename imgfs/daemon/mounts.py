@@ -103,7 +103,10 @@ def is_dead(mountpoint: str) -> bool:
             found.append(exc.errno or 0)
 
     asking = threading.Thread(target=ask, daemon=True)
-    asking.start()
+    try:
+        asking.start()
+    except RuntimeError:  # no thread can be had, and without one this might wait for ever
+        return False
     asking.join(PATIENCE_S)
     return errno.ENOTCONN in found
 

@@ -71,6 +71,10 @@ async def guard(
             level = logging.WARNING if _is_news(f"{what}: {exc}") else logging.DEBUG
             log.log(level, "%s: %s", what, exc)
             raise pyfuse3.FUSEError(exc.errno) from None
+        except MemoryError:
+            if _is_news(f"{what}: memory"):
+                log.warning("%s: there is no memory for it; the limits in force are too low", what)
+            raise pyfuse3.FUSEError(errno.ENOMEM) from None
         except Exception:
             log.exception("%s failed: this is a bug in imgfs", what)
             raise pyfuse3.FUSEError(errno.EIO) from None

@@ -9,6 +9,7 @@ device.  Either way the request threads are joined before the device closes.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 from collections.abc import Awaitable, Callable
@@ -17,6 +18,7 @@ from urllib.parse import quote
 
 import trio
 
+from imgfs.budget import shared
 from imgfs.config.options import Options
 from imgfs.daemon.mounts import mounted_at, now_serves, serves
 from imgfs.daemon.stop import Stop
@@ -33,6 +35,7 @@ log = logging.getLogger(__name__)
 DRAIN_S = 10.0
 MAX_TASKS = 10000  # a task is held until its reply: a dead server must not use them up
 READ_AHEAD_KIB = 1024
+MAX_BACKGROUND = 1024
 
 
 def _threads(options: Options) -> int:
@@ -55,7 +58,7 @@ def mount(operations: Operations, mountpoint: str, source: str, options: Options
     if options.read_only:
         words.add("ro")
     try:
-        native.arm()
+        native.arm(MAX_BACKGROUND, shared().limit // 4)
     except OSError as exc:
         raise MountError(f"{mountpoint}: cannot be mounted: {exc.strerror}") from None
     try:
@@ -76,6 +79,11 @@ def mount(operations: Operations, mountpoint: str, source: str, options: Options
             raise MountError(f"{mountpoint}: cannot be mounted: {said}")
         native.start(_threads(options))
         return entry.device
+    except OSError as exc:
+        pyfuse3.close(unmount=True)
+        native.disarm()
+        why = "no thread can be started" if exc.errno == errno.EAGAIN else exc.strerror
+        raise MountError(f"{mountpoint}: cannot be mounted: {why}") from None
     except BaseException:
         pyfuse3.close(unmount=True)
         native.disarm()

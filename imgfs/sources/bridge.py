@@ -32,7 +32,8 @@ from typing import Any, TypeVar, cast
 import outcome
 import trio
 
-from imgfs.errors import SourceUnreachable
+from imgfs.errors import NoThread, SourceUnreachable
+from imgfs.threads import NO_THREAD
 
 Result = TypeVar("Result")
 
@@ -78,6 +79,9 @@ class Bridge:
                 result.error, asyncio.CancelledError
             ):
                 result = outcome.Error(SourceUnreachable("the connection was closed"))
+            elif isinstance(result, outcome.Error) and not isinstance(result.error, Exception):
+                # A panic of what is written in Rust, as where it can start no thread.
+                result = outcome.Error(SourceUnreachable(f"the client failed: {result.error}"))
             with contextlib.suppress(trio.RunFinishedError):
                 token.run_sync_soon(deliver, result)
 
@@ -119,11 +123,16 @@ class Bridge:
         if self._loop is None:
             import uvloop
 
-            self._loop = uvloop.new_event_loop()
-            self._thread = threading.Thread(
-                target=self._run, args=(self._loop,), name="imgfs-asyncio", daemon=True
+            loop = uvloop.new_event_loop()
+            thread = threading.Thread(
+                target=self._run, args=(loop,), name="imgfs-asyncio", daemon=True
             )
-            self._thread.start()
+            try:
+                thread.start()
+            except RuntimeError:
+                loop.close()
+                raise NoThread(NO_THREAD) from None
+            self._loop, self._thread = loop, thread
         return self._loop
 
     @staticmethod

@@ -57,6 +57,15 @@ class CacheStatus(TypedDict):
     used: int
 
 
+class MemoryStatus(TypedDict):
+    """Bytes that are on their way, read ahead, or waiting to be written, of all images together."""
+
+    limit: int  #: chosen from the limits in force when the mount began
+    used: int
+    peak: int  #: the most so far
+    waiting: int  #: fetches that wait for room
+
+
 class FastPathStatus(TypedDict, total=False):
     """The native side, of all images together (imgfs/_native/_fuse.pyi)."""
 
@@ -88,4 +97,5 @@ class MountStatus(TypedDict):
     images: dict[str, ImageStatus]
     cache: CacheStatus
     fast_path: FastPathStatus
+    memory: NotRequired[MemoryStatus]
     last_error: NotRequired[str]  #: why the TOML file was not read again; left out when it was

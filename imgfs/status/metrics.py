@@ -118,6 +118,10 @@ def _cache(key: str) -> Callable[[MountStatus], Iterator[Sample]]:
     return _of(lambda status: status["cache"], key)
 
 
+def _memory(key: str) -> Callable[[MountStatus], Iterator[Sample]]:
+    return _of(lambda status: status.get("memory", {}), key)
+
+
 def _fast_path(key: str) -> Callable[[MountStatus], Iterator[Sample]]:
     return _of(lambda status: status["fast_path"], key)
 
@@ -150,6 +154,10 @@ FAMILIES = (
     _counter("image_errors", "Reads that failed.", _of_images("errors")),
     _gauge("cache_limit_bytes", "Most that the cache may hold on disk.", _cache("limit")),
     _gauge("cache_used_bytes", "What the cache holds on disk.", _cache("used")),
+    _gauge("memory_limit_bytes", "Most that may be on its way or wait.", _memory("limit")),
+    _gauge("memory_used_bytes", "What is on its way or waits.", _memory("used")),
+    _gauge("memory_peak_bytes", "The most that was so far.", _memory("peak")),
+    _gauge("memory_waiting", "Fetches that wait for room.", _memory("waiting")),
     _counter("fast_path_reads", "Reads answered natively.", _fast_path("reads")),
     _counter("fast_path_read_bytes", "Bytes of those.", _fast_path("bytes")),
     _counter("fast_path_spliced", "Of the reads, large ones not copied.", _fast_path("spliced")),

@@ -16,7 +16,8 @@ from collections.abc import Awaitable, Callable
 
 import trio
 
-from imgfs.errors import ImgfsError, SourceChanged
+from imgfs.budget import shared
+from imgfs.errors import ImgfsError, OutOfMemory, SourceChanged
 from imgfs.image import Buffer
 from imgfs.sources.base import WritableSource
 from imgfs.views.dirty import Dirty, Flight
@@ -24,11 +25,13 @@ from imgfs.views.dirty import Dirty, Flight
 log = logging.getLogger(__name__)
 
 MIB = 1 << 20
-LIMIT = 64 * MIB  # held in memory
+SHARE = 4  # the part of the budget that one source's writes may take
+LEAST = 1 * MIB  # what they may have in any case: other sources' may not have left for long
 FLIGHTS = 64
 RUN = 2 * MIB  # sent at once
 JOIN = 512 << 10  # what is shorter waits for more while something else is on its way
 HARD_PAUSE_S = 1.0
+LOOK_S = 0.1  # how often it is asked whether others have left room
 
 #: (start, end, whether it is at the source)
 Left = Callable[[int, int, bool], None]
@@ -52,6 +55,8 @@ class WriteBehind:
         hard: bool,
     ) -> None:
         self.dirty = Dirty()
+        self._budget = shared()
+        self._counted = 0
         self._source = source
         self._nursery = nursery
         self._written = written
@@ -65,13 +70,30 @@ class WriteBehind:
 
     async def wait_for_room(self, length: int) -> None:
         """Until so many bytes may be put; raises nothing."""
-        while self.dirty.held and self.dirty.held + length > LIMIT:
+        while self.dirty.held and not self._has_room(length):
             self._pump()
-            await self._moved.wait()
+            with trio.move_on_after(LOOK_S):  # other sources' writes leave, too
+                await self._moved.wait()
+
+    def _has_room(self, length: int) -> bool:
+        held = self.dirty.held + length
+        if held <= LEAST:
+            return True
+        return held <= self._budget.limit // SHARE and self._budget.has_room(length)
+
+    def _count(self) -> None:
+        """Have the budget know what is held now."""
+        more = self.dirty.held - self._counted
+        self._counted = self.dirty.held
+        if more > 0:
+            self._budget.add(more)
+        else:
+            self._budget.sub(-more)
 
     def put(self, start: int, end: int, data: Buffer | None) -> None:
         """Accept bytes, or zeroes (None), for a range.  Not empty."""
         self.dirty.put(start, end, data)
+        self._count()
         self._pump()
 
     async def drain(self) -> None:
@@ -120,7 +142,8 @@ class WriteBehind:
     def _pump(self) -> None:
         dirty = self.dirty
         while len(dirty.flights) < FLIGHTS:
-            is_urgent = self._urgent or not dirty.flights or dirty.held > LIMIT // 2
+            much = self._budget.limit // SHARE // 2
+            is_urgent = self._urgent or not dirty.flights or dirty.held > much
             flight = dirty.take_off(1 if is_urgent else JOIN, RUN)
             if flight is None:
                 return
@@ -133,6 +156,8 @@ class WriteBehind:
             is_there = True
         except ImgfsError as exc:
             self._failed(exc)
+        except MemoryError:
+            self._failed(OutOfMemory(f"{self._source.name}: there is no memory to write it"))
         except Exception as exc:
             log.exception("%s: a write failed: this is a bug in imgfs", self._source.name)
             self._failed(ImgfsError(f"{self._source.name}: {exc!r}"))
@@ -173,5 +198,6 @@ class WriteBehind:
             await self._source.zero(start, end - start)
 
     def _move(self) -> None:
+        self._count()
         self._moved.set()
         self._moved = trio.Event()

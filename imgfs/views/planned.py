@@ -15,7 +15,6 @@ import contextlib
 import logging
 from abc import abstractmethod
 from array import array
-from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 
@@ -32,13 +31,13 @@ from imgfs.pieces import Coded, Derived, Kind, Piece, PieceList
 from imgfs.views.ahead import PlanAhead
 from imgfs.views.drive import all_of
 from imgfs.views.plans import Plans
+from imgfs.views.units import shared_units
 from imgfs.views.view import Origin, View
 from imgfs.views.work import work
 
 log = logging.getLogger(__name__)
 
 MOST_LITERALS = 2 << 20  # bytes of generated tables that a map holds; others are made when read
-MOST_UNITS = 32 << 20  # bytes of decompressed units that are remembered
 MOST_TRACED = 256  # pieces
 _NOTHING: tuple[int, array[int], bytes] = (0, array("Q"), b"")
 
@@ -51,7 +50,8 @@ class PlannedView(View):
         self.files = files
         self.map = _map.SegmentMap(size)
         self._plans = Plans()
-        self._units: OrderedDict[tuple[int, int, int], bytes] = OrderedDict()
+        self._units = shared_units()
+        self._me = object()
         self._decoding: dict[tuple[int, int, int], trio.Event] = {}
         self._preparing = Lock()
         self._is_prepared = self._is_measured = False
@@ -305,9 +305,9 @@ class PlannedView(View):
         key = (file, offset, coded.sector)
         while key in self._decoding:
             await self._decoding[key].wait()
-        if key in self._units:
-            self._units.move_to_end(key)
-            return self._units[key]
+        known = self._units.get(self._me, key)
+        if known is not None:
+            return known
         done = self._decoding[key] = trio.Event()
         try:
             below = self.files[file]
@@ -320,7 +320,5 @@ class PlannedView(View):
         finally:
             del self._decoding[key]
             done.set()
-        self._units[key] = unit
-        while len(self._units) > 1 and sum(map(len, self._units.values())) > MOST_UNITS:
-            self._units.popitem(last=False)
+        self._units.put(self._me, key, unit)
         return unit

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import trio
 
 from imgfs._native import _map
+from imgfs.budget import shared
 from imgfs.cache.cached import CachedImage
 from imgfs.cache.readahead import Ahead
 from imgfs.errors import SourceChanged
@@ -98,7 +99,8 @@ class RawView(View):
             # Who else reads meanwhile need not ask, too.
             self._checked = trio.current_time()
             await self.check()
-        data = await self.source.read(offset, length)
+        async with shared().holding(length):
+            data = await self.source.read(offset, length)
         self.missed()
         return data
 

@@ -12,6 +12,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from imgfs.budget import Budget
 from imgfs.errors import CorruptImage, SourceChanged
 from imgfs.formats.disk import Disk
 from imgfs.pieces import Codec, Coded, PieceList, PieceListBuilder
@@ -19,6 +20,7 @@ from imgfs.sources.local.file import open_file
 from imgfs.steps import Steps, read
 from imgfs.views.decoded import DecodedView, Layer
 from imgfs.views.raw import RawView
+from imgfs.views.units import SHARE, Units
 
 COUNT = 1000 if os.environ.get("IMGFS_TEST_LONG") else 100
 UNIT = 40
@@ -195,7 +197,8 @@ def test_units_are_decompressed_once(
         return decode(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr(planned, "decode", counted)
-    monkeypatch.setattr(planned, "MOST_UNITS", limit)
+    remembered = Units(Budget(SHARE * limit))
+    monkeypatch.setattr(planned, "shared_units", lambda: remembered)
 
     async def main() -> None:
         view = DecodedView("d", [Layer([await opened(tmp_path / "f", made.file)], made.disk)])

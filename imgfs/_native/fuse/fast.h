@@ -75,7 +75,8 @@ int queue_open(void);                /* 0 or -errno */
 void queue_close(void);
 int queue_event_fd(void);            /* readable while requests wait, and for good after the end */
 int queue_interrupt_fd(void);
-/* Copies the request.  0, or -ENOMEM.  wait: while more than MAX_PENDING_WRITES wait, a WRITE is
+extern size_t max_pending_writes;    /* bytes */
+/* Copies the request.  0, or -ENOMEM.  wait: while more than max_pending_writes wait, a WRITE is
  * kept until Python has taken some.  Who may not wait adds to them, up to what the kernel sends
  * at a time: its max_background, and one for each thread that writes. */
 int queue_push(const void *buf, size_t size, bool wait);
@@ -111,6 +112,7 @@ struct fast_stats {
 extern struct fast_stats stats;
 extern const struct map_api *maps;
 
+int thread_start(pthread_t *thread, void *(*run)(void *), void *arg);   /* 0 or an errno */
 int threads_start(struct fuse_session *se, unsigned count);   /* 0 or -errno */
 void threads_stop(void);                                      /* joins them */
 /* Straight to the device. */

@@ -116,7 +116,7 @@ static PyObject *arm(PyObject *self, PyObject *args)
 	int err;
 
 	(void)self;
-	if (!PyArg_ParseTuple(args, "|I", &max_background))
+	if (!PyArg_ParseTuple(args, "|In", &max_background, &max_pending_writes))
 		return NULL;
 	if (atomic_load(&armed))
 		return none_or_oserror(-EALREADY);

@@ -13,7 +13,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#define MAX_PENDING_WRITES (64u << 20)
+size_t max_pending_writes = 64u << 20;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_cond_t drained = PTHREAD_COND_INITIALIZER;
@@ -168,7 +168,7 @@ int queue_push(const void *buf, size_t size, bool wait)
 	if (!rq)
 		return -ENOMEM;
 	pthread_mutex_lock(&lock);
-	while (wait && is_write(buf) && write_bytes + size > MAX_PENDING_WRITES && !ended)
+	while (wait && is_write(buf) && write_bytes + size > max_pending_writes && !ended)
 		pthread_cond_wait(&drained, &lock);
 	if (is_write(buf))
 		write_bytes += size;

@@ -26,6 +26,8 @@
 #include <unistd.h>
 
 #define MAX_READ MAX_PAYLOAD
+#define WORKER_MEMORY (2 * MAX_REQUEST)
+#define THREAD_STACK (256u << 10)
 
 /* What a request thread answers from. */
 struct worker {
@@ -298,16 +300,13 @@ static ssize_t receive(char *buf, struct worker *worker, bool *answered)
 	return -1;
 }
 
-static void *serve_parked(void *arg)
+static void *serve_parked(void *memory)
 {
 	struct request *rq, *next;
-	struct worker worker = { .out = malloc(MAX_READ) };
+	struct worker worker = { .out = memory };
 
-	(void)arg;
 	channel_open(&worker.channel);
-	if (!worker.out)
-		queue_end(ENOMEM);
-	while (worker.out && (rq = queue_unpark())) {
+	while ((rq = queue_unpark())) {
 		for (; rq; rq = next) {
 			next = rq->next;
 			settle(rq->mem, rq->size, &worker, true);
@@ -315,21 +314,17 @@ static void *serve_parked(void *arg)
 		}
 	}
 	channel_close(&worker.channel);
-	free(worker.out);
+	munmap(memory, WORKER_MEMORY);
 	return NULL;
 }
 
-static void *serve(void *unused)
+static void *serve(void *memory)
 {
-	char *buf = mmap(NULL, 2 * MAX_REQUEST, PROT_READ | PROT_WRITE,
-			 MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	char *buf = memory;
 	struct worker worker = { .out = buf + MAX_REQUEST };
 
-	(void)unused;
 	channel_open(&worker.channel);
-	if (buf == MAP_FAILED)
-		queue_end(ENOMEM);
-	while (buf != MAP_FAILED && !atomic_load(&stopping)) {
+	while (!atomic_load(&stopping)) {
 		bool answered;
 		ssize_t n = receive(buf, &worker, &answered);
 
@@ -346,8 +341,7 @@ static void *serve(void *unused)
 		break;
 	}
 	channel_close(&worker.channel);
-	if (buf != MAP_FAILED)
-		munmap(buf, 2 * MAX_REQUEST);
+	munmap(buf, WORKER_MEMORY);
 	atomic_fetch_add(&exited, 1);
 	return NULL;
 }
@@ -362,6 +356,34 @@ static void wake(int sig)
 static int wake_signal(void)
 {
 	return SIGRTMIN + 7;
+}
+
+int thread_start(pthread_t *thread, void *(*run)(void *), void *arg)
+{
+	pthread_attr_t attr;
+	int err;
+
+	pthread_attr_init(&attr);
+	/* The usual 8 MiB count against RLIMIT_AS. */
+	pthread_attr_setstacksize(&attr, THREAD_STACK);
+	err = pthread_create(thread, &attr, run, arg);
+	pthread_attr_destroy(&attr);
+	return err;
+}
+
+/* With memory to work in, so that none is needed for a request.  0 or an errno. */
+static int start(pthread_t *thread, void *(*run)(void *))
+{
+	void *memory = mmap(NULL, WORKER_MEMORY, PROT_READ | PROT_WRITE,
+			    MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+	int err;
+
+	if (memory == MAP_FAILED)
+		return ENOMEM;
+	err = thread_start(thread, run, memory);
+	if (err)
+		munmap(memory, WORKER_MEMORY);
+	return err;
 }
 
 int threads_start(struct fuse_session *se, unsigned count)
@@ -384,13 +406,18 @@ int threads_start(struct fuse_session *se, unsigned count)
 	sigfillset(&all);
 	sigdelset(&all, wake_signal());
 	pthread_sigmask(SIG_SETMASK, &all, &old);
-	has_parker = pthread_create(&parker, NULL, serve_parked, NULL) == 0;
-	err = has_parker ? writes_start() : EAGAIN;
+	err = start(&parker, serve_parked);
+	has_parker = !err;
+	if (!err)
+		err = writes_start();
 	for (i = 0; i < count && !err; i++) {
-		err = pthread_create(&threads[i], NULL, serve, NULL);
+		err = start(&threads[i], serve);
 		if (!err)
 			n_threads++;
 	}
+	/* With fewer it is slower, and no more: a thread may wait while another is left. */
+	if (err && n_threads >= 2)
+		err = 0;
 	pthread_sigmask(SIG_SETMASK, &old, NULL);
 	if (err)
 		threads_stop();

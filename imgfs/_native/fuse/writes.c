@@ -185,7 +185,7 @@ int writes_start(void)
 
 	ended = false;
 	while (n_writers < WRITERS && !err) {
-		err = pthread_create(&writers[n_writers], NULL, serve_writes, NULL);
+		err = thread_start(&writers[n_writers], serve_writes, NULL);
 		if (!err)
 			n_writers++;
 	}
