@@ -8,13 +8,14 @@ exceptions are translated once, at the edge where they enter.
 from __future__ import annotations
 
 import errno as _errno
-from typing import ClassVar
+import os as _os
+from typing import ClassVar, TypeVar
 
 
 class ImgfsError(Exception):
     """Base of all of them.  `str()` is one line that says what is wrong and what to do."""
 
-    errno: ClassVar[int] = _errno.EIO
+    errno: int = _errno.EIO
     #: whether trying the same thing again later may succeed
     temporary: ClassVar[bool] = False
 
@@ -189,6 +190,58 @@ class OutOfRange(ImgfsError):
     """A layer was asked for bytes outside of it: a bug in the caller."""
 
     errno = _errno.EINVAL
+
+
+#: What the system says of these, and what to do.
+_SYSTEM = {
+    _errno.EMFILE: "too many files are open in imgfs; raise its limit (ulimit -n, LimitNOFILE=)",
+    _errno.ENFILE: "too many files are open on this machine; raise fs.file-max",
+    _errno.ENOMEM: "no memory is left; free some, or raise the limit (ulimit -v, MemoryMax=)",
+    _errno.EIO: "Input/output error; the kernel's log (dmesg) tells more",
+}
+
+#: Errnos that a program may be given as they are.  ENXIO is not: of lseek it is the end of the
+#: file; and ENOSYS makes the kernel never ask again.
+_PASSED = {
+    *(_errno.EIO, _errno.EREMOTEIO, _errno.ENODEV, _errno.ENOMEDIUM, _errno.EUCLEAN),
+    *(_errno.EBADMSG, _errno.EILSEQ, _errno.ENOKEY, _errno.EKEYEXPIRED, _errno.EKEYREVOKED),
+    *(_errno.EMFILE, _errno.ENFILE, _errno.ENOMEM, _errno.ENOSPC, _errno.EDQUOT, _errno.EROFS),
+}
+
+#: The filesystem is a network's, and its server is away.
+_AWAY = {
+    *(_errno.ETIMEDOUT, _errno.ENOLINK, _errno.EHOSTDOWN, _errno.EHOSTUNREACH, _errno.ENOTCONN),
+    *(_errno.ENETDOWN, _errno.ENETUNREACH, _errno.ECONNRESET, _errno.ECONNREFUSED, _errno.ECOMM),
+}
+
+
+def system_error(name: str, exc: OSError) -> ImgfsError:
+    """What the system refused, as one line about `name`, with the errno where that tells more
+    than EIO."""
+    number = exc.errno or 0
+    text = _SYSTEM.get(number) or (_os.strerror(number) if number else str(exc))
+    if number == _errno.ESTALE:
+        return SourceChanged(f"{name}: is gone from its server; open it again")
+    error = (SourceUnreachable if number in _AWAY else ImgfsError)(f"{name}: {text}")
+    if number in _PASSED or number in _AWAY:
+        error.errno = number
+    return error
+
+
+def is_out_of_files(exc: BaseException) -> bool:
+    """Was it refused for want of a descriptor?"""
+    return getattr(exc, "errno", None) in (_errno.EMFILE, _errno.ENFILE)
+
+
+Error = TypeVar("Error", bound=ImgfsError)
+
+
+def again(error: Error) -> Error:
+    """The same error, to be raised for somebody else."""
+    found = type(error).__new__(type(error))
+    found.args = error.args
+    found.__dict__.update(error.__dict__)
+    return found
 
 
 def sole(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -27,8 +27,9 @@ BLOCK: int  # what is written as a whole, in bytes; a map's last block may be sh
 class Store:
     """A file with `size` bytes in blocks of `block_size`, each present or not.
 
-    The store dups `fd`.  With whole=True every block is present for good (a local
-    source); blocks of a store may otherwise be absent, and are so at first.
+    The store dups `fd`; -1: there is no file before `attach`.  With whole=True every block is
+    present for good (a local source), unless the file is detached; blocks of a store may otherwise
+    be absent, and are so at first.
     """
     def __init__(
         self, fd: int, size: int, block_size: int = 65536, *, whole: bool = False
@@ -87,7 +88,13 @@ class Store:
         """[blocks] Give the range's disk space back.  Raises OSError as fallocate(2) does: a device's
         range must be whole sectors."""
     def attach(self, fd: int) -> None:
-        """From now on the blocks are in this file, dupped too; ValueError when some are present."""
+        """From now on the blocks are in this file, dupped too; ValueError when some are present, or
+        when a whole store is not detached."""
+    def detach(self) -> bool:
+        """Close the file of a whole store for now; False where it is being read just now.  Until
+        `attach` native readers ask Python, and `read` and `write` raise OSError ENOTCONN."""
+    def fileno(self) -> int:
+        """The store's own descriptor; -1 while there is none."""
     def resize(self, size: int) -> None:
         """Of a whole store; ValueError for another.  The caller truncates the file: to grow, the file,
         then the store, then maps; to shrink, maps, `quiesce`, the store, then the file."""

@@ -40,7 +40,7 @@ from imgfs.cache.readahead import Readahead, is_followed
 from imgfs.cache.space import Account, CacheSpace
 from imgfs.cache.watches import Watches
 from imgfs.cache.window import Window
-from imgfs.errors import SourceChanged
+from imgfs.errors import SourceChanged, again
 from imgfs.extents import ExtentList, all_data
 from imgfs.image import Buffer, Image
 from imgfs.locks import Lock
@@ -247,7 +247,7 @@ class CachedImage(Image):
                     # What an earlier mount has left is only verified.
                     waited = waited or not (was_here or not fill.got)
                     if fill.error is not None and fill.error_is_for_all:
-                        raise type(fill.error)(str(fill.error)) from fill.error
+                        raise again(fill.error) from fill.error
                 found = joined(fills, offset, end)
                 if found is not None:
                     if waited:

@@ -199,9 +199,10 @@ class SharedFile(NewFile):
 async def _forget_pages(source: Source) -> None:
     """What is compared is to come from the disk."""
     if isinstance(source, FileSource):
-        await trio.to_thread.run_sync(
-            os.posix_fadvise, source.fd, 0, 0, os.POSIX_FADV_DONTNEED, abandon_on_cancel=True
-        )
+        async with source.opened() as fd:
+            await trio.to_thread.run_sync(
+                os.posix_fadvise, fd, 0, 0, os.POSIX_FADV_DONTNEED, abandon_on_cancel=True
+            )
 
 
 def part_name(file_name: str) -> str:

@@ -18,7 +18,7 @@ import pyfuse3
 import trio
 
 from imgfs._native import load_fuse
-from imgfs.errors import ImgfsError
+from imgfs.errors import ImgfsError, system_error
 
 log = logging.getLogger(__name__)
 native = load_fuse()
@@ -29,6 +29,8 @@ KILL_POLL_S = 0.25
 SILENT_S = 600.0  # a line that was logged is not logged again so long
 MOST_SILENT = 256  # lines of which that is known
 SIGNAL_S = 2.0  # who has waited so long after a signal gets EINTR for it
+#: What the system does not say of a file, but of how it was asked.
+_BUGS = (errno.EBADF, errno.EFAULT, errno.EINVAL, None)
 _SIGKILL_PENDING = 1 << (signal.SIGKILL - 1)
 _PF_SIGNALED = 0x400  # linux/sched.h: ends because of a signal
 
@@ -68,12 +70,18 @@ async def guard(
         except pyfuse3.FUSEError:
             raise
         except ImgfsError as exc:
-            level = logging.WARNING if _is_news(f"{what}: {exc}") else logging.DEBUG
-            log.log(level, "%s: %s", what, exc)
+            log.log(_level(f"{what}: {exc}"), "%s: %s", what, exc)
             raise pyfuse3.FUSEError(exc.errno) from None
+        except OSError as exc:
+            if exc.errno in _BUGS:
+                log.exception("%s failed: this is a bug in imgfs", what)
+                raise pyfuse3.FUSEError(errno.EIO) from None
+            error = system_error(str(exc.filename or "imgfs"), exc)
+            log.log(_level(f"{what}: {error}"), "%s: %s", what, error)
+            raise pyfuse3.FUSEError(error.errno) from None
         except MemoryError:
-            if _is_news(f"{what}: memory"):
-                log.warning("%s: there is no memory for it; the limits in force are too low", what)
+            said = "there is no memory for it; the limits in force are too low"
+            log.log(_level(f"{what}: memory"), "%s: %s", what, said)
             raise pyfuse3.FUSEError(errno.ENOMEM) from None
         except Exception:
             log.exception("%s failed: this is a bug in imgfs", what)
@@ -82,6 +90,10 @@ async def guard(
             if running.get(unique) is request:
                 del running[unique]
     raise pyfuse3.FUSEError(errno.EINTR)
+
+
+def _level(line: str) -> int:
+    return logging.WARNING if _is_news(line) else logging.DEBUG
 
 
 def _is_news(line: str) -> bool:

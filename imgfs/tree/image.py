@@ -18,6 +18,7 @@ from imgfs.errors import (
     SourceChanged,
     SourceUnreachable,
     UnsupportedFeature,
+    again,
 )
 from imgfs.locks import Lock
 from imgfs.overlays.store import Base
@@ -180,7 +181,7 @@ class ImageNodes:
         if self._refused is not None:
             of, why, until = self._refused
             if of is stored and stored.stale is None and trio.current_time() < until:
-                raise type(why)(str(why)) from why
+                raise again(why) from why
 
     async def _shown(self) -> Shown:
         disk = await self.opened_disk()

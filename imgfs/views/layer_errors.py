@@ -6,7 +6,7 @@ import contextlib
 import errno
 from collections.abc import Iterator
 
-from imgfs.errors import ImgfsError, NoSpace, TooLarge
+from imgfs.errors import ImgfsError, NoSpace, TooLarge, system_error
 
 _ERRORS: dict[int, type[ImgfsError]] = {
     errno.ENOSPC: NoSpace,
@@ -20,5 +20,8 @@ def translated(name: str) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        kind = _ERRORS.get(exc.errno or 0, ImgfsError)
-        raise kind(f"{name}: the snapshot's files: {exc.strerror}") from exc
+        kind = _ERRORS.get(exc.errno or 0)
+        what = f"{name}: the snapshot's files"
+        if kind is None:
+            raise system_error(what, exc) from exc
+        raise kind(f"{what}: {exc.strerror}") from exc

@@ -177,9 +177,7 @@ class PlannedView(View):
         self.refuse_stale()
         try:
             await self.resolve(offset, length)
-            local = await trio.to_thread.run_sync(
-                self.map.read, offset, length, abandon_on_cancel=True
-            )
+            local = await self.from_map(offset, length)
             return await self._follow(offset, length) if local is None else local
         except SourceChanged as exc:
             self.mark_stale(exc)

@@ -92,7 +92,7 @@ class RawView(View):
             raise
 
     async def _read_uncached(self, offset: int, length: int) -> Buffer:
-        local = await trio.to_thread.run_sync(self.map.read, offset, length, abandon_on_cancel=True)
+        local = await self.from_map(offset, length)
         if local is not None:
             return local
         if trio.current_time() - self._checked >= CHECK_S:

@@ -97,6 +97,16 @@ class View(Image):
         """
         return None
 
+    async def from_map(self, offset: int, length: int) -> bytes | None:
+        """The bytes, where all are local; None also where they cannot be read: what is below is
+        asked then, and says why."""
+        try:
+            return await trio.to_thread.run_sync(
+                self.map.read, offset, length, abandon_on_cancel=True
+            )
+        except OSError:
+            return None
+
     @property
     def is_only_looked_at(self) -> bool:
         """Has nothing of it been kept yet?  Then no disk is waited for by `read_local`."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable
 
-from imgfs.errors import ImgfsError
+from imgfs.errors import ImgfsError, again
 from imgfs.image import Buffer
 from imgfs.views.view import View
 
@@ -159,4 +159,4 @@ class Writer:
         if self._told != self.view.failures:
             failure = self.view.failure
             assert failure is not None
-            raise type(failure)(str(failure))
+            raise again(failure)

@@ -21,7 +21,7 @@ def test_bytes_and_extents(image: Path) -> None:
         assert bytes(await source.read(0, source.size)) == image.read_bytes()
         assert bytes(await source.read(MIB + 1, 3)) == image.read_bytes()[MIB + 1 : MIB + 4]
         found = await source.extents(0, source.size)
-        ends, flags = _map.scan_file(source.fd, source.size)
+        ends, flags = _map.scan_file(source.store.fileno(), source.size)
         assert (found.ends, found.flags) == (ends, flags)
         assert found.stored_bytes() < 3 * MIB
         await source.check_identity()

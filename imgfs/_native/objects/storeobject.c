@@ -174,10 +174,33 @@ static PyObject *store_attach_(StoreObject *self, PyObject *fd)
 	return none_or(store_attach(self->st, (int)number));
 }
 
+static PyObject *store_detach_(StoreObject *self, PyObject *unused)
+{
+	(void)unused;
+	return PyBool_FromLong(store_detach(self->st));
+}
+
+static PyObject *store_fileno(StoreObject *self, PyObject *unused)
+{
+	(void)unused;
+	return PyLong_FromLong(self->st->fd);
+}
+
+/* A whole store's file, for as long as it is used; -ENOTCONN: it is detached. */
+static int enter(struct store *st, unsigned *token)
+{
+	*token = store_enter(st);
+	if (!st->whole || !atomic_load(&st->is_away))
+		return 0;
+	store_leave(st, *token);
+	return -ENOTCONN;
+}
+
 static PyObject *store_read(StoreObject *self, PyObject *args)
 {
 	unsigned long long offset, length;
 	PyObject *bytes;
+	unsigned token;
 	int err;
 
 	if (range_arg(self, args, &offset, &length))
@@ -186,7 +209,11 @@ static PyObject *store_read(StoreObject *self, PyObject *args)
 	if (!bytes)
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
-	err = store_pread(self->st, PyBytes_AS_STRING(bytes), length, offset, false);
+	err = enter(self->st, &token);
+	if (!err) {
+		err = store_pread(self->st, PyBytes_AS_STRING(bytes), length, offset, false);
+		store_leave(self->st, token);
+	}
 	Py_END_ALLOW_THREADS
 	if (err) {
 		Py_DECREF(bytes);
@@ -199,13 +226,18 @@ static PyObject *store_write(StoreObject *self, PyObject *args)
 {
 	unsigned long long offset;
 	Py_buffer data;
+	unsigned token;
 	int err = -EINVAL;
 
 	if (!PyArg_ParseTuple(args, "Ky*", &offset, &data))
 		return NULL;
 	if (offset <= self->st->size && (uint64_t)data.len <= self->st->size - offset) {
 		Py_BEGIN_ALLOW_THREADS
-		err = store_pwrite(self->st, data.buf, (uint64_t)data.len, offset);
+		err = enter(self->st, &token);
+		if (!err) {
+			err = store_pwrite(self->st, data.buf, (uint64_t)data.len, offset);
+			store_leave(self->st, token);
+		}
 		Py_END_ALLOW_THREADS
 	}
 	PyBuffer_Release(&data);
@@ -275,8 +307,7 @@ static PyObject *store_watch_(StoreObject *self, PyObject *args)
 	fd = store_watch_fd(self->st);
 	if (fd < 0)
 		return none_or(fd);
-	store_watch(self->st, slot, start == end ? NO_WATCH : start, end);
-	Py_RETURN_NONE;
+	return none_or(store_watch(self->st, slot, start == end ? NO_WATCH : start, end));
 }
 
 static PyObject *store_watch_fd_(StoreObject *self, PyObject *unused)
@@ -313,6 +344,8 @@ static PyMethodDef store_methods[] = {
 	{ "oldest", (PyCFunction)store_oldest_runs, METH_VARARGS, NULL },
 	{ "oldest_age", (PyCFunction)store_age, METH_NOARGS, NULL },
 	{ "attach", (PyCFunction)store_attach_, METH_O, NULL },
+	{ "detach", (PyCFunction)store_detach_, METH_NOARGS, NULL },
+	{ "fileno", (PyCFunction)store_fileno, METH_NOARGS, NULL },
 	{ "read", (PyCFunction)store_read, METH_VARARGS, NULL },
 	{ "write", (PyCFunction)store_write, METH_VARARGS, NULL },
 	{ "write_nonzero", (PyCFunction)store_py_write_nonzero, METH_VARARGS, NULL },

@@ -57,7 +57,6 @@ int store_resize(struct store *st, uint64_t size)
 struct store *store_new(int fd, uint64_t size, uint64_t block_size, bool whole)
 {
 	struct store *st;
-	unsigned i;
 
 	if (block_size < 512 || (block_size & (block_size - 1))) {
 		errno = EINVAL;
@@ -66,8 +65,8 @@ struct store *store_new(int fd, uint64_t size, uint64_t block_size, bool whole)
 	st = calloc(1, sizeof(*st));
 	if (!st)
 		return NULL;
-	st->fd = fcntl(fd, F_DUPFD_CLOEXEC, 3);
-	if (st->fd < 0) {
+	st->fd = fd < 0 && !whole ? -1 : fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	if (st->fd < 0 && (fd >= 0 || whole)) {
 		free(st);
 		return NULL;
 	}
@@ -78,8 +77,6 @@ struct store *store_new(int fd, uint64_t size, uint64_t block_size, bool whole)
 	pthread_mutex_init(&st->quiesce_lock, NULL);
 	pthread_rwlock_init(&st->held_lock, NULL);
 	atomic_init(&st->watch_fd, -1);
-	for (i = 0; i < MAX_WATCHES; i++)
-		atomic_init(&st->watches[i].start, NO_WATCH);
 	if (!whole) {
 		st->bits = table_new(bits_bytes(st));
 		st->coming = table_new(bits_bytes(st));
@@ -95,9 +92,34 @@ struct store *store_new(int fd, uint64_t size, uint64_t block_size, bool whole)
 
 int store_attach(struct store *st, int fd)
 {
-	if (st->whole || atomic_load(&st->present))
+	int mine;
+
+	if (st->whole ? !atomic_load(&st->is_away) : atomic_load(&st->present) != 0)
 		return -EINVAL;
-	return dup3(fd, st->fd, O_CLOEXEC) < 0 ? -errno : 0;
+	mine = fcntl(fd, F_DUPFD_CLOEXEC, 3);
+	if (mine < 0)
+		return -errno;
+	if (st->fd >= 0)
+		close(st->fd);
+	st->fd = mine;
+	atomic_store(&st->is_away, false);
+	return 0;
+}
+
+bool store_detach(struct store *st)
+{
+	if (!st->whole)
+		return false;
+	if (atomic_exchange(&st->is_away, true))
+		return true;
+	/* Whoever enters from now on sees that it is away; who entered before is counted. */
+	if (atomic_load(&st->readers[0]) || atomic_load(&st->readers[1])) {
+		atomic_store(&st->is_away, false);
+		return false;
+	}
+	close(st->fd);
+	st->fd = -1;
+	return true;
 }
 
 struct store *store_ref(struct store *st)
@@ -118,7 +140,10 @@ void store_unref(struct store *st)
 		munmap((void *)st->stamps, stamps_bytes(st));
 	if (st->watch_fd >= 0)
 		close(st->watch_fd);
-	close(st->fd);
+	if (st->fd >= 0)
+		close(st->fd);
+	free(st->held);
+	free(st->watches);
 	pthread_mutex_destroy(&st->quiesce_lock);
 	pthread_rwlock_destroy(&st->held_lock);
 	free(st);
@@ -180,7 +205,9 @@ bool store_covers(struct store *st, uint64_t offset, uint64_t length)
 
 	if (offset > st->size || length > st->size - offset)
 		return false;
-	if (st->whole || length == 0)
+	if (st->whole)
+		return !atomic_load(&st->is_away);
+	if (length == 0)
 		return true;
 	first = offset >> st->block_shift;
 	last = (offset + length - 1) >> st->block_shift;

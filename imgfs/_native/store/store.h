@@ -36,7 +36,8 @@ struct held {
 };
 
 struct store {
-	int fd;
+	int fd;                /* -1: none yet, or none any more */
+	atomic_bool is_away;   /* of a whole store: its file is closed for now, and nothing is here */
 	bool whole;            /* every block present for good; bits and stamps are NULL */
 	unsigned block_shift;
 	_Atomic uint64_t size;      /* bytes; only of a whole store does it ever change */
@@ -50,16 +51,17 @@ struct store {
 	atomic_uint epoch;
 	atomic_uint readers[2];     /* who entered in an even and in an odd epoch */
 	pthread_mutex_t quiesce_lock;
-	struct watch watches[MAX_WATCHES];
+	struct watch *_Atomic watches;   /* MAX_WATCHES of them, from when one is set */
 	atomic_uint watching;       /* a bit for each slot in use */
 	atomic_uint seen;           /* a bit for each slot whose range was read */
 	atomic_int watch_fd;        /* eventfd, or -1 */
 	pthread_rwlock_t held_lock; /* of `held`; held for no longer than it takes to copy a read */
 	atomic_uint n_held;
-	struct held held[MAX_HELD];
+	struct held *held;          /* MAX_HELD of them, from when one is set */
 };
 
-/* The fd is duplicated.  NULL with errno set on failure. */
+/* The fd is duplicated; -1: there is no file yet, and no block is present before store_attach.  NULL
+ * with errno set on failure. */
 struct store *store_new(int fd, uint64_t size, uint64_t block_size, bool whole);
 struct store *store_ref(struct store *st);
 void store_unref(struct store *st);
@@ -72,8 +74,11 @@ void store_quiesce(struct store *st);
 int store_resize(struct store *st, uint64_t size);
 
 /* From now on the blocks are in this file, which is duplicated.  0, or -errno; -EINVAL when there
- * are blocks in another already. */
+ * are blocks in another already.  Of a whole store it must be the file that was detached. */
 int store_attach(struct store *st, int fd);
+/* Only of a whole store: close the file, if nobody reads it just now; false: somebody does.  Until it is
+ * attached again store_covers says that nothing is here. */
+bool store_detach(struct store *st);
 
 /* After store_enter: are all blocks of [offset, offset+length) present, or what of them is in the
  * range held in memory?  Marks them used. */
@@ -97,8 +102,8 @@ extern void (*store_settled_hook)(void);
 
 /* The eventfd, made at the first call, or -errno. */
 int store_watch_fd(struct store *st);
-/* start == NO_WATCH frees the slot. */
-void store_watch(struct store *st, unsigned slot, uint64_t start, uint64_t end);
+/* start == NO_WATCH frees the slot.  0, or -ENOMEM. */
+int store_watch(struct store *st, unsigned slot, uint64_t start, uint64_t end);
 /* The slots whose ranges were read since the last call; each fires once. */
 unsigned store_take_seen(struct store *st);
 /* The range was read. */

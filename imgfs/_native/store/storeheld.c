@@ -9,6 +9,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <stdlib.h>
 #include <string.h>
 #include <sys/uio.h>
 
@@ -34,7 +35,9 @@ bool store_hold(struct store *st, uint64_t start, const void *bytes, uint64_t le
 	unsigned n;
 
 	pthread_rwlock_wrlock(&st->held_lock);
-	n = atomic_load(&st->n_held);
+	if (!st->held)
+		st->held = malloc(MAX_HELD * sizeof(*st->held));
+	n = st->held ? atomic_load(&st->n_held) : MAX_HELD;
 	if (n < MAX_HELD) {
 		st->held[n] = (struct held){ start, start + length, bytes, owner, 0 };
 		atomic_store(&st->n_held, n + 1);

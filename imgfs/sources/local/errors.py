@@ -15,6 +15,7 @@ from imgfs.errors import (
     ReadOnlyView,
     SourceNotFound,
     TooLarge,
+    system_error,
 )
 
 Table = dict[int, tuple[type[ImgfsError], str]]
@@ -26,6 +27,8 @@ _ALL: Table = {
     errno.EROFS: (ReadOnlyView, "lies on a read-only filesystem"),
     errno.ENOSPC: (NoSpace, "no space is left on its disk"),
     errno.EDQUOT: (NoSpace, "the disk quota is used up"),
+    errno.ELOOP: (SourceNotFound, "is a link that leads back to itself"),
+    errno.ENAMETOOLONG: (SourceNotFound, "no such file: its name is too long"),
 }
 
 #: Of opening, reading and writing a file.
@@ -53,5 +56,7 @@ def translated(path: str, table: Table) -> Iterator[None]:
     try:
         yield
     except OSError as exc:
-        kind, text = table.get(exc.errno or 0, (ImgfsError, exc.strerror or str(exc)))
-        raise kind(f"{path}: {text}") from exc
+        known = table.get(exc.errno or 0)
+        if known is None:
+            raise system_error(path, exc) from exc
+        raise known[0](f"{path}: {known[1]}") from exc

@@ -1,11 +1,20 @@
-"""Images on this machine: regular files and block devices, read and written."""
+"""Images on this machine: regular files and block devices, read and written.
+
+A file that is not read has no descriptor for long, if many others are: see descriptors.py.  It is
+opened again by its path, and is a changed source if that leads to another state by then.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+from array import array
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 import trio
 
@@ -19,14 +28,18 @@ from imgfs.errors import (
     SourceNotFound,
     UnsupportedFeature,
     UsageError,
+    is_out_of_files,
 )
 from imgfs.extents import ExtentList, all_data
 from imgfs.image import Buffer
+from imgfs.locks import Lock
 from imgfs.sources.base import Identity, SourceStat, WritableSource
+from imgfs.sources.local.descriptors import DESCRIPTORS
 from imgfs.sources.local.errors import FILES, translated
 
 ZEROES = 1 << 20  # bytes that are written at once where no hole can be made
 SECTOR = 4096  # a device punches whole ones only; this is the longest that there are
+CLOSE_S = 2.0  # how long closing waits for who reads
 
 
 def _identity(st: os.stat_result) -> Identity:
@@ -34,45 +47,102 @@ def _identity(st: os.stat_result) -> Identity:
     return Identity("stat", token)
 
 
+class Opened(NamedTuple):
+    """A descriptor, and what it leads to."""
+
+    fd: int
+    stat: os.stat_result
+    size: int
+
+
 class FileSource(WritableSource):
-    """An open local file.  `fd` is this source's own."""
+    """A local file.  `store` has its only descriptor, which comes and goes."""
 
     def __init__(
-        self,
-        path: str,
-        fd: int,
-        stat_: SourceStat,
-        *,
-        extents: bool,
-        write: bool,
-        among_others: bool,
-        is_device: bool,
+        self, path: str, opened: Opened, *, extents: bool, write: bool, among_others: bool
     ) -> None:
-        super().__init__(Path(path).name, path, stat_)
-        self.fd = fd
+        """The descriptor remains the caller's."""
+        found = opened.stat
+        super().__init__(Path(path).name, path, _source_stat(found, opened.size))
         self.is_writable = write
-        self.is_resizable = not is_device
+        self._is_device = stat.S_ISBLK(found.st_mode)
+        self.is_resizable = not self._is_device
         self.can_punch = True
+        #: does somebody need the descriptor itself, and no other of what is under the path then?
+        self.is_needed: Callable[[], bool] = lambda: False
+        self._file = found.st_dev, found.st_ino
+        self._device = found.st_rdev if self._is_device else None
         self._path = path
         self._want_extents = extents
         self._known: ExtentList | None = None
-        self._scan = trio.Lock()
+        self._scan = Lock()
+        self._waking = Lock()
+        self._users = 0
         self._is_writing = among_others
-        self._store = _map.Store(fd, stat_.size, whole=True)
+        self._is_closed = False
+        self._cut = opened.size  # what lies behind it may be away by our own doing
+        self._seen = 0
+        self._store = _map.Store(opened.fd, opened.size, whole=True)
+        DESCRIPTORS.used(self)
 
     @property
     def store(self) -> _map.Store:
         """All of it, at its size now."""
         if self._store.size != self.size:
-            self._store = _map.Store(self.fd, self.size, whole=True)
+            self._store.resize(self.size)
         return self._store
 
     def is_same_file(self, other: FileSource) -> bool:
         """Do both lead to the same bytes, of a file or a device?"""
-        one, two = os.fstat(self.fd), os.fstat(other.fd)
-        if stat.S_ISBLK(one.st_mode) and stat.S_ISBLK(two.st_mode):
-            return one.st_rdev == two.st_rdev
-        return os.path.samestat(one, two)
+        if self._device is not None and other._device is not None:
+            return self._device == other._device
+        return self._file == other._file
+
+    @asynccontextmanager
+    async def opened(self) -> AsyncIterator[int]:
+        """The descriptor, for as long as the block runs.  Raises SourceChanged."""
+        self._users += 1
+        try:
+            await self._wake()
+            yield self._store.fileno()
+        finally:
+            self._users -= 1
+
+    def rest(self, *, even_if_read: bool) -> bool:
+        """Close the descriptor for now; False where it is needed."""
+        served = self._store.bytes_served
+        was_read, self._seen = served != self._seen, served
+        if self._users or self._is_writing or self.is_needed() or (was_read and not even_if_read):
+            return False
+        return self._store.detach()
+
+    async def _wake(self) -> None:
+        """See that there is a descriptor.  Raises SourceChanged when the path leads elsewhere."""
+        if self._store.fileno() < 0:
+            async with self._waking:
+                if self._is_closed:
+                    raise SourceChanged(f"{self._path}: changed since it was opened; open it again")
+                if self._store.fileno() < 0:
+                    await self._open_again()
+        DESCRIPTORS.used(self)
+
+    async def _open_again(self) -> None:
+        with self._gone_is_changed():
+            opened = await _open_for_sure(self._path, write=self.is_writable)
+        try:
+            if _identity(opened.stat) != self.stat.identity or opened.size != self.size:
+                raise SourceChanged(f"{self._path}: changed since it was opened; open it again")
+            with translated(self._path, FILES):
+                self._store.attach(opened.fd)
+        finally:
+            os.close(opened.fd)
+
+    @contextlib.contextmanager
+    def _gone_is_changed(self) -> Iterator[None]:
+        try:
+            yield
+        except SourceNotFound as exc:
+            raise SourceChanged(f"{self._path}: was deleted; open it again") from exc
 
     @property
     def identity_anywhere(self) -> Identity | None:
@@ -87,17 +157,13 @@ class FileSource(WritableSource):
 
     @property
     def file_token(self) -> str:
-        found = os.fstat(self.fd)
-        return f"{found.st_dev}:{found.st_ino}"
+        return "{}:{}".format(*self._file)
 
     async def check_identity(self) -> None:
         known = self.stat
-        try:
-            with translated(self._path, FILES):
-                now = await trio.to_thread.run_sync(os.stat, self._path)
-        except SourceNotFound as exc:
-            raise SourceChanged(f"{self._path}: was deleted; open it again") from exc
-        is_other = not os.path.samestat(now, os.fstat(self.fd))
+        with self._gone_is_changed(), translated(self._path, FILES):
+            now = await trio.to_thread.run_sync(os.stat, self._path)
+        is_other = (now.st_dev, now.st_ino) != self._file
         # While this was asked writes of our own may have begun, or ended and been pinned.
         is_quiet = not self._is_writing and self.stat is known
         if is_other or (is_quiet and _identity(now) != known.identity):
@@ -109,33 +175,57 @@ class FileSource(WritableSource):
 
     async def pin(self) -> None:
         await self.check_identity()
-        now = os.fstat(self.fd)
+        async with self.opened() as fd:
+            now = os.fstat(fd)
         if self.is_resizable and not self.knows_size:
             self.size, self.knows_size = now.st_size, True
         if self.is_resizable and now.st_size != self.size:
             said = f"has {now.st_size} bytes, and {self.size} were written"
             raise SourceChanged(f"{self._path}: {said}; open it again")
-        mode = stat.S_IMODE(now.st_mode)
-        self.stat = SourceStat(self.size, now.st_mtime_ns, mode, _identity(now))
+        self.stat = _source_stat(now, self.size)
         self._is_writing = False
 
     async def aclose(self) -> None:
-        os.close(self.fd)
+        """Close it for good: who reads it still gets SourceChanged."""
+        self._is_closed = True
+        DESCRIPTORS.forget(self)
+        if not self._store.detach():
+            with trio.move_on_after(CLOSE_S):
+                await trio.to_thread.run_sync(self._store.quiesce, abandon_on_cancel=True)
+            self._store.detach()
 
     async def _read(self, offset: int, length: int) -> bytes:
-        with translated(self._path, FILES):
-            data = await trio.to_thread.run_sync(
-                os.pread, self.fd, length, offset, abandon_on_cancel=True
-            )
-        if len(data) < length:
-            await self.check_identity()
-            raise ShortRead(f"{self._path}: ends at {offset + len(data)}, before its size")
-        return data
+        while True:
+            await self._wake()
+            try:
+                return await trio.to_thread.run_sync(
+                    self.store.read, offset, length, abandon_on_cancel=True
+                )
+            except OSError as exc:
+                if self._store.fileno() < 0:
+                    continue  # it was closed meanwhile
+                self._refuse_cut(exc, offset + length)
+                with translated(self._path, FILES):
+                    raise
+
+    def _refuse_cut(self, exc: OSError, end: int) -> None:
+        """Raises SourceChanged when a read failed because somebody has cut the file."""
+        if exc.errno != errno.EIO or self._is_device:
+            return
+        with contextlib.suppress(OSError):
+            size = os.fstat(self._store.fileno()).st_size
+            if size < min(end, self._cut):
+                said = f"was cut to {size} bytes while it was open; open it again"
+                raise SourceChanged(f"{self._path}: {said}")
+            if size < end:
+                raise ShortRead(f"{self._path}: ends at {size}, before its size")
 
     async def _write(self, offset: int, data: Buffer) -> None:
         self._known = None
-        with translated(self._path, FILES):
-            await trio.to_thread.run_sync(_pwrite, self.fd, data, offset)
+        self._cut = max(self._cut, offset + len(data))
+        async with self.opened() as fd:
+            with translated(self._path, FILES):
+                await trio.to_thread.run_sync(_pwrite, fd, data, offset)
 
     async def _zero(self, offset: int, length: int) -> None:
         self._known = None
@@ -148,7 +238,8 @@ class FileSource(WritableSource):
         await self._write_zeroes(offset, start)
         if start < stop:
             try:
-                await trio.to_thread.run_sync(self.store.punch, start, stop - start)
+                async with self.opened():
+                    await trio.to_thread.run_sync(self.store.punch, start, stop - start)
             except OSError as exc:
                 # Not every filesystem has holes, and not every device.
                 if exc.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
@@ -166,14 +257,18 @@ class FileSource(WritableSource):
         if not self.is_resizable:
             raise UnsupportedFeature(f"{self._path}: a device's size cannot be changed")
         self._known = None
-        with translated(self._path, FILES):
-            await trio.to_thread.run_sync(os.ftruncate, self.fd, size)
+        self._cut = min(self._cut, size)
+        async with self.opened() as fd:
+            with translated(self._path, FILES):
+                await trio.to_thread.run_sync(os.ftruncate, fd, size)
+        self._cut = size
 
     async def _flush(self) -> None:
-        try:
-            await trio.to_thread.run_sync(os.fdatasync, self.fd, abandon_on_cancel=True)
-        except OSError as exc:
-            raise NotDurable(f"{self._path}: cannot be synced: {exc.strerror}") from exc
+        async with self.opened() as fd:
+            try:
+                await trio.to_thread.run_sync(os.fdatasync, fd, abandon_on_cancel=True)
+            except OSError as exc:
+                raise NotDurable(f"{self._path}: cannot be synced: {exc.strerror}") from exc
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
         async with self._scan:
@@ -184,9 +279,27 @@ class FileSource(WritableSource):
     async def _all_extents(self) -> ExtentList:
         if not self._want_extents or self.size == 0:
             return all_data(0, self.size)
-        with translated(self._path, FILES):
-            ends, flags = await trio.to_thread.run_sync(_map.scan_file, self.fd, self.size)
+        known = self.stat
+        async with self.opened() as fd:
+            with translated(self._path, FILES):
+                ends, flags, now = await trio.to_thread.run_sync(_scan, fd, self.size)
+        # Behind the end of a file that was cut all seems to be a hole.
+        is_quiet = not self._is_writing and self.stat is known
+        is_cut = not self._is_device and now.st_size < min(self.size, self._cut)
+        if is_cut or (is_quiet and _identity(now) != known.identity):
+            raise SourceChanged(f"{self._path}: changed since it was opened; open it again")
         return ExtentList(0, ends, flags)
+
+
+def _source_stat(found: os.stat_result, size: int) -> SourceStat:
+    mode = stat.S_IMODE(found.st_mode)
+    return SourceStat(size, found.st_mtime_ns, mode, _identity(found))
+
+
+def _scan(fd: int, size: int) -> tuple[array[int], bytes, os.stat_result]:
+    """[blocks] The extents, and what the file was after they had been looked at."""
+    ends, flags = _map.scan_file(fd, size)
+    return ends, flags, os.fstat(fd)
 
 
 def _pwrite(fd: int, data: Buffer, offset: int) -> None:
@@ -211,7 +324,7 @@ def _refuse_own(path: str) -> None:
         os.close(fd)
 
 
-def _open(path: str, access: int) -> tuple[int, os.stat_result, int]:
+def _open(path: str, access: int) -> Opened:
     _refuse_own(path)
     fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -220,10 +333,22 @@ def _open(path: str, access: int) -> tuple[int, os.stat_result, int]:
             raise IsADirectoryError(errno.EISDIR, "is a directory")
         if not (stat.S_ISREG(st.st_mode) or stat.S_ISBLK(st.st_mode)):
             raise NotAnImage(f"{path}: is neither a file nor a block device")
-        return fd, st, os.lseek(fd, 0, os.SEEK_END)
+        return Opened(fd, st, os.lseek(fd, 0, os.SEEK_END))
     except BaseException:
         os.close(fd)
         raise
+
+
+async def _open_for_sure(path: str, *, write: bool) -> Opened:
+    """Open it, if need be in place of what was not used for longest."""
+    access = os.O_RDWR if write else os.O_RDONLY
+    with translated(path, FILES):
+        try:
+            return await trio.to_thread.run_sync(_open, path, access)
+        except OSError as exc:
+            if not is_out_of_files(exc) or not DESCRIPTORS.spare():
+                raise
+            return await trio.to_thread.run_sync(_open, path, access)
 
 
 async def open_file(
@@ -235,20 +360,9 @@ async def open_file(
     serves it itself.  The caller closes it with `aclose`.
     """
     path = str(Path(path).absolute())
-    with translated(path, FILES):
-        fd, st, size = await trio.to_thread.run_sync(
-            _open, path, os.O_RDWR if write else os.O_RDONLY
-        )
-    found = SourceStat(
-        size=size, mtime_ns=st.st_mtime_ns, mode=stat.S_IMODE(st.st_mode), identity=_identity(st)
-    )
-    is_device = stat.S_ISBLK(st.st_mode)
-    return FileSource(
-        path,
-        fd,
-        found,
-        extents=extents,
-        write=write,
-        among_others=among_others,
-        is_device=is_device,
-    )
+    opened = await _open_for_sure(path, write=write)
+    try:
+        with translated(path, FILES):
+            return FileSource(path, opened, extents=extents, write=write, among_others=among_others)
+    finally:
+        os.close(opened.fd)

@@ -27,6 +27,7 @@ from imgfs.errors import (
     SourceNotFound,
     SourceTimeout,
     SourceUnreachable,
+    again,
 )
 from imgfs.sources.base import SourceStat
 from imgfs.sources.bridge import Bridge
@@ -186,7 +187,7 @@ class ObjectFile:
                 failure = exc.error if failure is None or not ended else failure
             deadline = deadline or loop.time() + patience
             if ended or loop.time() >= deadline:
-                raise type(failure)(str(failure))
+                raise again(failure)
             log.info("%s; trying again", failure)
             # Spread out: a server that has just come back is not to get all of them at once.
             wait_s = max(failed.pause_s, pause * random.uniform(0.5, 1))

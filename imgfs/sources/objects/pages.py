@@ -17,7 +17,7 @@ from typing import Any
 
 import obstore
 
-from imgfs.errors import ProtocolViolation, SourceTimeout, UsageError
+from imgfs.errors import ProtocolViolation, SourceTimeout, UsageError, again
 from imgfs.sources.bridge import Bridge
 from imgfs.sources.objects.errors import Again, Mismatch, NoSuchRange
 from imgfs.sources.objects.s3_errors import Undecodable, object_errors
@@ -129,6 +129,6 @@ class _Walk:
                     or not exc.answered
                     or isinstance(failure, SourceTimeout)
                 ):
-                    raise type(failure)(str(failure)) from exc
+                    raise again(failure) from exc
             await asyncio.sleep(min(pause, max(0.0, deadline - loop.time())))
             pause *= 2

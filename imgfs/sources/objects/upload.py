@@ -11,7 +11,7 @@ from typing import Any
 
 import obstore
 
-from imgfs.errors import ImgfsError, ProtocolViolation, TooLarge
+from imgfs.errors import ImgfsError, ProtocolViolation, TooLarge, again
 from imgfs.image import Buffer
 from imgfs.sources.bridge import Bridge
 from imgfs.sources.objects.errors import Again, Mismatch, NoSuchRange
@@ -57,7 +57,7 @@ class ObjectUpload:
             with object_errors(self._name, self._looked_for):
                 await work(*args)
         except Again as exc:
-            raise type(exc.error)(str(exc.error)) from exc
+            raise again(exc.error) from exc
         except (Mismatch, NoSuchRange, Undecodable) as exc:
             raise ProtocolViolation(f"{self._name}: the server's answer makes no sense") from exc
         except OSError as exc:
