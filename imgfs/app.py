@@ -28,6 +28,7 @@ from imgfs.opener.stored import StoredViews, Wanted
 from imgfs.sources.base import Source, WritableSource
 from imgfs.sources.listing import Listed
 from imgfs.status.fields import CacheStatus, FastPathStatus, ImageStatus, MountStatus
+from imgfs.tree.idle import LookedAt
 from imgfs.tree.image import ImageNodes
 from imgfs.tree.images import ImagesNodes, ListedImages
 from imgfs.tree.names import image_name
@@ -68,7 +69,7 @@ class Caches:
         space = await self._made()
         async with open_cached(source, space, self._root, policy) as image:
             task_status.started(image)
-            await image.became_stale.wait()
+            await image.is_over.wait()
 
     async def _made(self) -> CacheSpace:
         async with self._making:
@@ -102,8 +103,13 @@ class Mount:
         self._caches = Caches(options)
         self._nursery = nursery
         self._stored = StoredViews(
-            self._open_source, sources.open_by_qemu, self._open_cache, self._make_view
+            self._open_source,
+            sources.open_by_qemu,
+            self._open_cache,
+            self._make_view,
+            nursery.start_soon,
         )
+        self._looked_at = LookedAt(self._stored.close_unused)
         self._is_open = False
         self.tree = Tree()
         self._root = self.tree.add(None, b"", children={})
@@ -141,6 +147,7 @@ class Mount:
                 listing,
                 self._listed_image,
                 _forget_name,
+                self._looked_at,
                 write=self._options.write_through,
             )
             self._images = listed
@@ -150,7 +157,7 @@ class Mount:
         name = Path(where).name if isinstance(where, str) else where.basename
         image = self._make_image(image_name(name), name, self.url, self._text, self._options)
         self._images = [image]
-        image.add_to(self.tree, self._root)
+        image.add_to(self._root)
         if not lazy:
             await image.opened()
             try:
@@ -173,7 +180,7 @@ class Mount:
         def make(name: str, image: configfile.ImageSettings) -> ImageNodes:
             return self._configured_image(name, image, Path(self._text).parent)
 
-        images = ImagesNodes(self.tree, self._root, make, _forget_name)
+        images = ImagesNodes(self.tree, self._root, make, _forget_name, self._looked_at)
         self._images = images
         await reload()
         self.reload = reload
@@ -222,6 +229,7 @@ class Mount:
             return options.hard and self._is_open
 
         return ImageNodes(
+            self.tree,
             name,
             file_name,
             shown,
@@ -265,6 +273,10 @@ class Mount:
                 for image in self._images:
                     if image.is_read():
                         nursery.start_soon(image.check)
+
+    async def close_idle(self) -> None:
+        """Of many images, close those that were not used for longest."""
+        await self._looked_at.run()
 
     async def merge_layers(self) -> None:
         """Keep what snapshots stand on short, and without what nobody needs."""
@@ -379,6 +391,7 @@ async def run_mount(
                     return
                 ready()
                 was_ready = True
+                nursery.start_soon(mount.close_idle)
                 nursery.start_soon(mount.merge_layers)
                 nursery.start_soon(mount.trim_memory)
                 await mount.watch()

@@ -19,6 +19,10 @@ class Lock:
     def __init__(self) -> None:
         self._lock = trio.Lock()
 
+    @property
+    def is_held(self) -> bool:
+        return self._lock.locked()
+
     async def __aenter__(self) -> None:
         try:
             self._lock.acquire_nowait()

@@ -88,6 +88,7 @@ class CachedImage(Image):
         self.store = home.store
         self.stale: SourceChanged | None = None
         self.became_stale = trio.Event()
+        self.is_over = trio.Event()  # it became stale, or nobody needs it
         self.closed = trio.Event()
         self.source_extents: ExtentList = all_data(0, source.size)
         self._home = home
@@ -198,6 +199,11 @@ class CachedImage(Image):
             if self._ahead is not None:
                 self._ahead.stop()
             self.became_stale.set()
+            self.is_over.set()
+
+    def retire(self) -> None:
+        """Nobody needs it any more: it is closed, and what is in it is kept for a later one."""
+        self.is_over.set()
 
     def spoil(self, start: int, end: int) -> None:
         """The range is being written: what is being fetched of it is old."""

@@ -8,7 +8,6 @@ have left one.
 from __future__ import annotations
 
 import logging
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -49,12 +48,8 @@ class Home:
         self, source: Source, space: CacheSpace, root: Path | None, limit: int | None
     ) -> None:
         """`limit` is of these blocks, in bytes, within the limit of all."""
-        # Of a store without a file no block is ever present.
-        fd = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            self.store = _map.Store(fd, source.size, BLOCK)
-        finally:
-            os.close(fd)
+        # Without a file, for now: no block is present before there is one.
+        self.store = _map.Store(-1, source.size, BLOCK)
         self.account: Account | None = None
         self._source = source
         self._space = space

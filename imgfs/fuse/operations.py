@@ -109,13 +109,17 @@ class Operations(WritingOperations):
     @guarded
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> pyfuse3.EntryAttributes:
         directory = self._node(parent)
-        while True:
-            node = await self._named(directory, name)
-            entry = await self._attributes(node)
-            # While that waited a new generation may have taken the name.
-            if node.inode in self._tree.nodes:
-                node.lookups += 1
-                return entry
+        directory.requests += 1
+        try:
+            while True:
+                node = await self._named(directory, name)
+                entry = await self._attributes(node)
+                # While that waited a new generation may have taken the name.
+                if node.inode in self._tree.nodes:
+                    node.lookups += 1
+                    return entry
+        finally:
+            directory.requests -= 1
 
     async def _named(self, directory: Node, name: bytes) -> Node:
         if directory.children is None:

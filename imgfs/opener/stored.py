@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable
+from collections import Counter
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
+from weakref import ref
 
 import trio
 
 from imgfs.cache.cached import CachedImage, Policy
 from imgfs.config.options import Options
-from imgfs.errors import CorruptImage, ImgfsError, SourceNotFound, UsageError
+from imgfs.errors import CorruptImage, ImgfsError, SourceChanged, SourceNotFound, UsageError
 from imgfs.formats.probe import RAW, probe
 from imgfs.formats.served import Node
 from imgfs.locks import Lock
@@ -46,6 +49,8 @@ OpenSource = Callable[[Wanted], Awaitable[Source]]
 OpenByQemu = Callable[[Node, Options], Awaitable[Source]]
 MakeView = Callable[[Source, CachedImage | None, Policy], StoredView]
 OpenCache = Callable[[Source, Policy], Awaitable[CachedImage]]
+#: Does the work some time soon, whatever becomes of the caller.
+Soon = Callable[[Callable[[], Awaitable[None]]], object]
 
 
 @dataclass(slots=True)
@@ -55,7 +60,11 @@ class _Entry:
 
 
 class StoredViews:
-    """Views of sources' own bytes; with `open_cache`, through a cache where that pays."""
+    """Views of sources' own bytes; with `open_cache`, through a cache where that pays.
+
+    A source that turned out to have changed is closed at once, by `soon`.  One that no image needs
+    any more is closed by `close_unused`.
+    """
 
     def __init__(
         self,
@@ -63,15 +72,17 @@ class StoredViews:
         open_by_qemu: OpenByQemu,
         open_cache: OpenCache | None = None,
         make_view: MakeView = lambda source, cache, policy: RawView(source, cache),
+        soon: Soon = lambda work: None,
     ) -> None:
+        self._soon = soon
         self._make_view = make_view
         self._open_source = open_source
         self._open_by_qemu = open_by_qemu
         self._open_cache = open_cache
         self._entries: dict[Wanted, _Entry] = {}
         self._wanted: dict[StoredView, Wanted] = {}
-        self._sources: list[Source] = []
         self._served: list[RawView] = []
+        self._in_chains: Counter[StoredView] = Counter()  # that are being put together
 
     async def get(self, wanted: Wanted) -> StoredView:
         """The source as it is now, as far as is known: opened, if it is not open or stale.
@@ -81,16 +92,65 @@ class StoredViews:
         entry = self._entries.setdefault(wanted, _Entry())
         async with entry.lock:
             if entry.view is None or entry.view.stale is not None:
-                source = await self._open_source(wanted)
-                self._sources.append(source)
-                if entry.view is not None and entry.view.cache is not None:
-                    await entry.view.cache.closed.wait()  # it was stale, and has the directory yet
-                cache = None
-                if self._open_cache is not None and not isinstance(source, FileSource):
-                    cache = await self._open_cache(source, wanted.policy)
-                entry.view = self._make_view(source, cache, wanted.policy)
+                entry.view = await self._opened(wanted, entry.view)
                 self._wanted[entry.view] = wanted
+                entry.view.when_stale(partial(self._discard_stale, ref(entry.view)))
             return entry.view
+
+    async def _opened(self, wanted: Wanted, old: StoredView | None) -> StoredView:
+        source = await self._open_source(wanted)
+        try:
+            if old is not None and old.cache is not None:
+                await old.cache.closed.wait()  # it was stale, and has the directory yet
+            cache = None
+            if self._open_cache is not None and not isinstance(source, FileSource):
+                cache = await self._open_cache(source, wanted.policy)
+            return self._make_view(source, cache, wanted.policy)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await source.aclose()
+            raise
+
+    def _discard_stale(self, which: ref[StoredView], why: SourceChanged) -> None:
+        view = which()
+        if view is not None:
+            self._soon(partial(self._discard, view))
+
+    async def _discard(self, view: StoredView) -> None:
+        """Close what is below a view that nobody reads any more.  Raises nothing."""
+        if view in self._served:
+            self._served.remove(view)
+        elif self._wanted.pop(view, None) is None:
+            return
+        with trio.CancelScope(shield=True):
+            if view.cache is not None:
+                await view.cache.closed.wait()
+            try:
+                await view.source.aclose()
+            except ImgfsError as exc:
+                log.info("%s: while it was closed: %s", view.name, exc)
+
+    async def close_unused(self, used: Collection[View]) -> None:
+        """Close all that is open and neither used nor about to be.
+
+        `used` are the files of the images' disks, and the views in their layers.
+        """
+        closed: list[StoredView] = []
+        for wanted, entry in list(self._entries.items()):
+            view = entry.view
+            if entry.lock.is_held or view in used or view in self._in_chains:
+                continue
+            if isinstance(view, ThroughView) and (view.writers or view.dirty_bytes):
+                continue
+            del self._entries[wanted]
+            if view is not None and view.stale is None:
+                closed.append(view)
+        if not self._in_chains:
+            closed += [view for view in self._served if view not in used]
+        for view in closed:
+            if view.cache is not None:
+                view.cache.retire()
+            await self._discard(view)
 
     async def chain(self, name: str, stored: StoredView, format: str | None) -> Chain:
         """The disk in it, to be called `name`, with what its options say, and this format if
@@ -99,7 +159,7 @@ class StoredViews:
         A file that the image needs and that is not there, or must not be followed, is a
         CorruptImage: the image's own name is there, and has no use for ENOENT or EINVAL.
         """
-        wanted = self._wanted[stored]
+        wanted = self._known(stored)
         options = wanted.options
         if format is None:
             format = await self._probed(stored, wanted)
@@ -108,16 +168,35 @@ class StoredViews:
         async def serve(node: Node) -> RawView:
             return await self._serve(node, options)
 
+        held = [stored]
+        self._in_chains[stored] += 1
+
+        async def open_beside(view: StoredView, name: str) -> StoredView:
+            found = await self._beside(view, name)
+            held.append(found)
+            self._in_chains[found] += 1
+            return found
+
         try:
-            chain = await open_chain(name, stored, self._beside, asked, serve)
+            chain = await open_chain(name, stored, open_beside, asked, serve)
         except (UsageError, SourceNotFound) as exc:
             raise CorruptImage(f"{stored.name}: is not whole: {exc}") from exc
+        finally:
+            self._in_chains -= Counter(held)
         if chain.formats != (RAW,):
             if options.format is not None:
                 await trio.to_thread.run_sync(unpin_raw, wanted.text)
         elif options.write_through:
             await trio.to_thread.run_sync(pin_raw, wanted.text)
         return chain
+
+    def _known(self, view: StoredView) -> Wanted:
+        """What it was opened for.  Raises SourceChanged when it is closed."""
+        wanted = self._wanted.get(view)
+        if wanted is None:
+            view.refuse_stale()
+            raise SourceChanged(f"{view.name}: is closed; open it again")
+        return wanted
 
     @staticmethod
     async def _probed(stored: StoredView, wanted: Wanted) -> str | None:
@@ -141,19 +220,16 @@ class StoredViews:
 
     async def _serve(self, node: Node, options: Options) -> RawView:
         """Not through a cache: what was locked stays in memory."""
-        gone = [view for view in self._served if view.stale is not None]
-        self._served = [view for view in self._served if view.stale is None]
-        for view in gone:
-            await view.source.aclose()
         view = RawView(await self._open_by_qemu(node, options))
         for each in node.chain():
             assert isinstance(each.file, View)
             each.file.when_stale(view.mark_stale)
+        view.when_stale(partial(self._discard_stale, ref(view)))
         self._served.append(view)
         return view
 
     async def _beside(self, view: StoredView, name: str) -> StoredView:
-        wanted = self._wanted[view]
+        wanted = self._known(view)
         # Only the image itself is written, never what is below it.
         wanted = replace(wanted, options=replace(wanted.options, write=False))
         options = wanted.options
@@ -185,5 +261,5 @@ class StoredViews:
 
     async def aclose(self) -> None:
         """Close them all; their caches must have been closed before."""
-        for source in [*(view.source for view in self._served), *self._sources]:
-            await source.aclose()
+        for view in [*self._served, *self._wanted]:
+            await view.source.aclose()

@@ -124,7 +124,8 @@ class FormatNodes:
         if node.view is None:
             if shown.disk.stale is not None:
                 view.mark_stale(shown.disk.stale)
-            node.view, node.shape, node.prepare = view, None, None
+            self._showing.tree.give(node, view)
+            node.shape = node.prepare = None
             self._showing.follow(view)
 
     def _name_of(self, node: Node) -> bytes:

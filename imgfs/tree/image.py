@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import TypeVar
@@ -48,7 +48,6 @@ REFUSED_S = 5.0  # how long an image that cannot be understood is not looked at 
 class Place:
     """A name of one of the image's views."""
 
-    tree: Tree
     directory: Node
     name: bytes
     open: OpenView
@@ -65,6 +64,7 @@ class ImageNodes:
 
     def __init__(
         self,
+        tree: Tree,
         name: str,
         file_name: str,
         url: str,
@@ -75,6 +75,7 @@ class ImageNodes:
         *,
         read_only: bool = False,
     ) -> None:
+        self._tree = tree
         self.name = name
         self.file_name = file_name
         self.url = url
@@ -92,6 +93,9 @@ class ImageNodes:
         self.snapshots = Snapshots(
             BaseDisk(name, url, self._base, self._may_snapshot, read_only, self._backing)
         )
+        self.directory: Node | None = None  #: of its own, if it has one
+        #: told when somebody looks at it
+        self.used: Callable[[], None] = lambda: None
         #: the name is no more, or means another image; who has a file open may read on
         self.is_gone = False
         self._left: list[Node] = []  # what was in its directory then
@@ -99,11 +103,13 @@ class ImageNodes:
         self._failed = ""
         self._refused: tuple[StoredView, ImgfsError, float] | None = None
 
-    def add_to(self, tree: Tree, directory: Node) -> None:
+    def add_to(self, directory: Node) -> None:
         """Put the names there; nothing is opened before one of them is looked at."""
+        self.used()
+        tree = self._tree
         original = tree.add(directory, b"original", children={})
-        self._place(tree, directory, self.name + ".raw", self.opened_disk)
-        self._place(tree, original, self.file_name, self.opened)
+        self._place(directory, self.name + ".raw", self.opened_disk)
+        self._place(original, self.file_name, self.opened)
         tree.add(
             directory, b"extents.json", make=self._fresh_extents, made_size=self._size_of_extents
         )
@@ -113,26 +119,27 @@ class ImageNodes:
         FormatNodes(showing, directory, self.name)
         self._guest = GuestNodes(showing, directory, lambda: self.name)
 
-    def add_original(self, tree: Tree, directory: Node) -> None:
+    def add_original(self, directory: Node) -> None:
         """Put the source's bytes as stored there, under the file's own name."""
-        self._place(tree, directory, self.file_name, self.opened)
+        self._place(directory, self.file_name, self.opened)
 
-    def _place(self, tree: Tree, directory: Node, name: str, open_view: OpenView) -> None:
-        place = Place(tree, directory, encode(name), open_view)
+    def _place(self, directory: Node, name: str, open_view: OpenView) -> None:
+        place = Place(directory, encode(name), open_view)
         self._places.append(place)
         self._show(place)
 
     def _show(self, place: Place) -> None:
         """A node for a view that is to come."""
-        node = place.tree.add(place.directory, place.name, changed=self._changed)
+        node = self._tree.add(place.directory, place.name, changed=self._changed)
         node.prepare = partial(self._fill, node, place)
 
     async def _fill(self, node: Node, place: Place) -> None:
         view = await place.open()
         if node.view is None:
-            node.view, node.prepare = view, None
+            self._tree.give(node, view)
+            node.prepare = None
             if isinstance(view, Writable):
-                place.tree.share(place.directory, place.name, node)
+                self._tree.share(place.directory, place.name, node)
 
     async def _may_write(self) -> None:
         try:
@@ -152,6 +159,7 @@ class ImageNodes:
 
     async def opened(self) -> StoredView:
         """The bytes as stored; opens the source if it is not open.  Raises what that raises."""
+        self.used()
         if self._stored is not None:
             return self._stored
         async with self._opening:
@@ -159,6 +167,7 @@ class ImageNodes:
 
     async def opened_disk(self) -> View:
         """The disk.  Raises what opening the source, and finding a disk in it, raises."""
+        self.used()
         if self._chain is not None:
             return self._chain.disk
         async with self._opening:
@@ -242,9 +251,69 @@ class ImageNodes:
                 for place in self._places:
                     self._show(place)
 
-    def go(self, directory: Node) -> None:
+    def nodes(self) -> Iterator[Node]:
+        """All that it has, in its directory and elsewhere."""
+        if self.directory is not None:
+            yield from self.directory.below()
+        for place in self._elsewhere():
+            node = (place.directory.children or {}).get(place.name)
+            if node is not None:
+                yield node
+
+    def _elsewhere(self) -> list[Place]:
+        here: list[Node] = []
+        if self.directory is not None:
+            here = [self.directory, *(self.directory.children or {}).values()]
+        return [place for place in self._places if place.directory not in here]
+
+    def names(self) -> Iterator[tuple[int, bytes]]:
+        """Those by which the kernel finds it: (directory's inode, name)."""
+        for place in self._elsewhere():
+            yield place.directory.inode, place.name
+
+    def is_used(self) -> bool:
+        """Does the kernel know one of its files, or is it being opened?"""
+        if self.is_gone:
+            return any(node.inode in self._tree.nodes for node in self._left)
+        if self._opening.is_held or (self.directory is not None and self.directory.requests):
+            return True
+        return any(node.lookups or node.open_files or node.requests for node in self.nodes())
+
+    def needs(self) -> Iterator[View]:
+        """The views that are to stay open for it."""
+        if self._stored is not None:
+            yield self._stored
+        if self._chain is not None:
+            yield from self._chain.files
+            for layer in self._chain.layers:
+                yield from layer.files
+
+    async def rest(self) -> bool:
+        """Be again what it was before anybody looked at it; False where it is used.
+
+        What only it needed is to be closed then.
+        """
+        stored = self._stored
+        if isinstance(stored, ThroughView) and (stored.writers or stored.dirty_bytes):
+            return False
+        if self.is_used() or not await self.snapshots.rest() or self.is_used():
+            return False
+        elsewhere = self._elsewhere()
+        if self.directory is not None:
+            for name in list(self.directory.children or {}):
+                self._tree.remove(self.directory, name)
+        self._stored = self._chain = self._extents_size = self._shown_disk = None
+        self._guest = self._refused = None
+        self._places, self._views = elsewhere, []
+        if not self.is_gone:
+            for place in elsewhere:
+                self._show(place)
+        return True
+
+    def go(self) -> None:
         """Its directory is about to be removed."""
-        self.is_gone, self._left = True, list(directory.below())
+        self._left = list(self.nodes())
+        self.is_gone = True
 
     def is_still_open(self) -> bool:
         """Has somebody a file open that was in the directory?"""
@@ -262,10 +331,8 @@ class ImageNodes:
                 await view.check()
 
     def _drop_kernel_cache(self, view: View) -> None:
-        for place in self._places[:1]:
-            for node in list(place.tree.nodes.values()):
-                if node.view is view:
-                    self._invalidate(node.inode)
+        for inode in self._tree.inodes_of(view):
+            self._invalidate(inode)
 
     async def _fresh_extents(self) -> bytes:
         """extents.json, of the source as it is now."""

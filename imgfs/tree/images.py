@@ -8,16 +8,20 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import trio
 
 from imgfs.errors import ImgfsError
 from imgfs.sources.listing import Listed, Listing
+from imgfs.tree.idle import LookedAt
 from imgfs.tree.image import ImageNodes
 from imgfs.tree.names import directory_names, encode, is_image
 from imgfs.tree.nodes import Node, Tree
 from imgfs.tree.originals import Originals
+from imgfs.views.view import View
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +29,35 @@ FRESH_S = 1.0  # so long a listing is not asked about again
 
 #: What is known of an image before it is opened; two that are equal are the same image.
 Spec = TypeVar("Spec")
+
+
+@dataclass(slots=True, eq=False)
+class IdleImage:
+    """An image that can be closed when it is not used."""
+
+    image: ImageNodes
+    forget_name: Callable[[int, bytes], None]
+    when_closed: Callable[[ImageNodes], None] | None
+    name: tuple[int, bytes] | None = None  #: of its directory
+
+    def is_used(self) -> bool:
+        return self.image.is_used()
+
+    def needs(self) -> list[View]:
+        return list(self.image.needs())
+
+    def forget_names(self) -> None:
+        if not self.image.is_gone:
+            names = list(self.image.names()) + ([] if self.name is None else [self.name])
+            for parent, name in names:
+                self.forget_name(parent, name)
+
+    async def rest(self) -> bool:
+        if not await self.image.rest():
+            return False
+        if self.when_closed is not None:
+            self.when_closed(self.image)
+        return True
 
 
 class ImagesNodes(Generic[Spec]):
@@ -40,9 +73,11 @@ class ImagesNodes(Generic[Spec]):
         root: Node,
         make_image: Callable[[str, Spec], ImageNodes],
         forget_name: Callable[[int, bytes], None],
+        looked_at: LookedAt,
     ) -> None:
         self.tree = tree
         self._forget_name = forget_name
+        self._looked_at = looked_at
         self.root = root
         self._make_image = make_image
         self._images: dict[str, tuple[Spec, ImageNodes]] = {}
@@ -60,7 +95,8 @@ class ImagesNodes(Generic[Spec]):
         for name in [n for n, (spec, _) in self._images.items() if wanted.get(n) != spec]:
             _, image = self._images.pop(name)
             self._gone.append(image)
-            image.go((self.root.children or {})[encode(name)])
+            image.go()
+            self._looked_at.gone(IdleImage(image, self._forget_name, self._gone.remove))
             self.tree.remove(self.root, encode(name))
             self._forget_name(self.root.inode, encode(name))
         for name, spec in wanted.items():
@@ -72,12 +108,19 @@ class ImagesNodes(Generic[Spec]):
     def _add_directory(self, name: str, spec: Spec, image: ImageNodes) -> None:
         mtime_ns = spec.mtime_ns if isinstance(spec, Listed) else None
         node = self.tree.add(self.root, encode(name), children={}, mtime_ns=mtime_ns)
+        image.directory = node
+        self._follow(image, (self.root.inode, encode(name)))
 
         async def look_into() -> None:
             if not node.children:
-                image.add_to(self.tree, node)
+                image.add_to(node)
 
         node.refresh = look_into
+
+    def _follow(self, image: ImageNodes, name: tuple[int, bytes] | None = None) -> None:
+        """Have it closed when nobody has looked at it for long."""
+        idle = IdleImage(image, self._forget_name, None, name)
+        image.used = partial(self._looked_at.used, idle)
 
 
 class ListedImages(ImagesNodes[Listed]):
@@ -90,10 +133,11 @@ class ListedImages(ImagesNodes[Listed]):
         listing: Listing,
         make_image: Callable[[str, Listed], ImageNodes],
         forget_name: Callable[[int, bytes], None],
+        looked_at: LookedAt,
         *,
         write: bool = False,
     ) -> None:
-        super().__init__(tree, root, make_image, forget_name)
+        super().__init__(tree, root, make_image, forget_name, looked_at)
         self.listing = listing
         self._files: dict[str, Listed] = {}
         self._plain: dict[str, ImageNodes] = {}
@@ -148,13 +192,15 @@ class ListedImages(ImagesNodes[Listed]):
         for name in _missing(children, wanted):
             self.tree.remove(self._originals, name)
             self._plain.pop(os.fsdecode(name), None)
-        for name in _missing(wanted, children):
+        missing = _missing(wanted, children)
+        images = {f.name: image for f, image in self._images.values()} if missing else {}
+        for name in missing:
             file = wanted[name]
-            image = next((i for f, i in self._images.values() if f.name == file.name), None)
+            image = images.get(file.name) or self._plain.get(file.name)
             if image is None:
-                image = self._plain.get(file.name) or self._make_image(file.name, file)
-                self._plain[file.name] = image
-            image.add_original(self.tree, self._originals)
+                image = self._plain[file.name] = self._make_image(file.name, file)
+                self._follow(image)
+            image.add_original(self._originals)
 
 
 def _missing(names: Iterable[bytes], there: dict[bytes, Listed] | dict[bytes, Node]) -> list[bytes]:

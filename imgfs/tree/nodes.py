@@ -68,6 +68,7 @@ class Node:
     mtime_ns: int | None = None  #: of a directory, where it is known
     open_files: int = 0  #: of its view, those that are open now
     lookups: int = 0  #: how often the kernel was given the inode and has not forgotten it
+    requests: int = 0  #: of a directory, those for its names that are under way
     links: int = 1  #: how many names it has
 
     def below(self) -> Iterator[Node]:
@@ -92,6 +93,7 @@ class Tree:
 
     nodes: dict[int, Node] = field(default_factory=dict)
     _next: int = ROOT
+    _shown: dict[View, list[Node]] = field(default_factory=dict)
 
     def add(self, parent: Node | None, name: bytes, **what: object) -> Node:
         """Make a node, and let it take the name in its parent."""
@@ -104,14 +106,24 @@ class Tree:
             parent.children[name] = node
         return node
 
+    def give(self, node: Node, view: View) -> None:
+        """The node shows this view from now on."""
+        node.view = view
+        self._shown.setdefault(view, []).append(node)
+
+    def inodes_of(self, view: View) -> list[int]:
+        """Of all nodes that show it."""
+        return [node.inode for node in self._shown.get(view, ())]
+
     def share(self, parent: Node, name: bytes, node: Node) -> None:
         """Of two nodes with one view only one may be shown: the kernel has one cache of an inode,
         and what is written under one name is to be read under the other.
 
         If there is another one than `node` it takes the name.
         """
-        for other in self.nodes.values():
-            if other.view is node.view and other is not node and other.links:
+        assert node.view is not None
+        for other in self._shown[node.view]:
+            if other is not node and other.links:
                 other.links += 1
                 self.remove(parent, name)
                 assert parent.children is not None
@@ -140,5 +152,9 @@ class Tree:
         if node.links or node.lookups:
             return False
         del self.nodes[node.inode]
+        if node.view is not None and (nodes := self._shown.get(node.view)) is not None:
+            nodes.remove(node)
+            if not nodes:
+                del self._shown[node.view]
         node.let_go()
         return True

@@ -69,6 +69,7 @@ class Snapshots:
         self._merged: tuple[int, int] | None = None
         self._merge_after = 0.0
         self._had_none = False  # when somebody looked last
+        self._is_merging = self._is_resting = False
 
     @property
     def store(self) -> SnapshotStore:
@@ -169,8 +170,9 @@ class Snapshots:
         """
         if self._store is None or self.disk.read_only or self._had_none:
             return
-        if trio.current_time() < self._merge_after:
+        if self._is_resting or trio.current_time() < self._merge_after:
             return
+        self._is_merging = True
         try:
             while await self._merge_two():
                 pass
@@ -183,6 +185,8 @@ class Snapshots:
             # What the layers are together has not changed: no reason to end the mount.
             log.exception("%s: a merge of layers failed: this is a bug in imgfs", self.disk.name)
             self._merge_after = math.inf
+        finally:
+            self._is_merging = False
 
     async def _merge_two(self) -> bool:
         state = await trio.to_thread.run_sync(self.store.state)
@@ -240,6 +244,28 @@ class Snapshots:
         path = self.store.layer_path(pair.kept)
         for view in self._views.values():
             await view.join(pair.upper, pair.lower, partial(open_to_read, path))
+
+    async def rest(self) -> bool:
+        """Close those that are open and nobody uses; False where that cannot be done now."""
+        if not self._views:
+            return True
+        if self._is_merging or self._changing.locked():
+            return False
+        self._is_resting = True
+        try:
+            async with self._changing:
+                for view in self._views.values():
+                    if view.writers:
+                        return False
+                    await view.sync()
+                for path, view in list(self._views.items()):
+                    await view.aclose()
+                    del self._views[path]
+        except ImgfsError:
+            return False  # whoever wrote it is told at fsync, and all at the end of the mount
+        finally:
+            self._is_resting = False
+        return True
 
     async def aclose(self) -> None:
         """Make all that was written durable.  Raises nothing: who wrote it was told at fsync."""
@@ -346,7 +372,8 @@ class SnapshotFolder(Folder):
     async def _open_raw(self, node: Node) -> None:
         view = await self.parent.snapshots.view(self.path)
         if node.view is None:
-            node.view, node.prepare = view, None
+            self.parent.tree.give(node, view)
+            node.prepare = None
 
     async def _frozen(self) -> Shown:
         return await self.parent.snapshots.frozen(self.path)
