@@ -20,6 +20,7 @@ class Status(TypedDict):
     bytes: int
     spliced: int  # of the reads: those whose bytes were not copied here
     seeks: int
+    lookups: int  # of names, answered natively
     queued: int  # handed to Python so far
     parked: int  # waited natively for blocks that were on their way
     interrupts: int
@@ -86,5 +87,23 @@ def current_pid() -> int:
 def publish(inode: int, map: SegmentMap) -> None:
     """From now on answer reads and seeks of this inode from the map where it can; and, while the map has
     a target, writes, zeroes, and FSYNC where `SegmentMap.sync` can."""
+
+def publish_name(
+    parent: int,
+    name: bytes,
+    entry: tuple[int, int, int, int, int, int, int, int, int],
+    mtime: tuple[int, int],
+    ctime: tuple[int, int],
+    timeouts: tuple[int, int],
+    /,
+) -> bool:
+    """From now on answer look-ups of this name.  False: it is published already.
+
+    `entry` is (inode, generation, size, blocks, mode, links, uid, gid, size of a block); times are
+    in seconds and nanoseconds, and how long the kernel may believe the name and the attributes, in
+    seconds."""
+
+def withdraw_name(parent: int, name: bytes, /) -> int:
+    """Look-ups of it are handed on again; how many were answered since it was published."""
 
 def retract(inode: int) -> bool: ...

@@ -277,8 +277,10 @@ class SegmentMap:
         """The range as an ExtentList's (ends, flags): what lseek calls a hole, and the rest."""
     def data_bytes(self) -> int:
         """How many bytes lseek calls data or does not know."""
-    def read(self, offset: int, length: int) -> bytes | None:
-        """[blocks] The bytes if all of them are local, else None.  The native readers' own code."""
+    def read(self, offset: int, length: int, nowait: bool = False, /) -> bytes | None:
+        """[blocks] The bytes if all of them are local, else None.  The native readers' own code.
+
+        With `nowait` it does not block: None, too, where a disk would have to be waited for."""
     def seek(self, offset: int, whence: int, size: int = ..., /) -> int | None:
         """lseek's answer for os.SEEK_DATA or os.SEEK_HOLE: an offset, or None where only Python knows.
         OSError ENXIO at or past the end, or when no data follows.

@@ -13,16 +13,18 @@ import pyfuse3
 import trio
 
 from imgfs.config.options import Options, owner
-from imgfs.errors import OutOfRange
+from imgfs.errors import ImgfsError, OutOfRange
 from imgfs.fuse.boundary import guard, guarded, native
 from imgfs.fuse.writing import WRITING, WritingOperations
 from imgfs.image import Buffer
 from imgfs.tree.nodes import ROOT, Node, Tree
 from imgfs.views.copying import Progress
+from imgfs.views.showing import Shape
 from imgfs.views.view import View
 from imgfs.views.writable import Writable
 
 _BLOCK = 512  # what st_blocks counts in
+_SECOND = 10**9  # in ns
 
 
 async def answer(view: View, offset: int, size: int) -> Buffer:
@@ -60,6 +62,7 @@ class Operations(WritingOperations):
         self._ready = ready
         self._made: dict[int, bytes] = {}
         self._start_ns = time.time_ns()
+        tree.withdraw_name = native.withdraw_name
 
     def init(self) -> None:
         self._ready()
@@ -117,9 +120,47 @@ class Operations(WritingOperations):
                 # While that waited a new generation may have taken the name.
                 if node.inode in self._tree.nodes:
                     node.lookups += 1
+                    self._publish(directory, name, node, entry)
+                    if node.renew is not None and node.published is not None:
+                        await self._publish_all(directory)
                     return entry
         finally:
             directory.requests -= 1
+
+    def _publish(
+        self, directory: Node, name: bytes, node: Node, entry: pyfuse3.EntryAttributes
+    ) -> None:
+        """Have the next look-ups answered natively, where the answer stays the same."""
+        if node.published is not None or not entry.entry_timeout or directory.folder is not None:
+            return
+        if node.children is None:
+            if not isinstance(node.view or node.shape, View | Shape):
+                return
+            if isinstance(node.view, Writable) or (node.view is not None and node.view.stale):
+                return
+            siblings = directory.siblings
+            if node.renew is not None and (siblings is None or not siblings.is_current(node)):
+                return
+        inode = directory.inode
+        about = (
+            *(node.inode, entry.generation, entry.st_size, entry.st_blocks, entry.st_mode),
+            *(entry.st_nlink, entry.st_uid, entry.st_gid, entry.st_blksize),
+        )
+        times = divmod(entry.st_mtime_ns, _SECOND), divmod(entry.st_ctime_ns, _SECOND)
+        until = int(entry.entry_timeout), int(entry.attr_timeout)
+        if native.publish_name(inode, name, about, *times, until):
+            node.published = inode, name
+
+    async def _publish_all(self, directory: Node) -> None:
+        """Whoever asks for one of the formats' files asks for the others next."""
+        try:
+            if directory.siblings is None or not await directory.siblings.complete():
+                return
+            for name, node in list((directory.children or {}).items()):
+                if node.published is None and (node.children is not None or node.renew is not None):
+                    self._publish(directory, name, node, await self._attributes(node))
+        except ImgfsError:
+            pass  # what is wrong with them is told to whoever asks for them
 
     async def _named(self, directory: Node, name: bytes) -> Node:
         if directory.children is None:

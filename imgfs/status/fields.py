@@ -77,6 +77,7 @@ class FastPathStatus(TypedDict, total=False):
     bytes: int  #: counter
     spliced: int  #: counter; of the reads, those whose bytes went by reference
     seeks: int  #: counter
+    lookups: int  #: counter
     queued: int  #: counter; requests handed to Python
     parked: int  #: counter; reads that waited for blocks on their way
     interrupts: int  #: counter

@@ -162,6 +162,7 @@ FAMILIES = (
     _counter("fast_path_read_bytes", "Bytes of those.", _fast_path("bytes")),
     _counter("fast_path_spliced", "Of the reads, large ones not copied.", _fast_path("spliced")),
     _counter("fast_path_seeks", "SEEK_DATA and SEEK_HOLE answered natively.", _fast_path("seeks")),
+    _counter("fast_path_lookups", "Names looked up natively.", _fast_path("lookups")),
     _counter("fast_path_handed_over", "Requests handed to Python.", _fast_path("queued")),
     _counter(
         "fast_path_parked", "Reads that waited for blocks on their way.", _fast_path("parked")

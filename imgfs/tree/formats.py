@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -87,6 +88,22 @@ class FormatNodes:
         self._made_of: dict[int, View] = {}  # by the inodes of the names' nodes
         for extension, maker in showing.makers.items():
             self._add(encode(name + extension), maker)
+        if not showing.fleeting and len(showing.makers) > 1:
+            directory.siblings = self
+
+    def is_current(self, node: Node) -> bool:
+        disk = self._made_of.get(node.inode)
+        return disk is not None and disk.stale is None and not isinstance(disk, Writable)
+
+    async def complete(self) -> bool:
+        shown = await self._showing.current()
+        if len(await shown.extents()) > FEW_EXTENTS:
+            return False
+        for node in list((self._directory.children or {}).values()):
+            if node.renew is not None and node.shape is None and node.view is None:
+                with contextlib.suppress(SourceNotFound):
+                    await node.renew()
+        return True
 
     def _add(self, name: bytes, maker: Maker) -> Node:
         how = self._showing

@@ -27,8 +27,8 @@ from imgfs.views.view import View
 log = logging.getLogger(__name__)
 
 MOST = 500  # images that may stay open while nobody uses them
-BATCH = 50  # so many are closed together, and more are open than the limit until then
-PAUSE_S = 0.1  # how long the kernel gets to forget
+BATCH = 100  # so many are closed together, and more are open than the limit until then
+PAUSE_S = 0.2  # how long the kernel gets to forget
 GONE_S = 5.0  # how often it is asked whether what has no name is still used
 ROUNDS = 5  # how often it is asked whether it has
 LEAST_FREE = 3  # of the descriptors this part is to be free
@@ -134,7 +134,8 @@ class LookedAt:
         for image in oldest:  # somebody has a file of it open, or is in one of its directories
             self._images.pop(image, None)
             self._images[image] = None
-        await self._close_what_is_unused()
+        if closed:
+            await self._close_what_is_unused()
         return closed
 
 

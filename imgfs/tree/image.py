@@ -277,7 +277,10 @@ class ImageNodes:
             return any(node.inode in self._tree.nodes for node in self._left)
         if self._opening.is_held or (self.directory is not None and self.directory.requests):
             return True
-        return any(node.lookups or node.open_files or node.requests for node in self.nodes())
+        return any(
+            node.lookups or node.published or node.open_files or node.requests
+            for node in self.nodes()
+        )
 
     def needs(self) -> Iterator[View]:
         """The views that are to stay open for it."""
@@ -331,8 +334,14 @@ class ImageNodes:
                 await view.check()
 
     def _drop_kernel_cache(self, view: View) -> None:
+        self.withdraw()
         for inode in self._tree.inodes_of(view):
             self._invalidate(inode)
+
+    def withdraw(self) -> None:
+        """Have all look-ups of its names come here again."""
+        for node in self.nodes():
+            self._tree.withdraw(node)
 
     async def _fresh_extents(self) -> bytes:
         """extents.json, of the source as it is now."""

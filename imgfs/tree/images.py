@@ -48,6 +48,7 @@ class IdleImage:
 
     def forget_names(self) -> None:
         if not self.image.is_gone:
+            self.image.withdraw()
             names = list(self.image.names()) + ([] if self.name is None else [self.name])
             for parent, name in names:
                 self.forget_name(parent, name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
+from typing import Protocol
 
 from imgfs.errors import ReadOnlyView
 from imgfs.views.showing import Shape
@@ -42,6 +43,16 @@ def _text(name: bytes) -> str:
     return name.decode("utf-8", "backslashreplace")
 
 
+class Siblings(Protocol):
+    """Files of a directory that are made of one disk; each has a `renew`."""
+
+    async def complete(self) -> bool:
+        """Get all of them ready to be looked at, where that costs little; else False."""
+
+    def is_current(self, node: Node) -> bool:
+        """Is it of the disk as it is now, and does that not change?"""
+
+
 @dataclass(slots=True, eq=False)
 class Node:
     """A directory (`children`), an image's view, or a file made anew at each open (`make`).
@@ -68,6 +79,9 @@ class Node:
     mtime_ns: int | None = None  #: of a directory, where it is known
     open_files: int = 0  #: of its view, those that are open now
     lookups: int = 0  #: how often the kernel was given the inode and has not forgotten it
+    #: (directory's inode, name) whose look-ups are answered elsewhere, and counted there
+    published: tuple[int, bytes] | None = None
+    siblings: Siblings | None = None  #: of a directory
     requests: int = 0  #: of a directory, those for its names that are under way
     links: int = 1  #: how many names it has
 
@@ -85,6 +99,7 @@ class Node:
         """
         self.children = self.view = self.shape = self.folder = None
         self.make = self.made_size = self.prepare = self.refresh = self.changed = self.renew = None
+        self.siblings = None
 
 
 @dataclass(slots=True)
@@ -93,6 +108,8 @@ class Tree:
 
     nodes: dict[int, Node] = field(default_factory=dict)
     _next: int = ROOT
+    #: ends that a name's look-ups are answered elsewhere; how many were
+    withdraw_name: Callable[[int, bytes], int] = lambda parent, name: 0
     _shown: dict[View, list[Node]] = field(default_factory=dict)
 
     def add(self, parent: Node | None, name: bytes, **what: object) -> Node:
@@ -105,6 +122,12 @@ class Tree:
             self.remove(parent, name)
             parent.children[name] = node
         return node
+
+    def withdraw(self, node: Node) -> None:
+        """Have look-ups of the node come here again, and its `lookups` be all of them."""
+        if node.published is not None:
+            node.lookups += self.withdraw_name(*node.published)
+            node.published = None
 
     def give(self, node: Node, view: View) -> None:
         """The node shows this view from now on."""
@@ -137,6 +160,7 @@ class Tree:
         if node is not None:
             for child in list(node.children or ()):
                 self.remove(node, child)
+            self.withdraw(node)
             node.links -= 1
             self._drop_unused(node)
 
@@ -145,7 +169,9 @@ class Tree:
         node = self.nodes.get(inode)
         if node is None:
             return False
-        node.lookups = max(0, node.lookups - count)
+        node.lookups -= count
+        if node.published is None:
+            node.lookups = max(0, node.lookups)
         return self._drop_unused(node)
 
     def _drop_unused(self, node: Node) -> bool:

@@ -75,7 +75,7 @@ async def _read_all(reads: Sequence[Read], files: Sequence[Image]) -> list[bytes
         # There is no disk to wait for.
         found = _local(reads, files)
         await _peek_all(reads, files, found)
-    else:
+    elif None in (found := await _now(reads, files)):
         # A thread for each of a thousand tables would take longer than reading them.
         found = await trio.to_thread.run_sync(_local, reads, files, abandon_on_cancel=True)
     for read, part in zip(reads, found, strict=True):
@@ -108,6 +108,20 @@ async def _peek_all(
         parts = await file.peek(ranges)
         for index, part in zip(wanted, parts or (), strict=parts is not None):
             found[index] = bytes(part)
+
+
+async def _now(reads: Sequence[Read], files: Sequence[Image]) -> list[bytes | None]:
+    """What no disk need be waited for; None is the rest."""
+    found: list[bytes | None] = []
+    for read in reads:
+        file = files[read.file]
+        if not isinstance(file, View):
+            return [None] * len(reads)
+        await file.make_local()
+        found.append(file.read_now(*_inside(read, file)))
+        if found[-1] is None:
+            break
+    return found + [None] * (len(reads) - len(found))
 
 
 def _inside(read: Read, file: Image) -> tuple[int, int]:

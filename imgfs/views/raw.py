@@ -57,6 +57,11 @@ class RawView(View):
             self.stored_bytes = extents.data_bytes()
             self._ready = True
 
+    async def make_local(self) -> None:
+        if self.cache is None:
+            self.refuse_stale()
+            await self.prepare()
+
     @property
     def is_only_looked_at(self) -> bool:
         return self.cache is not None and self.cache.is_only_looked_at

@@ -17,6 +17,7 @@ from imgfs.errors import SourceChanged, SourceUnreachable
 from imgfs.image import Buffer, Counters, Image
 
 PATIENCE_S = 2.0  # how long opening waits for the source to say that it is the same
+MOST_NOW = 64 << 10  # bytes that are copied sooner than a thread is told to copy them
 SILENT_S = 5.0  # how long it is not asked again after it did not
 
 
@@ -101,9 +102,24 @@ class View(Image):
         """The bytes, where all are local; None also where they cannot be read: what is below is
         asked then, and says why."""
         try:
+            if length <= MOST_NOW and (found := self.map.read(offset, length, True)) is not None:
+                return found
             return await trio.to_thread.run_sync(
                 self.map.read, offset, length, abandon_on_cancel=True
             )
+        except OSError:
+            return None
+
+    async def make_local(self) -> None:
+        """See that `map` says what is local, where that costs little.  Raises as `read`."""
+
+    def read_now(self, offset: int, length: int) -> bytes | None:
+        """As `read_local`, but no disk is waited for: for what is short."""
+        if length > MOST_NOW:
+            return None
+        self._check_range("read_now", offset, length)
+        try:
+            return self.map.read(offset, length, True)
         except OSError:
             return None
 

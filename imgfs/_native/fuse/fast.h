@@ -105,7 +105,7 @@ size_t queue_take_interrupts(struct interrupt *out, size_t max);
 /* ---- requests.c ---- */
 
 struct fast_stats {
-	atomic_uint_fast64_t reads, bytes, spliced, seeks, queued, parked, interrupts, slow;
+	atomic_uint_fast64_t reads, bytes, spliced, seeks, lookups, queued, parked, interrupts, slow;
 	atomic_uint_fast64_t writes, bytes_written, writes_spliced, zeroes, syncs, handed_over;
 };
 
@@ -161,6 +161,16 @@ int inode_publish(uint64_t inode, struct segmap *map);        /* 0 or -ENOMEM; t
 bool inode_retract(uint64_t inode);
 void inode_clear(void);
 struct segmap *map_of(uint64_t inode);                        /* with a reference; or NULL */
+
+/* ---- names.c ---- */
+
+/* The answer to a LOOKUP.  0, -ENOMEM, or -EEXIST: the name is published already. */
+int name_publish(uint64_t parent, const char *name, size_t length, const struct fuse_entry_out *out);
+/* How often it was answered. */
+uint64_t name_withdraw(uint64_t parent, const char *name, size_t length);
+void name_clear(void);
+/* False: the name is not published. */
+bool name_answer(uint64_t unique, uint64_t parent, const char *name, size_t length);
 
 /* ---- writes.c ---- */
 

@@ -156,6 +156,7 @@ static PyObject *stop(PyObject *self, PyObject *unused)
 	threads_stop();
 	Py_END_ALLOW_THREADS
 	inode_clear();
+	name_clear();
 	Py_RETURN_NONE;
 }
 
@@ -173,7 +174,7 @@ static PyObject *status(PyObject *self, PyObject *unused)
 {
 	(void)self;
 	(void)unused;
-	return Py_BuildValue("{s:O,s:i,s:n,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}",
+	return Py_BuildValue("{s:O,s:i,s:n,s:I,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K}",
 			     "ended", queue_ended() ? Py_True : Py_False,
 			     "error", queue_error(),
 			     "queue_length", (Py_ssize_t)queue_length(),
@@ -182,6 +183,7 @@ static PyObject *status(PyObject *self, PyObject *unused)
 			     "bytes", (unsigned long long)atomic_load(&stats.bytes),
 			     "spliced", (unsigned long long)atomic_load(&stats.spliced),
 			     "seeks", (unsigned long long)atomic_load(&stats.seeks),
+			     "lookups", (unsigned long long)atomic_load(&stats.lookups),
 			     "queued", (unsigned long long)atomic_load(&stats.queued),
 			     "parked", (unsigned long long)atomic_load(&stats.parked),
 			     "interrupts", (unsigned long long)atomic_load(&stats.interrupts),
@@ -317,6 +319,47 @@ static PyObject *retract(PyObject *self, PyObject *inode)
 	return PyBool_FromLong(inode_retract(number));
 }
 
+static PyObject *publish_name(PyObject *self, PyObject *args)
+{
+	unsigned long long parent, inode, generation, size, blocks;
+	struct fuse_entry_out out = { 0 };
+	const char *name;
+	Py_ssize_t length;
+	int err;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "Ky#(KKKKIIIII)(KI)(KI)(KK)", &parent, &name, &length, &inode,
+			      &generation, &size, &blocks, &out.attr.mode, &out.attr.nlink,
+			      &out.attr.uid, &out.attr.gid, &out.attr.blksize, &out.attr.mtime,
+			      &out.attr.mtimensec, &out.attr.ctime, &out.attr.ctimensec,
+			      &out.entry_valid, &out.attr_valid))
+		return NULL;
+	out.nodeid = out.attr.ino = inode;
+	out.generation = generation;
+	out.attr.size = size;
+	out.attr.blocks = blocks;
+	out.attr.atime = out.attr.mtime;
+	out.attr.atimensec = out.attr.mtimensec;
+	err = name_publish(parent, name, (size_t)length, &out);
+	if (err == -EEXIST)
+		Py_RETURN_FALSE;
+	if (err)
+		return none_or_oserror(err);
+	Py_RETURN_TRUE;
+}
+
+static PyObject *withdraw_name(PyObject *self, PyObject *args)
+{
+	unsigned long long parent;
+	const char *name;
+	Py_ssize_t length;
+
+	(void)self;
+	if (!PyArg_ParseTuple(args, "Ky#", &parent, &name, &length))
+		return NULL;
+	return PyLong_FromUnsignedLongLong(name_withdraw(parent, name, (size_t)length));
+}
+
 static PyMethodDef functions[] = {
 	{ "set_extra_handler", set_extra_handler, METH_O, NULL },
 	{ "reply_lseek", reply_lseek, METH_VARARGS, NULL },
@@ -337,6 +380,8 @@ static PyMethodDef functions[] = {
 	{ "current_pid", current_pid_, METH_NOARGS, NULL },
 	{ "current_dsync", current_dsync_, METH_NOARGS, NULL },
 	{ "publish", publish, METH_VARARGS, NULL },
+	{ "publish_name", publish_name, METH_VARARGS, NULL },
+	{ "withdraw_name", withdraw_name, METH_VARARGS, NULL },
 	{ "retract", retract, METH_O, NULL },
 	{ NULL, NULL, 0, NULL },
 };

@@ -154,6 +154,14 @@ static enum outcome open_directory(const struct fuse_in_header *in)
 	return ANSWERED;
 }
 
+static enum outcome try_lookup(const struct fuse_in_header *in, const char *name, size_t size)
+{
+	if (!name_answer(in->unique, in->nodeid, name, strnlen(name, size)))
+		return ASK_PYTHON;
+	atomic_fetch_add_explicit(&stats.lookups, 1, memory_order_relaxed);
+	return ANSWERED;
+}
+
 static enum outcome try_fast(const char *buf, size_t size, struct worker *worker, bool waited)
 {
 	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
@@ -167,6 +175,8 @@ static enum outcome try_fast(const char *buf, size_t size, struct worker *worker
 			done = try_read(in, arg, map, worker, waited);
 			maps->unref(map);
 		}
+	} else if (in->opcode == FUSE_LOOKUP) {
+		done = try_lookup(in, arg, size - sizeof(*in));
 	} else if (in->opcode == FUSE_OPENDIR) {
 		done = open_directory(in);
 	} else if (in->opcode == FUSE_RELEASEDIR) {

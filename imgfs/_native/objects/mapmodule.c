@@ -102,9 +102,9 @@ static PyObject *map_read(MapObject *self, PyObject *args)
 {
 	unsigned long long offset, length;
 	PyObject *bytes;
-	int result;
+	int result, nowait = 0;
 
-	if (!PyArg_ParseTuple(args, "KK", &offset, &length))
+	if (!PyArg_ParseTuple(args, "KK|p", &offset, &length, &nowait))
 		return NULL;
 	if (offset > self->map->size || length > self->map->size - offset)
 		return none_or(-EINVAL);
@@ -112,12 +112,13 @@ static PyObject *map_read(MapObject *self, PyObject *args)
 	if (!bytes)
 		return NULL;
 	Py_BEGIN_ALLOW_THREADS
-	result = segmap_read(self->map, offset, length, PyBytes_AS_STRING(bytes), SEG_WAIT);
+	result = segmap_read(self->map, offset, length, PyBytes_AS_STRING(bytes),
+			      nowait ? SEG_NOWAIT : SEG_WAIT);
 	Py_END_ALLOW_THREADS
 	if (result == 1)
 		return bytes;
 	Py_DECREF(bytes);
-	return none_or(result);
+	return none_or(nowait && result == -EAGAIN ? 0 : result);
 }
 
 static PyObject *map_seek(MapObject *self, PyObject *args)

@@ -39,6 +39,7 @@ from imgfs.sources.local.errors import FILES, translated
 
 ZEROES = 1 << 20  # bytes that are written at once where no hole can be made
 SECTOR = 4096  # a device punches whole ones only; this is the longest that there are
+MOST_SCANNED = 64 << 30  # bytes of a file whose extents are asked for when it is opened
 CLOSE_S = 2.0  # how long closing waits for who reads
 
 
@@ -53,6 +54,7 @@ class Opened(NamedTuple):
     fd: int
     stat: os.stat_result
     size: int
+    extents: ExtentList | None = None
 
 
 class FileSource(WritableSource):
@@ -74,7 +76,7 @@ class FileSource(WritableSource):
         self._device = found.st_rdev if self._is_device else None
         self._path = path
         self._want_extents = extents
-        self._known: ExtentList | None = None
+        self._known = opened.extents
         self._scan = Lock()
         self._waking = Lock()
         self._users = 0
@@ -324,7 +326,7 @@ def _refuse_own(path: str) -> None:
         os.close(fd)
 
 
-def _open(path: str, access: int) -> Opened:
+def _open(path: str, access: int, scan: bool) -> Opened:
     _refuse_own(path)
     fd = os.open(path, access | os.O_CLOEXEC | os.O_NONBLOCK)
     try:
@@ -333,22 +335,28 @@ def _open(path: str, access: int) -> Opened:
             raise IsADirectoryError(errno.EISDIR, "is a directory")
         if not (stat.S_ISREG(st.st_mode) or stat.S_ISBLK(st.st_mode)):
             raise NotAnImage(f"{path}: is neither a file nor a block device")
-        return Opened(fd, st, os.lseek(fd, 0, os.SEEK_END))
+        size, extents = os.lseek(fd, 0, os.SEEK_END), None
+        if scan and 0 < size <= MOST_SCANNED and stat.S_ISREG(st.st_mode):
+            # All of it is asked for next, and two turns of a thread would cost more.
+            ends, flags, after = _scan(fd, size)
+            if _identity(after) == _identity(st):
+                extents = ExtentList(0, ends, flags)
+        return Opened(fd, st, size, extents)
     except BaseException:
         os.close(fd)
         raise
 
 
-async def _open_for_sure(path: str, *, write: bool) -> Opened:
+async def _open_for_sure(path: str, *, write: bool, scan: bool = False) -> Opened:
     """Open it, if need be in place of what was not used for longest."""
     access = os.O_RDWR if write else os.O_RDONLY
     with translated(path, FILES):
         try:
-            return await trio.to_thread.run_sync(_open, path, access)
+            return await trio.to_thread.run_sync(_open, path, access, scan)
         except OSError as exc:
             if not is_out_of_files(exc) or not DESCRIPTORS.spare():
                 raise
-            return await trio.to_thread.run_sync(_open, path, access)
+            return await trio.to_thread.run_sync(_open, path, access, scan)
 
 
 async def open_file(
@@ -360,7 +368,7 @@ async def open_file(
     serves it itself.  The caller closes it with `aclose`.
     """
     path = str(Path(path).absolute())
-    opened = await _open_for_sure(path, write=write)
+    opened = await _open_for_sure(path, write=write, scan=extents and not write)
     try:
         with translated(path, FILES):
             return FileSource(path, opened, extents=extents, write=write, among_others=among_others)
