@@ -91,8 +91,9 @@ class Store:
         """From now on the blocks are in this file, dupped too; ValueError when some are present, or
         when a whole store is not detached."""
     def detach(self) -> bool:
-        """Close the file of a whole store for now; False where it is being read just now.  Until
-        `attach` native readers ask Python, and `read` and `write` raise OSError ENOTCONN."""
+        """Close the file for now; False where it is being read just now, or where there are blocks in
+        it.  Until `attach` native readers ask Python, and `read` and `write` of a whole store raise
+        OSError ENOTCONN."""
     def fileno(self) -> int:
         """The store's own descriptor; -1 while there is none."""
     def resize(self, size: int) -> None:

@@ -154,6 +154,13 @@ class Home:
                 if is_stale:
                     self._directory = replace(self._directory, is_kept=False)
                 await trio.to_thread.run_sync(self._directory.close)
+            await trio.to_thread.run_sync(self._close_store)
+
+    def _close_store(self) -> None:
+        """[blocks] Of what is not needed any more something may refer to the store for long."""
+        self.store.clear_present(0, -(-self.store.size // BLOCK))
+        self.store.quiesce()
+        self.store.detach()
 
 
 def _is_told(extents: ExtentList) -> bool:

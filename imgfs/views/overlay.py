@@ -162,10 +162,15 @@ class OverlayView(View):
 
     async def _local(self, offset: int, length: int) -> Buffer | None:
         try:
+            return await trio.to_thread.run_sync(
+                self.map.read, offset, length, abandon_on_cancel=True
+            )
+        except OSError:
+            stores = [layer.store for layer in self.layers]
+            if any(whose < 0 for _, _, whose in self.map.origins(offset, length, stores)):
+                return None  # not all of it is ours: what is below is asked, and says why
             with translated(self.name):
-                return await trio.to_thread.run_sync(
-                    self.map.read, offset, length, abandon_on_cancel=True
-                )
+                raise
         except ValueError:
             raise OutOfRange(f"{self.name}: was cut while it was read") from None
 

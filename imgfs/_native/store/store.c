@@ -108,11 +108,12 @@ int store_attach(struct store *st, int fd)
 
 bool store_detach(struct store *st)
 {
-	if (!st->whole)
-		return false;
-	if (atomic_exchange(&st->is_away, true))
+	if (st->fd < 0)
 		return true;
-	/* Whoever enters from now on sees that it is away; who entered before is counted. */
+	if (!st->whole && atomic_load(&st->present))
+		return false;
+	/* Whoever enters from now on sees that it is away, or has no blocks; who entered before is counted. */
+	atomic_store(&st->is_away, st->whole);
 	if (atomic_load(&st->readers[0]) || atomic_load(&st->readers[1])) {
 		atomic_store(&st->is_away, false);
 		return false;

@@ -76,8 +76,8 @@ int store_resize(struct store *st, uint64_t size);
 /* From now on the blocks are in this file, which is duplicated.  0, or -errno; -EINVAL when there
  * are blocks in another already.  Of a whole store it must be the file that was detached. */
 int store_attach(struct store *st, int fd);
-/* Only of a whole store: close the file, if nobody reads it just now; false: somebody does.  Until it is
- * attached again store_covers says that nothing is here. */
+/* Close the file, if nobody reads it just now; false: somebody does, or there are blocks in it.  Until a
+ * whole store is attached again store_covers says that nothing is here. */
 bool store_detach(struct store *st);
 
 /* After store_enter: are all blocks of [offset, offset+length) present, or what of them is in the

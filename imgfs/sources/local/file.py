@@ -13,8 +13,9 @@ import stat
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import trio
 
@@ -46,6 +47,9 @@ CLOSE_S = 2.0  # how long closing waits for who reads
 def _identity(st: os.stat_result) -> Identity:
     token = f"{st.st_dev}:{st.st_ino}:{st.st_size}:{st.st_mtime_ns}:{st.st_ctime_ns}"
     return Identity("stat", token)
+
+
+Result = TypeVar("Result")
 
 
 class Opened(NamedTuple):
@@ -135,7 +139,7 @@ class FileSource(WritableSource):
             if _identity(opened.stat) != self.stat.identity or opened.size != self.size:
                 raise SourceChanged(f"{self._path}: changed since it was opened; open it again")
             with translated(self._path, FILES):
-                self._store.attach(opened.fd)
+                _for_sure(partial(self._store.attach, opened.fd))
         finally:
             os.close(opened.fd)
 
@@ -347,6 +351,16 @@ def _open(path: str, access: int, scan: bool) -> Opened:
         raise
 
 
+def _for_sure(take: Callable[[], Result]) -> Result:
+    """Do what takes a descriptor, if need be in place of one that was not used for longest."""
+    try:
+        return take()
+    except OSError as exc:
+        if not is_out_of_files(exc) or not DESCRIPTORS.spare():
+            raise
+        return take()
+
+
 async def _open_for_sure(path: str, *, write: bool, scan: bool = False) -> Opened:
     """Open it, if need be in place of what was not used for longest."""
     access = os.O_RDWR if write else os.O_RDONLY
@@ -371,6 +385,9 @@ async def open_file(
     opened = await _open_for_sure(path, write=write, scan=extents and not write)
     try:
         with translated(path, FILES):
-            return FileSource(path, opened, extents=extents, write=write, among_others=among_others)
+            make = partial(
+                FileSource, path, opened, extents=extents, write=write, among_others=among_others
+            )
+            return _for_sure(make)
     finally:
         os.close(opened.fd)
