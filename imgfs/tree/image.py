@@ -106,6 +106,7 @@ class ImageNodes:
     def add_to(self, directory: Node) -> None:
         """Put the names there; nothing is opened before one of them is looked at."""
         self.used()
+        self.directory = directory
         tree = self._tree
         original = tree.add(directory, b"original", children={})
         self._place(directory, self.name + ".raw", self.opened_disk)
