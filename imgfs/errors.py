@@ -131,9 +131,21 @@ class LayerHeld(Busy):
 
 
 class NoSpace(ImgfsError):
-    """The source has no room for what is written."""
+    """There is no room for what is written."""
 
     errno = _errno.ENOSPC
+
+
+class OverQuota(NoSpace):
+    """There is no room for what this user writes."""
+
+    errno = _errno.EDQUOT
+
+
+class StateReadOnly(ImgfsError):
+    """Where snapshots are kept nothing can be written."""
+
+    errno = _errno.EROFS
 
 
 class TooLarge(ImgfsError):
@@ -184,6 +196,10 @@ class OtherVersion(CorruptSnapshot):
     """A file that snapshots are kept in was written by another imgfs; names it."""
 
     errno = _errno.EOPNOTSUPP
+
+
+class StateGone(ImgfsError):
+    """What snapshots are kept in was removed, moved or replaced while it was in use."""
 
 
 class OutOfRange(ImgfsError):

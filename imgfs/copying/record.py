@@ -24,6 +24,7 @@ from pathlib import Path
 from imgfs import __version__
 from imgfs.checksums import checksum, decode_line, encode_line, seed_of
 from imgfs.errors import Busy
+from imgfs.overlays.places import make_directories
 from imgfs.overlays.store import state_root
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,7 @@ class Record(Notes):
         directory = state_root() / "copies"
         self._path = directory / digest
         try:
-            directory.mkdir(parents=True, exist_ok=True, mode=0o700)
+            make_directories(directory)
             _sweep(directory)
             self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         except OSError as exc:

@@ -5,6 +5,7 @@
     ROOT/NAME-DIGEST/base             JSON: which base, how large, and its identity (basefile.py)
     ROOT/NAME-DIGEST/snapshots        each snapshot's name, and its layers from the top down
     ROOT/NAME-DIGEST/committing       JSON: which of them is half written into the base (commit.py)
+    ROOT/NAME-DIGEST/spare            room for `snapshots` when one is deleted on a full disk
     ROOT/NAME-DIGEST/layers/ID/data   bytes at the disk's own offsets; holes where there are none
     ROOT/NAME-DIGEST/layers/ID/log    which of them are the layer's
     ROOT/NAME-DIGEST/layers/ID/lock   held by one process to write the layer, or by many to read it

@@ -15,7 +15,8 @@ from pathlib import Path
 
 from imgfs.checksums import decode_document, encode_document, seed_of
 from imgfs.errors import Busy, CorruptSnapshot, OtherVersion, SourceChanged
-from imgfs.overlays.layer import replace_file, sync_directory
+from imgfs.overlays.layer import replace_file
+from imgfs.overlays.places import sync_directory
 from imgfs.overlays.records import SnapshotPath
 from imgfs.overlays.store import Base, SnapshotStore
 

@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from imgfs._native import _map
-from imgfs.errors import CorruptSnapshot
+from imgfs.errors import CorruptSnapshot, StateGone
 from imgfs.overlays.closing import mark_closed, punch_stray, was_closed
 from imgfs.overlays.locks import LayerLock
 from imgfs.overlays.log import Batch, Kind, decode, encode, header, write_all
+from imgfs.overlays.places import gone, sync_directory
 
 _COMPACT = 1 << 20  # bytes of a log that are not worth it
 _SLACK = 4  # times as long as it need be
@@ -119,11 +120,34 @@ class Layer:
         """The range is what is below from now on."""
         self._append(self.size, (array("Q", (start,)), array("Q", (end,)), bytes((_map.ASK,))))
 
+    def check_place(self) -> None:
+        """Raises StateGone when its files were removed, moved or replaced, and OSError."""
+        for name, fd in (("data", self.data), ("log", self._file)):
+            try:
+                is_there = os.path.samestat((self.path / name).stat(), os.fstat(fd))
+            except FileNotFoundError:
+                raise gone(self.path, is_there=False) from None
+            if not is_there:
+                raise gone(self.path, is_there=True)
+
+    def _is_in_place(self) -> bool:
+        try:
+            self.check_place()
+        except StateGone:
+            return False
+        return True
+
+    @property
+    def is_removed(self) -> bool:
+        """Has one of its files no name any more, and cannot come back?"""
+        return not all(os.fstat(fd).st_nlink for fd in (self.data, self._file))
+
     def _append(self, size: int, ranges: Ranges) -> None:
         starts, ends, kinds = ranges
         self.log.append(size, starts, ends, kinds.translate(_IN_STATE))
         # A native commit leaves a log that is this long to us.
-        if self.log.end > _COMPACT and self.log.end > _SLACK * 24 * len(self.state):
+        is_long = self.log.end > _COMPACT and self.log.end > _SLACK * 24 * len(self.state)
+        if is_long and self._is_in_place():
             try:
                 self._compact()
             except OSError:
@@ -176,12 +200,8 @@ class Layer:
             return self._holders > 0
 
     def _is_current(self) -> bool:
-        for name, fd in (("data", self.data), ("log", self._file)):
-            try:
-                if not os.path.samestat((self.path / name).stat(), os.fstat(fd)):
-                    return False
-            except FileNotFoundError:
-                return False
+        if not self._is_in_place():
+            return False
         # Another batch of a merge would stand there.
         return not os.pread(self._file, 8, self.log.end).strip(b"\0")
 
@@ -295,11 +315,3 @@ def _sync(fd: int, others: Iterable[Path]) -> None:
 def replace_file(path: Path, content: bytes, others: Iterable[Path] = ()) -> None:
     """As `_write_new`, closed."""
     os.close(_write_new(path, content, others))
-
-
-def sync_directory(path: Path) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from operator import lt
 
-from imgfs.errors import CorruptSnapshot
+from imgfs.errors import CorruptSnapshot, OtherVersion
 
 BLOCK = 4096
 VERSION = 1
@@ -94,7 +94,10 @@ def _read_header(content: bytes, where: str) -> int:
     if magic != _MAGIC or checksum != zlib.crc32(content[: _HEADER.size - 4]):
         raise CorruptSnapshot(f"{where}: the header is damaged")
     if (version, block) != (VERSION, BLOCK):
-        raise CorruptSnapshot(f"{where}: version {version} with blocks of {block} is not known")
+        raise OtherVersion(
+            f"{where}: version {version} with blocks of {block} is not known; it is of another "
+            "imgfs: use that"
+        )
     return int(size)
 
 

@@ -19,7 +19,8 @@ from pathlib import Path
 
 from imgfs.checksums import decode_document, encode_document, seed_of
 from imgfs.errors import AccessDenied, CorruptSnapshot, OtherVersion
-from imgfs.overlays.layer import replace_file, sync_directory
+from imgfs.overlays.layer import replace_file
+from imgfs.overlays.places import make_directories
 from imgfs.overlays.store import state_root
 from imgfs.url.source import parse
 
@@ -43,9 +44,7 @@ def pin_raw(text: str) -> None:
     for path in _paths(text):
         try:
             if not _is_whole(path):
-                if not path.parent.is_dir():
-                    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-                    sync_directory(path.parent.parent)
+                make_directories(path.parent)
                 content = encode_document(VERSION, {"format": "raw"}, _seed(path))
                 replace_file(path, content)
         except OSError as exc:

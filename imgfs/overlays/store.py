@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import os
@@ -11,7 +12,7 @@ import secrets
 import shutil
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 from imgfs.errors import (
@@ -20,12 +21,15 @@ from imgfs.errors import (
     CorruptSnapshot,
     LayerHeld,
     NotEmpty,
-    NotPermitted,
+    OtherVersion,
     SnapshotNotFound,
     SourceChanged,
     UsageError,
 )
 from imgfs.overlays import basefile
+from imgfs.overlays.base import Base as Base
+from imgfs.overlays.base import base_of as base_of
+from imgfs.overlays.base import difference, load_base, not_ours
 from imgfs.overlays.layer import (
     Layer,
     layer_files,
@@ -33,14 +37,14 @@ from imgfs.overlays.layer import (
     open_layer,
     replace_file,
     stored_bytes,
-    sync_directory,
 )
 from imgfs.overlays.locks import LayerLock
+from imgfs.overlays.places import Place, make_directories, sync_directory
 from imgfs.overlays.reading import open_to_read, share
 from imgfs.overlays.records import Records, Snapshot, SnapshotPath
 from imgfs.overlays.records import decode as decode_records
 from imgfs.overlays.records import encode as encode_records
-from imgfs.sources.base import Identity
+from imgfs.overlays.spare import give_up_spare, keep_spare
 
 
 def snapshot_path(name: str) -> SnapshotPath:
@@ -60,31 +64,11 @@ def state_root() -> Path:
     return Path(os.environ.get("XDG_STATE_HOME") or f"{home}/.local/state") / "imgfs"
 
 
-@dataclass(frozen=True, slots=True)
-class Base:
-    """What the snapshots are of.  `url` is as shown to people; `size` is of the disk, in bytes."""
-
-    url: str
-    size: int
-    format: str
-    kind: str  #: of the identity
-    token: str
-
-
-def base_of(url: str, size: int, format: str, identity: Identity | None) -> Base:
-    """Raises NotPermitted for a source without an identity."""
-    if identity is None:
-        raise NotPermitted(
-            f"{url}: nothing tells one state of it from another, so a snapshot could come to lie "
-            "on other bytes; if you know that it does not change say so by -o identity=SOME-NAME"
-        )
-    return Base(url, size, format, identity.kind, identity.token)
-
-
 class SnapshotStore:
     """All methods wait for the disk, and hold the directory's lock for as long as they run.
 
-    They raise CorruptSnapshot for what is damaged, and OSError.
+    They raise CorruptSnapshot for what is damaged, StateGone when the directory is not the one any
+    more in which there were snapshots, and OSError.
     """
 
     def __init__(self, url: str, root: Path | None = None) -> None:
@@ -95,15 +79,22 @@ class SnapshotStore:
         self.url = url
         self.directory = (root or state_root()) / f"{plain[:80]}-{digest}"
         self._read: tuple[tuple[int, ...], Records] | None = None  # and of which file
+        self._place = Place(self.directory)
+        self._had_any = False  # when this process looked last
+
+    def check_place(self) -> None:
+        """Raises StateGone, and OSError."""
+        self._place.check(counts=self._had_any)
 
     def base(self) -> Base | None:
         """What was recorded of it; None while it has no snapshot."""
+        self.check_place()
         try:
-            found = _load_base(self.directory / "base")
+            found = load_base(self.directory / "base")
         except FileNotFoundError:
             return None
         if found.url != self.url:
-            raise CorruptSnapshot(_not_ours(self.directory, found.url))
+            raise CorruptSnapshot(not_ours(self.directory, found.url))
         return found
 
     def check_base(self, base: Base) -> None:
@@ -117,10 +108,10 @@ class SnapshotStore:
                 f"{self.directory / 'base'}: is missing, so nothing tells whether its snapshots "
                 "fit what is there now; bring the file back, or delete them"
             )
-        if known is not None and known != base:
+        if known is not None and known != base and self.has_any():
             raise SourceChanged(
                 f"{self.url}: is not what its snapshots were taken of (in {self.directory}): "
-                f"{_difference(known, base)}; bring it back, or delete them"
+                f"{difference(known, base)}; bring it back, or delete them"
             )
 
     def pin(self, base: Base) -> None:
@@ -129,6 +120,13 @@ class SnapshotStore:
             basefile.save(self.directory / "base", asdict(base))
 
     def records(self) -> Records:
+        self.check_place()
+        try:
+            self.base()
+        except OtherVersion:
+            raise
+        except CorruptSnapshot:
+            pass  # who uses a snapshot is told
         try:
             with (self.directory / "snapshots").open("rb") as file:
                 found = os.fstat(file.fileno())
@@ -139,7 +137,9 @@ class SnapshotStore:
         except FileNotFoundError:
             if (self.directory / "base").exists():
                 raise CorruptSnapshot(f"{self.directory / 'snapshots'}: is missing") from None
+            self._had_any = False
             return Records()
+        self._had_any = True
         records = decode_records(content, str(self.directory / "snapshots"), self.url)
         self._read = state, records
         return records
@@ -221,7 +221,10 @@ class SnapshotStore:
             known = {each.path: each for each in records.snapshots}
             if path in known:
                 raise AlreadyThere(f"{self.url}: has a snapshot {'/'.join(path)} already")
-            if self.base() is None:
+            if self.base() != base:
+                # Whoever made it may have been killed before its name was durable.
+                for directory in (self.directory, *list(self.directory.parents)[:2]):
+                    sync_directory(directory)
                 self._save_records(records)  # a base without this has lost it
                 basefile.save(self.directory / "base", asdict(base))
             self._sweep(records)
@@ -237,6 +240,7 @@ class SnapshotStore:
                 below = parent.layers[1:]
             known[path] = Snapshot(path, (made[0], *below), int(time.time()))
             self._save_frozen(records.with_snapshots(known.values()), made, fresh, top)
+            keep_spare(self.directory)
             return fresh
 
     def freeze(self, path: SnapshotPath, size: int, top: Layer) -> Layer:
@@ -279,15 +283,19 @@ class SnapshotStore:
             top.lock.only_read()
             share(top)
 
-    def delete(self, path: SnapshotPath) -> None:
-        """Raises SnapshotNotFound, NotEmpty when it has snapshots, Busy when it is open."""
+    def delete(self, path: SnapshotPath, top: Layer | None = None) -> None:
+        """Raises SnapshotNotFound, NotEmpty when it has snapshots, Busy when it is open.
+
+        `top` is its top layer where the caller has it open for writing.
+        """
         with self.locked():
             records = self.records()
             snapshot = self._find(path, records)
             known = [each for each in records.snapshots if each is not snapshot]
             self._check_childless(path, records)
-            with contextlib.suppress(FileNotFoundError), self._free(path):
-                LayerLock(self.layer_path(snapshot.layers[0]), writes=True).close()
+            if top is None:
+                with contextlib.suppress(FileNotFoundError), self._free(path):
+                    LayerLock(self.layer_path(snapshot.layers[0]), writes=True).close()
             self._remove_others(records.with_snapshots(known))
 
     def check_childless(self, path: SnapshotPath) -> None:
@@ -317,14 +325,25 @@ class SnapshotStore:
         """These are all that is left."""
         if records == Records():
             # The next one may be of another state of the base.  Only in this order can what a
-            # crash leaves be deleted again; and none of it needs space.
+            # crash leaves be deleted again; and but for the first step none of it needs space.
+            with contextlib.suppress(OSError):
+                self._save_records(records)
             (self.directory / "base").unlink(missing_ok=True)
             sync_directory(self.directory)
             (self.directory / "snapshots").unlink(missing_ok=True)
+            self._had_any = False
             sync_directory(self.directory)
         else:
-            self._save_records(records)
+            try:
+                self._save_records(records)
+            except OSError as exc:
+                if exc.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
+                # Whoever deletes wants room: there is some that was kept for that.
+                give_up_spare(self.directory)
+                self._save_records(records)
         self._sweep(records)
+        keep_spare(self.directory)
 
     def rename(self, path: SnapshotPath, name: str) -> None:
         """Raises SnapshotNotFound and AlreadyThere."""
@@ -422,15 +441,14 @@ class SnapshotStore:
         if others:
             others.append(self.directory / "layers")
         replace_file(self.directory / "snapshots", encode_records(records, self.url), others)
+        self._had_any = True
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         """Nobody else changes what there is, nor opens any of it."""
-        self.directory.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        for path in (self.directory, self.directory / "layers"):
-            if not path.is_dir():
-                path.mkdir(mode=0o700, exist_ok=True)
-                sync_directory(path.parent)
+        self.check_place()
+        make_directories(self.directory / "layers")
+        self.check_place()  # from now on it is this one
         fd = os.open(self.directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
@@ -450,7 +468,7 @@ def stores(root: Path | None = None) -> list[SnapshotStore]:
     with contextlib.suppress(OSError):
         for path in sorted((root or state_root()).iterdir()):
             with contextlib.suppress(OSError, CorruptSnapshot):
-                store = SnapshotStore(_load_base(path / "base").url, path.parent)
+                store = SnapshotStore(load_base(path / "base").url, path.parent)
                 if store.directory == path:
                     found.append(store)
     return found
@@ -463,25 +481,7 @@ def unreadable(root: Path | None = None) -> list[str]:
     with contextlib.suppress(OSError):
         for path in sorted(root.iterdir()):
             with contextlib.suppress(OSError, CorruptSnapshot):
-                url = _load_base(path / "base").url
+                url = load_base(path / "base").url
                 if SnapshotStore(url, root).directory != path:
-                    why.append(_not_ours(path, url))
+                    why.append(not_ours(path, url))
     return why
-
-
-def _not_ours(directory: Path, url: str) -> str:
-    return f"{directory / 'base'}: is of {url}, and not of what is here; bring the right one back"
-
-
-def _load_base(path: Path) -> Base:
-    """Raises CorruptSnapshot, and OSError."""
-    try:
-        return Base(**basefile.load(path))
-    except TypeError as exc:
-        raise CorruptSnapshot(f"{path}: {exc}") from None
-
-
-def _difference(known: Base, now: Base) -> str:
-    old, new = asdict(known), asdict(now)
-    changed = [name for name in old if old[name] != new[name]]
-    return ", ".join(f"{name} was {old[name]}, is {new[name]}" for name in changed)

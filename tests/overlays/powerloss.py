@@ -2,7 +2,9 @@
 
 `record` runs a command under strace, so that native writes are seen too.  `Disk` applies the trace
 to a model of the files below one directory.  Of what was not forced out, `Disk.lose` keeps any
-subset: of the bytes of a file sector by sector, of a directory entry by entry.
+subset: of the bytes of a file sector by sector, of a directory entry by entry.  A name is there for
+certain only after its own directory's fsync; a rename is one change, or in the `strict` model two,
+of which either may be lost: there both names may be left, the old one alone, or none.
 """
 
 from __future__ import annotations
@@ -91,8 +93,9 @@ class Directory:
 class Disk:
     """The files below `root`, which was an empty directory at first."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, strict: bool = False) -> None:
         self._root = str(root)
+        self._strict = strict
         self._top = Directory()
 
     def apply(self, call: Call) -> None:
@@ -145,7 +148,7 @@ class Disk:
 
     def _rename(self, call: Call, paths: list[str]) -> None:
         old, new = paths
-        if self._parent(old)[0] is not self._parent(new)[0]:
+        if self._strict or self._parent(old)[0] is not self._parent(new)[0]:
             self._set({new: self._find(old)})
             self._set({old: None})
         else:
@@ -189,6 +192,8 @@ class Disk:
             return
         to.mkdir(exist_ok=True)
         entries: dict[str, File | Directory | None] = {}
+        if self._strict:
+            kept = rng.choice((0.0, 0.1, 0.5, 0.9, 1.0))  # each directory as it likes
         for index, step in enumerate(node.steps):
             if index < node.forced or rng.random() < kept:
                 entries |= step

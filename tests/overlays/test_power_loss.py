@@ -1,6 +1,7 @@
 """After a power loss at any moment every sector is the base's, the last synced, or a later one.
 
-What was not forced out of the store's files is lost or not, in any subset (powerloss.py).
+What was not forced out of the store's files is lost or not, in any subset (powerloss.py).  The
+directories that it is in are made by it, too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import pytest
 
 from imgfs._native import _map
 from imgfs.overlays.layer import Layer
+from imgfs.overlays.rawpins import is_pinned_raw
 from imgfs.overlays.records import SnapshotPath
 from imgfs.overlays.store import SnapshotStore
 
@@ -28,6 +30,7 @@ LONG = bool(os.environ.get("IMGFS_TEST_LONG"))
 SEEDS = range(12 if LONG else 3)
 STEPS = 150 if LONG else 60
 CRASHES = 600 if LONG else 80
+STATE = "home/.local/state/imgfs"  # below a directory that is there at first
 
 
 @dataclass(slots=True)
@@ -49,11 +52,15 @@ class Known:
         del self.sizes[:-1]
 
 
-Model = dict[SnapshotPath, Known]
+@dataclass(slots=True)
+class Model:
+    snapshots: dict[SnapshotPath, Known] = field(default_factory=dict)
+    pins: set[str] = field(default_factory=set)  #: sources that are to stay raw
 
 
-def begin(model: Model, words: list[object]) -> tuple[Model, Model]:
+def begin(before: Model, words: list[object]) -> tuple[Model, Model]:
     """What may be there while the step is under way: one of the two."""
+    model = before.snapshots
     match words:
         case ["write", path, int(start), int(end), int(version)]:
             model[tuple(path)].later.append(dict.fromkeys(range(start, end), version))
@@ -64,8 +71,11 @@ def begin(model: Model, words: list[object]) -> tuple[Model, Model]:
             ends = known.sizes[-1] // SECTOR, size // SECTOR
             known.later.append(dict.fromkeys(range(min(ends), max(ends)), 0))
             known.sizes.append(size)
-    after = deepcopy(model)
+    result = deepcopy(before)
+    after = result.snapshots
     match words:
+        case ["pin", str(name)]:
+            result.pins.add(name)
         case ["create", path, int(size)]:
             above = after.get(tuple(path[:-1]))
             synced = {} if above is None else dict(above.synced)
@@ -79,16 +89,19 @@ def begin(model: Model, words: list[object]) -> tuple[Model, Model]:
             for each in list(after):
                 if each[: len(old)] == old:
                     after[(*old[:-1], name, *each[len(old) :])] = after.pop(each)
-    return model, after
+    return before, result
 
 
 def found_wrong(root: Path, model: Model) -> str:
     """What on the disk is not as the model allows; or nothing."""
     store = SnapshotStore(BASE.url, root)
     names = {each.path for each in store.snapshots()}
-    if names != set(model):
-        return f"{sorted(names)} are there, not {sorted(model)}"
-    for path, known in model.items():
+    if names != set(model.snapshots):
+        return f"{sorted(names)} are there, not {sorted(model.snapshots)}"
+    for name in model.pins:
+        if not is_pinned_raw(name):
+            return f"{name} is not pinned"
+    for path, known in model.snapshots.items():
         layers = store.open_layers(path, writable=True)
         try:
             wrong = disk_wrong(layers, known)
@@ -121,22 +134,26 @@ def disk_wrong(layers: list[Layer], known: Known) -> str:
     return ""
 
 
+@pytest.mark.parametrize("strict", [False, True], ids=["loose", "strict"])
 @pytest.mark.parametrize("seed", SEEDS)
-def test_power_loss(seed: int, tmp_path: Path) -> None:
-    root, marks = tmp_path / "state", tmp_path / "marks"
+def test_power_loss(
+    seed: int, strict: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, marks = tmp_path / "disk", tmp_path / "marks"
     root.mkdir()
-    command = [sys.executable, "-m", "tests.overlays.writer", str(root), str(marks)]
+    command = [sys.executable, "-m", "tests.overlays.writer", str(root / STATE), str(marks)]
     calls = list(record([*command, str(seed), str(STEPS)], tmp_path / "trace"))
     own = [call for call in calls if any(path.startswith(str(tmp_path)) for path in call.paths)]
     crashes = sorted(random.Random(seed).sample(range(len(own)), min(CRASHES, len(own))))
-    disk, may_be, index = Disk(root), (Model(), Model()), 0
+    disk, may_be, index = Disk(root, strict=strict), (Model(), Model()), 0
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path / "after" / STATE))
     for crash in crashes:
         for call in own[index:crash]:
             may_be = seen(call, marks, disk, may_be)
         index = crash
         after = tmp_path / "after"
         disk.lose(after, random.Random(seed * 10000 + crash))
-        wrong = [found_wrong(after, model) for model in may_be]
+        wrong = [found_wrong(after / STATE, model) for model in may_be]
         assert "" in wrong, f"after call {crash}: {wrong}"
         shutil.rmtree(after)
     assert len(crashes) > 50

@@ -15,6 +15,7 @@ from pathlib import Path
 from imgfs._native import _map
 from imgfs.overlays.layer import Layer, open_layer
 from imgfs.overlays.merge import begin_merge
+from imgfs.overlays.rawpins import pin_raw
 from imgfs.overlays.records import SnapshotPath
 from imgfs.overlays.store import Base, SnapshotStore
 from imgfs.overlays.trim import begin_trim, hidden
@@ -109,9 +110,18 @@ class Writer:
         if what == "create":
             parent = path if path is not None and self.random.random() < 0.6 else ()
             self.create((*parent, f"s{self.version}"))
+        elif what == "pin":
+            self.pin()
         elif path is not None:
             getattr(self, what)(path)
         self.version += 1
+
+    def pin(self) -> None:
+        """Say of some source that it stays raw."""
+        name = f"/some/{self.version}.img"
+        self.mark("will", "pin", name)
+        pin_raw(name)
+        self.mark("did")
 
     def disk(self, path: SnapshotPath) -> Disk:
         if path not in self.open:
@@ -265,10 +275,13 @@ class Writer:
 
 STEPS = ["write_and_share"] * 5
 STEPS += ["write"] * 8 + ["zero"] * 3 + ["share"] * 3 + ["commit"] * 4 + ["create"] * 2
-STEPS += ["resize", "rename", "delete", "close"] + ["freeze"] * 3 + ["merge"] * 6 + ["trim"] * 5
+STEPS += (
+    ["pin", "resize", "rename", "delete", "close"] + ["freeze"] * 3 + ["merge"] * 6 + ["trim"] * 5
+)
 
 
 def main() -> None:
+    os.environ["STATE_DIRECTORY"] = sys.argv[1]
     root, marks, seed, steps = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     writer = Writer(root, os.open(marks, os.O_WRONLY | os.O_CREAT, 0o600), seed)
     for _ in range(steps):

@@ -260,13 +260,21 @@ static bool is_for_python(struct log *log, struct segmap *dirty)
 		log->end > (uint64_t)COMPACT_SLACK * RECORD_BYTES * segmap_count(log->state));
 }
 
+bool log_is_named(const struct log *log)
+{
+	struct stat found;
+
+	return fstat(log->fd, &found) == 0 && found.st_nlink &&
+	       fstat(log->data->fd, &found) == 0 && found.st_nlink;
+}
+
 static int commit(struct log *log, struct segmap *dirty)
 {
 	struct ranges taken;
 	int err;
 
 	/* What is below again is Python's: its space is given back afterwards. */
-	if (is_for_python(log, dirty) || segmap_take_own(dirty, &taken))
+	if (is_for_python(log, dirty) || !log_is_named(log) || segmap_take_own(dirty, &taken))
 		return 0;
 	err = fdatasync(log->data->fd) ? -errno : 0;
 	if (err)   /* Linux tells of it once, and takes the pages for clean from then on */

@@ -43,6 +43,9 @@ int log_replace(struct log *log, int fd, uint64_t end);
 void log_hold(struct log *log);
 void log_release(struct log *log);
 
+/* Have its files names?  What is made durable in others is gone with the process. */
+bool log_is_named(const struct log *log);
+
 /* All that is in `dirty` is durable.  1: it is.  0: Python must do it, and says what is wrong. */
 int log_commit(struct log *log, struct segmap *dirty);
 
