@@ -56,11 +56,12 @@ async def guard(
     what: str,
     handler: Callable[[], Awaitable[Result]],
     number: tuple[int, int] | None = None,
+    note: Callable[[str], None] = lambda error: None,
 ) -> Result:
     """Run one request's handler.  Raises FUSEError, or Cancelled at the end of the mount.
 
     Must be reached in the request's first synchronous step, or be given the request's number and
-    thread, as they were in that.
+    thread, as they were in that.  `note` hears of each error that is told.
     """
     unique, pid = number or (native.current_unique(), native.current_pid())
     with trio.CancelScope() as scope:
@@ -71,20 +72,25 @@ async def guard(
             raise
         except ImgfsError as exc:
             log.log(_level(f"{what}: {exc}"), "%s: %s", what, exc)
+            note(str(exc))
             raise pyfuse3.FUSEError(exc.errno) from None
         except OSError as exc:
             if exc.errno in _BUGS:
                 log.exception("%s failed: this is a bug in imgfs", what)
+                note(f"{what} failed: this is a bug in imgfs")
                 raise pyfuse3.FUSEError(errno.EIO) from None
             error = system_error(str(exc.filename or "imgfs"), exc)
             log.log(_level(f"{what}: {error}"), "%s: %s", what, error)
+            note(str(error))
             raise pyfuse3.FUSEError(error.errno) from None
         except MemoryError:
             said = "there is no memory for it; the limits in force are too low"
             log.log(_level(f"{what}: memory"), "%s: %s", what, said)
+            note(said)
             raise pyfuse3.FUSEError(errno.ENOMEM) from None
         except Exception:
             log.exception("%s failed: this is a bug in imgfs", what)
+            note(f"{what} failed: this is a bug in imgfs")
             raise pyfuse3.FUSEError(errno.EIO) from None
         finally:
             if running.get(unique) is request:
@@ -111,11 +117,14 @@ def _is_news(line: str) -> bool:
 def guarded(
     handler: Callable[Concatenate[Any, P], Awaitable[Result]],
 ) -> Callable[Concatenate[Any, P], Coroutine[Any, Any, Result]]:
-    """`guard` for a method of the operations."""
+    """`guard` for a method of the operations, whose first argument is an inode or a handle."""
 
     @functools.wraps(handler)
     async def wrapper(self: Any, *args: P.args, **kwargs: P.kwargs) -> Result:
-        return await guard(handler.__name__, lambda: handler(self, *args, **kwargs))
+        def note(error: str) -> None:
+            self.note_failure(next(iter(args), None), error)
+
+        return await guard(handler.__name__, lambda: handler(self, *args, **kwargs), note=note)
 
     return cast(Callable[Concatenate[Any, P], Coroutine[Any, Any, Result]], wrapper)
 

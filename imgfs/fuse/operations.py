@@ -7,6 +7,7 @@ import os
 import stat
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, cast
 
 import pyfuse3
@@ -235,7 +236,7 @@ class Operations(WritingOperations):
             return
         node = self._tree.nodes.get(self._inode_of(handle))
         if node is not None:
-            node.open_files -= 1
+            node.note_release()
         self._release_writer(handle)
 
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
@@ -290,7 +291,8 @@ class Operations(WritingOperations):
             return found
 
         try:
-            native.reply_lseek(request, await guard("lseek", answer, number))
+            note = partial(self.note_failure, inode)
+            native.reply_lseek(request, await guard("lseek", answer, number, note))
         except pyfuse3.FUSEError as exc:
             native.reply_err(request, exc.errno)
 
@@ -301,7 +303,7 @@ class Operations(WritingOperations):
             await self._fallocate(inode, *args)
 
         try:
-            await guard("fallocate", change, number)
+            await guard("fallocate", change, number, partial(self.note_failure, inode))
         except pyfuse3.FUSEError as exc:
             native.reply_err(request, exc.errno)
         else:
@@ -316,7 +318,7 @@ class Operations(WritingOperations):
             await self._copy_file_range(inode, progress, *args[:-1])
 
         try:
-            await guard("copy_file_range", copy, number)
+            await guard("copy_file_range", copy, number, partial(self.note_failure, args[2]))
         except pyfuse3.FUSEError as exc:
             if not progress.done:
                 native.reply_err(request, exc.errno)

@@ -129,8 +129,18 @@ class WritingOperations(pyfuse3.Operations):
             native.publish(opened.inode, view.map)
         return len(data)
 
+    def note_failure(self, subject: object, error: str) -> None:
+        """Count what a program is told; `subject` is an inode, or a handle."""
+        if isinstance(subject, int):
+            node = self._tree.nodes.get(self._inode_of(subject))
+            if node is not None and node.trouble is not None:
+                node.trouble.note(error)
+
     @guarded
     async def flush(self, handle: int) -> None:
+        node = self._tree.nodes.get(self._inode_of(handle))
+        if node is not None:
+            node.closing += 1
         if handle in self._writers:
             await self._writers[handle].writer.settle()
 

@@ -43,7 +43,7 @@ class ImageStatus(TypedDict):
     cached: NotRequired[int]  #: bytes on disk
     bytes_written: NotRequired[int]  #: counter; sent to the source
     dirty: NotRequired[int]  #: bytes that were written and are not at the source yet
-    errors: NotRequired[int]  #: counter
+    errors: NotRequired[int]  #: counter; those that programs got
     last_error: NotRequired[str]  #: one line; empty: none so far
     #: why of these (`partition 1`, `volume vg-root`, `disk`) nothing is called free; left out until
     #: somebody has looked into sparse/ or partitions/
@@ -99,4 +99,5 @@ class MountStatus(TypedDict):
     cache: CacheStatus
     fast_path: FastPathStatus
     memory: NotRequired[MemoryStatus]
-    last_error: NotRequired[str]  #: why the TOML file was not read again; left out when it was
+    #: why it does not end though it was asked to, or why the TOML file was not read again
+    last_error: NotRequired[str]

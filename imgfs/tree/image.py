@@ -27,7 +27,7 @@ from imgfs.status.fields import ImageStatus, State
 from imgfs.tree.formats import FORMATS, FormatNodes, Showing, Shown
 from imgfs.tree.guest import GuestNodes
 from imgfs.tree.names import encode
-from imgfs.tree.nodes import Node, Tree
+from imgfs.tree.nodes import Node, Tree, Trouble
 from imgfs.tree.snapshots import BaseDisk, Snapshots
 from imgfs.views.opening import Chain
 from imgfs.views.through import StoredView, ThroughView
@@ -101,12 +101,14 @@ class ImageNodes:
         self._left: list[Node] = []  # what was in its directory then
         self._opening = Lock()
         self._failed = ""
+        self.trouble = Trouble()
         self._refused: tuple[StoredView, ImgfsError, float] | None = None
 
     def add_to(self, directory: Node) -> None:
         """Put the names there; nothing is opened before one of them is looked at."""
         self.used()
         self.directory = directory
+        directory.trouble = self.trouble
         tree = self._tree
         original = tree.add(directory, b"original", children={})
         self._place(directory, self.name + ".raw", self.opened_disk)
@@ -131,7 +133,9 @@ class ImageNodes:
 
     def _show(self, place: Place) -> None:
         """A node for a view that is to come."""
-        node = self._tree.add(place.directory, place.name, changed=self._changed)
+        node = self._tree.add(
+            place.directory, place.name, changed=self._changed, trouble=self.trouble
+        )
         node.prepare = partial(self._fill, node, place)
 
     async def _fill(self, node: Node, place: Place) -> None:
@@ -153,9 +157,13 @@ class ImageNodes:
                 f"{self.name}: has snapshots, and they need it as it is: write to one of them"
             )
 
-    def _may_snapshot(self) -> None:
+    async def _may_snapshot(self) -> None:
         stored = self._stored
-        if isinstance(stored, ThroughView) and (stored.writers or stored.dirty_bytes):
+        if not isinstance(stored, ThroughView):
+            return
+        for node in self._nodes_of(stored):
+            await node.until_closed()
+        if stored.writers or stored.dirty_bytes:
             raise Busy(f"{self.name}: is open for writing; close it first")
 
     async def opened(self) -> StoredView:
@@ -334,6 +342,9 @@ class ImageNodes:
             with contextlib.suppress(ImgfsError):  # one that cannot be reached has not changed
                 await view.check()
 
+    def _nodes_of(self, view: View) -> list[Node]:
+        return [self._tree.nodes[inode] for inode in self._tree.inodes_of(view)]
+
     def _drop_kernel_cache(self, view: View) -> None:
         self.withdraw()
         for inode in self._tree.inodes_of(view):
@@ -372,7 +383,8 @@ class ImageNodes:
         stored = self._stored
         if stored is None:
             unopened: State = "failed" if self._failed else "not opened yet"
-            return {"source": self.url, "state": unopened, "last_error": self._failed}
+            said = self._failed or self.trouble.last_error
+            return {"source": self.url, "state": unopened, "last_error": said}
         disk = stored if self._chain is None else self._chain.disk
         views = list(dict.fromkeys([disk, stored, *self._views]))
         source, identity, cache = stored.source, stored.source.stat.identity, stored.cache
@@ -398,8 +410,8 @@ class ImageNodes:
             "cached": cache.cached_bytes if cache is not None else 0,
             "bytes_written": source.counters.bytes_written,
             "dirty": stored.dirty_bytes if isinstance(stored, ThroughView) else 0,
-            "errors": sum(view.answered.errors for view in views),
-            "last_error": self._failed or (failed[0] if failed else ""),
+            "errors": self.trouble.errors,
+            "last_error": self._failed or self.trouble.last_error or "".join(failed[:1]),
         }
         guest = self._guest.guest if self._guest is not None else None
         if guest is not None:

@@ -6,11 +6,27 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import trio
+
 from imgfs.errors import ReadOnlyView
 from imgfs.views.showing import Shape
 from imgfs.views.view import View
 
 ROOT = 1
+CLOSING_S = 5.0  # how long the kernel may take to tell that a file is not open any more
+CLOSING_POLL_S = 0.005
+
+
+@dataclass(slots=True)
+class Trouble:
+    """The errors that programs got."""
+
+    errors: int = 0
+    last_error: str = ""
+
+    def note(self, error: str) -> None:
+        self.errors += 1
+        self.last_error = error
 
 
 class Folder:
@@ -78,6 +94,8 @@ class Node:
     folder: Folder | None = None  #: of a directory that can be changed
     mtime_ns: int | None = None  #: of a directory, where it is known
     open_files: int = 0  #: of its view, those that are open now
+    closing: int = 0  #: how often one of them was closed by a program and not by the kernel yet
+    trouble: Trouble | None = None  #: where its errors are counted; if not said as of the parent
     lookups: int = 0  #: how often the kernel was given the inode and has not forgotten it
     #: (directory's inode, name) whose look-ups are answered elsewhere, and counted there
     published: tuple[int, bytes] | None = None
@@ -90,6 +108,25 @@ class Node:
         for child in (self.children or {}).values():
             yield child
             yield from child.below()
+
+    def note_release(self) -> None:
+        """The kernel says that one of the files is not open any more."""
+        self.open_files -= 1
+        self.closing = max(0, self.closing - 1)
+
+    async def until_closed(self) -> bool:
+        """Wait for files here and below that programs have closed: the kernel tells of the last
+        close only when that has returned.  False: one is open.
+        """
+        with trio.move_on_after(CLOSING_S):
+            while True:
+                found = [node for node in (self, *self.below()) if node.open_files]
+                if not found:
+                    return True
+                if any(node.open_files > node.closing for node in found):
+                    return False
+                await trio.sleep(CLOSING_POLL_S)
+        return False
 
     def let_go(self) -> None:
         """Nobody can come to it any more.
@@ -119,6 +156,7 @@ class Tree:
         self.nodes[node.inode] = node
         if parent is not None:
             assert parent.children is not None
+            node.trouble = node.trouble or parent.trouble
             self.remove(parent, name)
             parent.children[name] = node
         return node

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +26,7 @@ from imgfs.overlays.reading import open_to_read
 from imgfs.overlays.records import SnapshotPath
 from imgfs.overlays.store import Base, SnapshotStore
 from imgfs.overlays.trim import WORTH, Trim, begin_trim
+from imgfs.status.durable import Unsaved
 from imgfs.tree.formats import FORMATS, FormatNodes, Showing, Shown
 from imgfs.tree.guest import GuestNodes
 from imgfs.tree.names import encode, is_reserved
@@ -34,6 +34,7 @@ from imgfs.tree.names import shown as shown_name
 from imgfs.tree.nodes import Folder, Node, Tree
 from imgfs.views.delta import delta
 from imgfs.views.encoded import EncodedView
+from imgfs.views.layer_errors import translated
 from imgfs.views.overlay import OverlayView, layers_in_use
 from imgfs.views.snapshot import SnapshotView
 from imgfs.views.view import View
@@ -50,7 +51,7 @@ class BaseDisk:
     name: str
     url: str
     open: Callable[[], Awaitable[tuple[View, Base]]]
-    may_snapshot: Callable[[], None]
+    may_snapshot: Callable[[], Awaitable[None]]
     read_only: bool = False
     #: the file that the disk is in, as qemu names it, and its format; known once the disk is open
     backing: Callable[[], tuple[str, str]] = lambda: ("", "raw")
@@ -70,6 +71,7 @@ class Snapshots:
         self._merge_after = 0.0
         self._had_none = False  # when somebody looked last
         self._is_merging = self._is_resting = False
+        self._gone: set[str] = set()  # the names of the views whose files are not there
 
     @property
     def store(self) -> SnapshotStore:
@@ -106,7 +108,7 @@ class Snapshots:
     async def _view(self, path: SnapshotPath) -> SnapshotView:
         if path not in self._views:
             below, base = await self.disk.open()
-            with _translated(self.disk.name):
+            with translated(self.disk.name, self.store.directory):
                 await trio.to_thread.run_sync(self.store.check_base, base)
                 layers = await trio.to_thread.run_sync(
                     partial(self.store.open_layers, path, writable=True)
@@ -122,12 +124,12 @@ class Snapshots:
         async with self._changing:
             below, base = await self.disk.open()
             await below.check()
-            self.disk.may_snapshot()
+            await self.disk.may_snapshot()
             if path[:-1]:
                 parent = await self._view(path[:-1])
                 await parent.freeze(lambda top, size: self.store.create(path, base, size, top))
             else:
-                with _translated(self.disk.name):
+                with translated(self.disk.name, self.store.directory):
                     await trio.to_thread.run_sync(self.store.create, path, base, below.size)
 
     async def frozen(self, path: SnapshotPath) -> Shown:
@@ -144,18 +146,23 @@ class Snapshots:
 
     async def delete(self, path: SnapshotPath) -> None:
         async with self._changing:
-            with _translated(self.disk.name):
-                paths = await self.listed()
-                if not any(each[:-1] == path for each in paths):
-                    # It holds the lock that says that somebody writes it.
-                    view = self._views.pop(path, None)
+            with translated(self.disk.name, self.store.directory):
+                # It holds the lock that says that somebody writes it, and what it has not made
+                # durable yet is lost only if the snapshot is.
+                view = self._views.pop(path, None)
+                top = None if view is None else view.top
+                try:
+                    await trio.to_thread.run_sync(self.store.delete, path, top)
+                except BaseException:
                     if view is not None:
-                        await view.aclose()
-                await trio.to_thread.run_sync(self.store.delete, path)
+                        self._views[path] = view
+                    raise
+                if view is not None:
+                    await view.discard()
 
     async def rename(self, path: SnapshotPath, name: str) -> None:
         async with self._changing:
-            with _translated(self.disk.name):
+            with translated(self.disk.name, self.store.directory):
                 await trio.to_thread.run_sync(self.store.rename, path, name)
             fresh = (*path[:-1], name)
             self._views = {
@@ -267,15 +274,28 @@ class Snapshots:
             self._is_resting = False
         return True
 
-    async def aclose(self) -> None:
-        """Make all that was written durable.  Raises nothing: who wrote it was told at fsync."""
+    async def check_place(self) -> None:
+        """See that nothing more is written to what was removed or moved away.  Raises nothing."""
+        for view in list(self._views.values()):
+            try:
+                await view.check_place()
+                self._gone.discard(view.name)
+            except (ImgfsError, OSError) as exc:
+                if view.name not in self._gone:
+                    log.error("%s: %s", view.name, exc)
+                self._gone.add(view.name)
+
+    async def make_durable(self) -> list[Unsaved]:
+        """Make all that was written durable; returns what is not."""
+        found = [await view.unsaved() for view in list(self._views.values())]
+        return [each for each in found if each is not None]
+
+    async def aclose(self) -> list[Unsaved]:
+        """Make all that was written durable, and let go of it; returns what is lost by that."""
         async with self._changing:
-            for view in self._views.values():
-                try:
-                    await view.aclose()
-                except ImgfsError as exc:
-                    log.error("%s", exc)
+            found = [await view.close() for view in self._views.values()]
             self._views.clear()
+        return [each for each in found if each is not None]
 
 
 class SnapshotsFolder(Folder):
@@ -296,7 +316,7 @@ class SnapshotsFolder(Folder):
 
     async def refresh(self) -> None:
         """Show those that there are by now: another process may have made some."""
-        with _translated(self.snapshots.disk.name):
+        with translated(self.snapshots.disk.name, self.snapshots.store.directory):
             found = await self.snapshots.listed()
         # Of one whose record is damaged those that were taken of it tell the name.
         above = self.path
@@ -318,7 +338,7 @@ class SnapshotsFolder(Folder):
 
     async def rmdir(self, name: bytes) -> None:
         node = self._child(name)
-        if _is_open(node):
+        if not await node.until_closed():
             raise Busy(f"{_text(name)}: a file of it is open")
         await self.snapshots.delete((*self.path, _text(name)))
         self.tree.remove(self.node, name)
@@ -402,20 +422,8 @@ class SnapshotFolder(Folder):
         raise NotPermitted(f"{_text(name)}: snapshots are taken in snapshots/")
 
 
-@contextlib.contextmanager
-def _translated(name: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as exc:
-        raise ImgfsError(f"{name}: its snapshots: {exc.filename}: {exc.strerror}") from exc
-
-
 def _bytes_in(ranges: Ranges | None) -> int:
     return 0 if ranges is None else sum(ranges[1]) - sum(ranges[0])
-
-
-def _is_open(node: Node) -> bool:
-    return bool(node.open_files) or any(map(_is_open, (node.children or {}).values()))
 
 
 def _text(name: bytes) -> str:

@@ -169,7 +169,7 @@ class OverlayView(View):
             stores = [layer.store for layer in self.layers]
             if any(whose < 0 for _, _, whose in self.map.origins(offset, length, stores)):
                 return None  # not all of it is ours: what is below is asked, and says why
-            with translated(self.name):
+            with translated(self.name, self.layers[0].path.parent if self.layers else None):
                 raise
         except ValueError:
             raise OutOfRange(f"{self.name}: was cut while it was read") from None

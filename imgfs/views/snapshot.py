@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
+from functools import partial
+from pathlib import Path
 
 import trio
 
 from imgfs._native import _map
-from imgfs.errors import ImgfsError, SourceChanged
+from imgfs.errors import ImgfsError, SourceChanged, StateGone
 from imgfs.extents import ExtentList
 from imgfs.image import Buffer
 from imgfs.overlays.layer import Layer, Ranges, is_blank
 from imgfs.overlays.log import BLOCK
 from imgfs.overlays.trim import hidden
+from imgfs.status.durable import Unsaved, when_lost
 from imgfs.views.layer_errors import translated
 from imgfs.views.overlay import OverlayView
 from imgfs.views.sharing import shared
@@ -41,10 +45,38 @@ class SnapshotView(OverlayView, Writable):
         self._frozen: OverlayView | None = None
         #: the `written_layers` when it was found out last what the top hides
         self.trimmed: tuple[str, str, int] | None = None
+        self._gone: StateGone | None = None  # nothing is written until its files are back
 
     @property
     def top(self) -> Layer:
         return self.layers[0]
+
+    @property
+    def place(self) -> Path:
+        """Of all files of this base's snapshots."""
+        return self.top.path.parent.parent
+
+    async def check_place(self) -> None:
+        """See that what is written does not vanish in files that were removed or moved away.
+
+        Raises StateGone, as writing does from now on until they are back, and OSError.
+        """
+        if not self._is_prepared or self.stale is not None:
+            return
+        async with self._commits:
+            try:
+                await trio.to_thread.run_sync(self.top.check_place)
+            except StateGone as exc:
+                await self._note_gone(exc)
+                raise
+            if self._gone is not None:
+                self._gone = None
+                self._set_target()
+
+    async def _note_gone(self, why: StateGone) -> None:
+        if self._gone is None and self.stale is None:
+            self._gone = why
+            await trio.to_thread.run_sync(self.map.set_target, None)
 
     async def prepare(self) -> None:
         await self._begin()
@@ -62,7 +94,8 @@ class SnapshotView(OverlayView, Writable):
                     self._set_target()
 
     def _set_target(self) -> None:
-        self.map.set_target(self.top.store, self._dirty, self.top.log)
+        if self._gone is None:
+            self.map.set_target(self.top.store, self._dirty, self.top.log)
 
     @contextlib.asynccontextmanager
     async def _committing(self) -> AsyncIterator[None]:
@@ -114,7 +147,7 @@ class SnapshotView(OverlayView, Writable):
         """Do it, as soon as there is a target; False: something must be done before."""
         while True:
             self.refuse_stale()
-            with translated(self.name):
+            with translated(self.name, self.place):
                 if await trio.to_thread.run_sync(change, *args):
                     return True
             if self.map.writable:
@@ -125,6 +158,8 @@ class SnapshotView(OverlayView, Writable):
 
     def _refuse_closed(self) -> None:
         self.refuse_stale()
+        if self._gone is not None:
+            raise StateGone(str(self._gone))
         if not self.map.writable:
             raise ImgfsError(f"{self.name}: is not open for writing any more")
 
@@ -154,7 +189,7 @@ class SnapshotView(OverlayView, Writable):
         while True:
             async with self._commits:
                 self._refuse_closed()
-                with translated(self.name):
+                with translated(self.name, self.place):
                     is_shared, upto = await trio.to_thread.run_sync(self._share, offset, end, of)
                 self.refuse_stale()
             if not is_shared or upto <= self.size:
@@ -211,10 +246,11 @@ class SnapshotView(OverlayView, Writable):
     async def resize(self, size: int) -> None:
         await self._begin()
         async with self._committing():
-            self.refuse_stale()
+            self._refuse_closed()
+            await trio.to_thread.run_sync(self.top.check_place)
             old = self.size
             try:
-                with translated(self.name):
+                with translated(self.name, self.place):
                     if size > old:
                         await trio.to_thread.run_sync(self.top.resize, size)
                         await trio.to_thread.run_sync(self.map.resize, size)
@@ -245,13 +281,38 @@ class SnapshotView(OverlayView, Writable):
         async with self._committing():
             await self._commit()
 
+    async def unsaved(self) -> Unsaved | None:
+        """Make all durable; what is not, and why."""
+        if not self._is_prepared:
+            return None
+        try:
+            await self.sync()
+        except ImgfsError as exc:
+            return self._unsaved(exc)
+        return None
+
+    def _unsaved(self, exc: ImgfsError) -> Unsaved:
+        starts, ends, _ = self._dirty.ranges()
+        can_retry = not self.top.log.is_lost and (self._gone is None or not self.top.is_removed)
+        why = exc.__cause__.strerror if isinstance(exc.__cause__, OSError) else None
+        return {
+            "name": self.name,
+            "bytes": sum(ends) - sum(starts),
+            "why": why or str(exc).removeprefix(f"{self.name}: "),
+            "place": str(self.place),
+            "can_retry": can_retry,
+        }
+
     async def _commit(self) -> None:
         taken = self._dirty.take()
         try:
-            with translated(self.name):
+            with translated(self.name, self.place):
+                await trio.to_thread.run_sync(self.top.check_place)
                 await trio.to_thread.run_sync(self.top.commit, taken, self.size)
-        except BaseException:
+        except BaseException as exc:
             self._dirty.fill(*taken, self.top.store)
+            if isinstance(exc, StateGone):
+                await self._note_gone(exc)
             raise
         # From now on an fsync is answered natively.
         self._dirty.settle()
@@ -295,7 +356,7 @@ class SnapshotView(OverlayView, Writable):
             await trio.to_thread.run_sync(self.map.set_target, None)
             try:
                 await self._commit()
-                with translated(self.name):
+                with translated(self.name, self.place):
                     fresh = await trio.to_thread.run_sync(freeze, self.top, self.size)
                 if fresh is not None:
                     self.layers.insert(0, fresh)
@@ -360,11 +421,38 @@ class SnapshotView(OverlayView, Writable):
 
     async def aclose(self) -> None:
         """Raises what the last commit raises."""
-        try:
-            if self._is_prepared:
-                async with self._committing():
-                    if self.stale is None:
-                        await trio.to_thread.run_sync(self.map.set_target, None)
+        if (lost := await self.close()) is not None:
+            raise ImgfsError(when_lost([lost]))
+
+    async def close(self) -> Unsaved | None:
+        """Make all durable, and let go of the files; what is lost by that."""
+        lost = None
+        if self._is_prepared:
+            await self._write_no_more()
+            async with self._committing():
+                try:
                     await self._commit()
-        finally:
-            await super().aclose()
+                except ImgfsError as exc:
+                    lost = self._unsaved(exc)
+        await self._let_go(is_whole=lost is None)
+        return lost
+
+    async def discard(self) -> None:
+        """Let go of the files, which were deleted; the top's space is given back now."""
+        if self._is_prepared:
+            await self._write_no_more()
+        if self.top.is_removed:
+            # The kernel has not forgotten the names yet, and what they refer to has the file open.
+            with contextlib.suppress(OSError):
+                await trio.to_thread.run_sync(os.ftruncate, self.top.data, 0)
+        await self._let_go(is_whole=False)
+
+    async def _write_no_more(self) -> None:
+        if self.stale is None:
+            async with self._committing():
+                await trio.to_thread.run_sync(self.map.set_target, None)
+
+    async def _let_go(self, *, is_whole: bool) -> None:
+        await trio.to_thread.run_sync(partial(self.top.close, is_whole=is_whole))
+        for layer in self.layers[1:]:
+            await trio.to_thread.run_sync(layer.close)

@@ -74,6 +74,7 @@ class ThroughView(Writable):
         )
         self._shape = trio.Lock()
         self._write_hooks: list[Callable[[], None]] = []
+        self._changes = self._durable_changes = 0
         self._set_base(RawView(source, cache))
 
     @property
@@ -89,7 +90,14 @@ class ThroughView(Writable):
         """`hook` is called once, when something is written."""
         self._write_hooks.append(hook)
 
+    @property
+    def is_durable(self) -> bool:
+        """Is all that was accepted so far durable at the source?"""
+        return self._durable_changes == self._changes
+
     def _tell_hooks(self) -> None:
+        """Something is about to be changed."""
+        self._changes += 1
         hooks, self._write_hooks = self._write_hooks, []
         for hook in hooks:
             hook()
@@ -265,6 +273,7 @@ class ThroughView(Writable):
             raise failure
 
     async def sync(self) -> None:
+        changes = self._changes
         await self.settle()
         self.refuse_stale()
         try:
@@ -275,12 +284,13 @@ class ThroughView(Writable):
             self._note_failure(exc)  # the source says so once, and all writers must hear of it
             raise
         await self._behind.pin()
+        self._durable_changes = max(self._durable_changes, changes)
 
     async def finish(self) -> None:
         """At the end: all is durable.  Raises what failed only now, and as `sync`."""
         told = self.failures
         self._behind.is_hard = False
-        if self._was_written and self.stale is None:
+        if not self.is_durable and self.stale is None:
             await self.sync()
         if self.failures != told and self.failure is not None:
             raise self.failure

@@ -182,8 +182,9 @@ bool is_dsync(const struct fuse_write_in *arg);
 /* A WRITE, FALLOCATE or FSYNC: true when it is answered, false when Python must do it.  May wait for a
  * disk. */
 bool try_change(const char *buf, size_t size, struct segmap *map);
-/* The same of a WRITE whose bytes are in a pipe.  When it is false, none of them are taken. */
-bool try_write_from(const char *buf, struct segmap *map, int pipe);
+/* The same of a WRITE whose bytes are in a pipe, and for which `buf` has room behind the header.  When it
+ * is false, none of them are taken. */
+bool try_write_from(char *buf, struct segmap *map, int pipe);
 /* The same, in time, by a thread that is no request thread.  Copies the request.  0, or -ENOMEM. */
 int writes_hand_over(const void *buf, size_t size);
 int writes_start(void);                                       /* 0 or an errno */

@@ -224,7 +224,7 @@ static void change(const char *buf, size_t size)
 }
 
 /* The same for a large WRITE, if it can be written natively and by this thread. */
-static bool change_from(const char *buf, struct worker *worker)
+static bool change_from(char *buf, struct worker *worker)
 {
 	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
 	struct segmap *map = map_of(in->nodeid);

@@ -10,6 +10,8 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/ioctl.h>
+#include <unistd.h>
 
 #define WRITERS 2
 
@@ -27,10 +29,11 @@ bool is_dsync(const struct fuse_write_in *arg)
 	return (arg->flags & O_DSYNC) && (arg->fh & DIRECT_HANDLE);
 }
 
-/* -EINVAL: it goes beyond the map, or not by blocks. */
+/* It goes beyond the map, or not by blocks; or it failed: Python does it again, and if that fails too
+ * it says why, and counts it. */
 static bool only_python(int result)
 {
-	return result == 0 || result == -EINVAL;
+	return result <= 0;
 }
 
 static bool answer_write(const struct fuse_in_header *in, const struct fuse_write_in *arg,
@@ -40,10 +43,6 @@ static bool answer_write(const struct fuse_in_header *in, const struct fuse_writ
 
 	if (only_python(result))
 		return false;
-	if (result < 0) {
-		reply_error(in->unique, -result);
-		return true;
-	}
 	/* Counted before whoever wrote can look at the counters. */
 	atomic_fetch_add_explicit(&stats.writes, 1, memory_order_relaxed);
 	atomic_fetch_add_explicit(&stats.bytes_written, arg->size, memory_order_relaxed);
@@ -66,7 +65,7 @@ static bool try_fallocate(const struct fuse_in_header *in, const struct fuse_fal
 	if (only_python(result))
 		return false;
 	atomic_fetch_add_explicit(&stats.zeroes, 1, memory_order_relaxed);
-	reply_error(in->unique, result < 0 ? -result : 0);
+	reply_error(in->unique, 0);
 	return true;
 }
 
@@ -75,10 +74,10 @@ static bool try_sync(const struct fuse_in_header *in, struct segmap *map)
 {
 	int result = maps->sync(map);
 
-	if (result == 0)
+	if (only_python(result))
 		return false;
 	atomic_fetch_add_explicit(&stats.syncs, 1, memory_order_relaxed);
-	reply_error(in->unique, result < 0 ? -result : 0);
+	reply_error(in->unique, 0);
 	return true;
 }
 
@@ -110,13 +109,46 @@ bool try_change(const char *buf, size_t size, struct segmap *map)
 	       try_fallocate(in, (const void *)(in + 1), map);
 }
 
-bool try_write_from(const char *buf, struct segmap *map, int pipe)
+/* After a failure: the bytes that have left the pipe are in the target's file, and not the map's. */
+static bool take_back(const struct fuse_write_in *arg, struct segmap *map, int pipe, char *to)
+{
+	size_t gone, at;
+	int left = 0;
+
+	if (ioctl(pipe, FIONREAD, &left) || left < 0 || (size_t)left > arg->size)
+		return false;
+	gone = arg->size - (size_t)left;
+	if (gone && maps->read_target(map, arg->offset, gone, to))
+		return false;
+	for (at = gone; at < arg->size;) {
+		ssize_t n = read(pipe, to + at, arg->size - at);
+
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return false;
+		at += (size_t)n;
+	}
+	return true;
+}
+
+bool try_write_from(char *buf, struct segmap *map, int pipe)
 {
 	const struct fuse_in_header *in = (const struct fuse_in_header *)buf;
 	const struct fuse_write_in *arg = (const void *)(in + 1);
+	const size_t head = sizeof(*in) + sizeof(*arg);
 
 	int result = maps->write_from(map, arg->offset, arg->size, pipe);
 
+	if (result < 0 && result != -EINVAL) {
+		int err = -result;
+
+		if (take_back(arg, map, pipe, buf + head))
+			err = -queue_push(buf, head + arg->size, true);
+		if (err)
+			reply_error(in->unique, err);
+		return true;
+	}
 	if (result > 0)
 		atomic_fetch_add_explicit(&stats.writes_spliced, 1, memory_order_relaxed);
 	return answer_write(in, arg, result);

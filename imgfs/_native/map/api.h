@@ -21,6 +21,7 @@ struct map_api {
 	int (*seek)(struct segmap *map, int64_t offset, int whence, uint64_t *found);
 	int (*write)(struct segmap *map, uint64_t offset, uint64_t length, const void *buf);
 	int (*write_from)(struct segmap *map, uint64_t offset, uint64_t length, int pipe);
+	int (*read_target)(struct segmap *map, uint64_t offset, uint64_t length, void *buf);
 	int (*zero)(struct segmap *map, uint64_t start, uint64_t end);
 	int (*sync)(struct segmap *map);
 	/* Called, on any thread, when blocks that were coming are not coming any more. */

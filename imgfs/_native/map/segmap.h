@@ -138,6 +138,8 @@ int segmap_set_target(struct segmap *map, struct store *st, struct segmap *dirty
 int segmap_write(struct segmap *map, uint64_t offset, uint64_t length, const void *buf);
 /* The same with the next bytes of a pipe.  0, -EINVAL: none of them are taken; other -errno: some. */
 int segmap_write_from(struct segmap *map, uint64_t offset, uint64_t length, int pipe);
+/* What the target's file has there, whether it is the map's or not.  0 or -errno. */
+int segmap_read_target(struct segmap *map, uint64_t offset, uint64_t length, void *buf);
 /* The old bytes of whole blocks become the target's, except what is by now, and zero where the
  * map says so by now.  Results as of segmap_write. */
 int segmap_copy_up(struct segmap *map, uint64_t start, uint64_t length, const void *old);

@@ -184,6 +184,17 @@ int segmap_write_from(struct segmap *map, uint64_t offset, uint64_t length, int 
 	return write_counted(map, offset, length, NULL, pipe);
 }
 
+int segmap_read_target(struct segmap *map, uint64_t offset, uint64_t length, void *buf)
+{
+	int err = -ENOENT;
+
+	pthread_rwlock_rdlock(&map->write_lock);
+	if (map->target)
+		err = store_pread(map->target, buf, length, offset, false);
+	pthread_rwlock_unlock(&map->write_lock);
+	return err;
+}
+
 static int write_zeroes(struct store *st, uint64_t start, uint64_t end)
 {
 	static const char zeroes[SEG_BLOCK];
@@ -333,7 +344,7 @@ static bool is_clean(struct segmap *dirty)
 /* A disk that failed once is never asked again: it would say that all is well. */
 static int sync_data(struct store *st, struct log *log)
 {
-	if (log && atomic_load(&log->lost))
+	if (log && (atomic_load(&log->lost) || !log_is_named(log)))
 		return 0;
 	if (fdatasync(st->fd) == 0)
 		return 1;

@@ -280,7 +280,7 @@ static struct segmap *from_object(PyObject *obj)
 
 static const struct map_api api = { from_object, segmap_ref,   segmap_unref, segmap_read,
 				    segmap_splice, segmap_seek, segmap_write,
-				    segmap_write_from, segmap_zero,
+				    segmap_write_from, segmap_read_target, segmap_zero,
 				    segmap_sync, &store_settled_hook };
 
 static PyMethodDef functions[] = {
