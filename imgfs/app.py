@@ -21,12 +21,15 @@ from imgfs.cache.cached import CachedImage, Policy, open_cached
 from imgfs.cache.directory import default_limit, make_root, sweep
 from imgfs.cache.space import CacheSpace
 from imgfs.config.options import Options
+from imgfs.daemon.holding import Holding
+from imgfs.daemon.outcome import Outcome
 from imgfs.daemon.stop import Stop
-from imgfs.errors import CacheError, CorruptImage, UnsupportedFeature, UsageError
+from imgfs.errors import CacheError, CorruptImage, MountError, UnsupportedFeature, UsageError
 from imgfs.opener.sources import Sources
 from imgfs.opener.stored import StoredViews, Wanted
 from imgfs.sources.base import Source, WritableSource
 from imgfs.sources.listing import Listed
+from imgfs.status.durable import SyncStatus, Unsaved, when_lost
 from imgfs.status.fields import CacheStatus, FastPathStatus, ImageStatus, MountStatus
 from imgfs.tree.idle import LookedAt
 from imgfs.tree.image import ImageNodes
@@ -96,9 +99,17 @@ class Mount:
     """The tree of a mount, and the images in it."""
 
     def __init__(
-        self, text: str, options: Options, sources: Sources, nursery: trio.Nursery
+        self,
+        text: str,
+        options: Options,
+        sources: Sources,
+        nursery: trio.Nursery,
+        outcome: Outcome,
+        holding: Holding,
     ) -> None:
         self._options = options
+        self._outcome = outcome
+        self._holding = holding
         self._sources = sources
         self._caches = Caches(options)
         self._nursery = nursery
@@ -116,6 +127,7 @@ class Mount:
         about = self.tree.add(self._root, b".imgfs", children={})
         self.tree.add(about, b"status.json", make=self._status)
         self.tree.add(about, b"metrics", make=self._metrics)
+        self.tree.add(about, b"sync.json", make=self._sync)
         # Absolute, because the process leaves its directory.
         where = parse(text)
         self._text = absolute(where) if isinstance(where, str) else text
@@ -283,6 +295,7 @@ class Mount:
         while True:
             await trio.sleep(MERGE_S)
             for image in list(self._images):
+                await image.snapshots.check_place()
                 await image.snapshots.merge()
 
     async def trim_memory(self) -> None:
@@ -303,15 +316,29 @@ class Mount:
                 self._not_reloaded = f"{exc}; not reloaded"
                 log.error("%s; the mount stays as it is", exc)
 
+    async def make_durable(self) -> list[Unsaved]:
+        """Make durable what was written to snapshots; returns what is not."""
+        unsaved: list[Unsaved] = []
+        for image in list(self._images):
+            unsaved += await image.snapshots.make_durable()
+        return unsaved
+
     async def finish(self) -> None:
-        """See that all that was written is durable; raises the first error, and logs each."""
+        """See that all that was written to the sources is durable; raises the first error, and logs
+        each."""
         await self._stored.finish()
 
     async def aclose(self) -> None:
-        """Make durable what was written, and close all.  Before this the sources must be there."""
+        """Make durable what was written, and close all.  Before this the sources must be there.
+
+        Raises MountError that says what is lost.
+        """
+        lost: list[Unsaved] = []
         for image in self._images:
-            await image.snapshots.aclose()
+            lost += await image.snapshots.aclose()
         await self._stored.aclose()
+        if lost:
+            raise MountError(when_lost(lost))
 
     def _told(self) -> MountStatus:
         from imgfs.fuse.boundary import native
@@ -335,9 +362,17 @@ class Mount:
                 "waiting": budget.waiting,
             },
         }
-        if self._not_reloaded:
-            told["last_error"] = self._not_reloaded
+        if said := "; ".join(filter(None, (self._holding.line, self._not_reloaded))):
+            told["last_error"] = said
         return told
+
+    async def _sync(self) -> bytes:
+        told: SyncStatus = {
+            "pid": os.getpid(),
+            "outcome": self._outcome.path,
+            "unsaved": [*await self.make_durable(), *await self._stored.sync()],
+        }
+        return (json.dumps(told) + "\n").encode()
 
     async def _status(self) -> bytes:
         return (json.dumps(self._told(), indent=2) + "\n").encode()
@@ -357,11 +392,17 @@ def _forget_name(parent: int, name: bytes) -> None:
 
 
 async def run_mount(
-    text: str, mountpoint: str, options: Options, stop: Stop, ready: Callable[[], None]
+    text: str,
+    mountpoint: str,
+    options: Options,
+    stop: Stop,
+    ready: Callable[[], None],
+    outcome: Outcome,
 ) -> None:
     """Mount the source and serve it until the end; `ready` is called once INIT is answered.
 
-    Raises what opening and mounting raise, and MountError when it ends before it was ready.
+    Raises what opening and mounting raise, MountError when it ends before it was ready, and what
+    says that something that was written is lost.
     """
     from imgfs.fuse import session
     from imgfs.fuse.operations import Operations
@@ -371,9 +412,10 @@ async def run_mount(
     _heap.keep_large(shared().limit * 3 // 2)
     threads.take_over()
     was_ready = False
+    holding = Holding(stop, outcome)
     async with trio.open_nursery() as nursery:
         sources = Sources(options, nursery)
-        mount = Mount(text, options, sources, nursery)
+        mount = Mount(text, options, sources, nursery, outcome, holding)
         try:
             _refuse_inside(text, mountpoint)
             await stop.unless(partial(mount.open, lazy=options.lazy))
@@ -396,17 +438,23 @@ async def run_mount(
                 nursery.start_soon(mount.trim_memory)
                 await mount.watch()
 
+            async def may_detach() -> None:
+                await holding.until_durable(mount.make_durable)
+
             operations = Operations(mount.tree, options, answered.set)
             device = session.mount(operations, mountpoint, mount.url, options)
-            await session.serve(operations, mountpoint, device, background, stop)
+            await session.serve(operations, mountpoint, device, background, stop, may_detach)
         finally:
             with trio.CancelScope(shield=True):
                 try:
+                    await holding.until_durable(mount.make_durable)
                     await mount.finish()
                 finally:
                     nursery.cancel_scope.cancel()
-                    await mount.aclose()
-                    await sources.aclose()
+                    try:
+                        await mount.aclose()
+                    finally:
+                        await sources.aclose()
     if not was_ready:
         raise stop.error()
 

@@ -24,10 +24,14 @@ _MOST_FD = 1 << 16
 
 
 class Asking:
-    """Asks a mount for its status, one question at a time.  For a process without threads."""
+    """Asks a mount for its status, or another file of .imgfs, one question at a time.
 
-    def __init__(self, mountpoint: str) -> None:
+    For a process without threads.
+    """
+
+    def __init__(self, mountpoint: str, name: str = "status.json") -> None:
         self._mountpoint = mountpoint
+        self._name = name
         self._asked: tuple[int, int] | None = None  #: the process, and the pipe that it writes to
 
     @property
@@ -50,18 +54,22 @@ class Asking:
                 os.close(write_end)
                 raise NoThread(f"no process can be started: {exc.strerror}") from None
             if pid == 0:
-                _tell(Path(self._mountpoint) / ".imgfs/status.json", write_end)
+                _tell(Path(self._mountpoint) / ".imgfs" / self._name, write_end)
             os.close(write_end)
             self._asked = pid, answer
 
     def take(self) -> Look:
         """The answer that there is.  Raises MountError when the mount is not alive."""
+        return self._look(*self.take_text())
+
+    def take_text(self) -> tuple[int, bytes]:
+        """The answer that there is: errno, and what is in the file."""
         assert self._asked is not None
         (pid, answer), self._asked = self._asked, None
         with os.fdopen(answer, "rb") as file:
             number, _, text = file.read().partition(b"\n")
         os.waitpid(pid, 0)
-        return self._look(int(number or errno.EIO), text)
+        return int(number or errno.EIO), text
 
     def wait(self) -> Look:
         """[blocks] The answer; raises MountError also when there is none for 5 s."""

@@ -12,10 +12,12 @@ import trio
 from imgfs.cli import parameters
 from imgfs.cli.run import with_disk
 from imgfs.config.options import parse_options
+from imgfs.errors import CorruptSnapshot
 from imgfs.formats.layout import About
 from imgfs.guest.disk import Content, Guest
 from imgfs.guest.tables import SECTOR
 from imgfs.guest.usage import Part, Usage, parts_of
+from imgfs.overlays.store import SnapshotStore
 from imgfs.units import format_size
 from imgfs.url.text import one_line
 from imgfs.views.opening import Chain
@@ -86,12 +88,22 @@ async def _look(url: str, chain: Chain) -> dict[str, Any]:
         "stored_size": extents.stored_bytes(),
         "modified": changed.isoformat(timespec="seconds"),
         "identity": chain.identity.kind if chain.identity else "none",
+        **await trio.to_thread.run_sync(_snapshots, url),
         "layers": layers if chain.formats != ("raw",) else [],
         "not_shown": [{"as": extension, "because": why} for extension, why in refused.items()],
         "partition_table": guest.table,
         **({"sector_size": guest.sector} if guest.sector != SECTOR else {}),
         "contents": [_content(guest, c, parts[what]) for what, c in guest.contents()],
     }
+
+
+def _snapshots(url: str) -> dict[str, str]:
+    """What is wrong with those that are kept of it; nothing, where nothing is."""
+    try:
+        wrong = SnapshotStore(url).damage()
+    except (CorruptSnapshot, OSError) as exc:
+        wrong = str(exc)
+    return {"snapshots": wrong} if wrong else {}
 
 
 def _content(guest: Guest, content: Content, part: Part) -> dict[str, Any]:

@@ -145,7 +145,10 @@ def _serve(
     import trio
 
     from imgfs.app import run_mount
+    from imgfs.daemon.outcome import Outcome
     from imgfs.daemon.stop import Stop
+
+    outcome = Outcome(mountpoint)
 
     async def work() -> None:
         stop = Stop()
@@ -177,19 +180,24 @@ def _serve(
             nursery.start_soon(follow)
             nursery.start_soon(announce)
             try:
-                await run_mount(source, mountpoint, options, stop, is_ready)
+                await run_mount(source, mountpoint, options, stop, is_ready, outcome)
             finally:
                 nursery.cancel_scope.cancel()
                 if not stop.asked.is_set():
                     notify_stopping()
 
     try:
-        trio.run(work)
-    except BaseExceptionGroup as group:
-        ours, others = group.split(ImgfsError)
-        if ours is None or others is not None:
-            raise
-        found: BaseException = ours
-        while isinstance(found, BaseExceptionGroup):
-            found = found.exceptions[0]
-        raise found from None
+        try:
+            trio.run(work)
+        except BaseExceptionGroup as group:
+            ours, others = group.split(ImgfsError)
+            if ours is None or others is not None:
+                raise
+            found: BaseException = ours
+            while isinstance(found, BaseExceptionGroup):
+                found = found.exceptions[0]
+            raise found from None
+    except BaseException as exc:
+        outcome.say("lost", str(exc) or type(exc).__name__)
+        raise
+    outcome.say("durable")

@@ -25,6 +25,8 @@ from imgfs.errors import Busy, ImgfsError, SourceNotFound, UsageError
 from imgfs.formats.probe import RAW
 from imgfs.opener.disks import open_snapshot
 from imgfs.overlays.commit import committing
+from imgfs.overlays.log import write_all
+from imgfs.overlays.places import sync_directory
 from imgfs.overlays.rawpins import pin_raw
 from imgfs.overlays.records import SnapshotPath
 from imgfs.overlays.store import SnapshotStore, snapshot_path, stores, unreadable
@@ -34,6 +36,7 @@ from imgfs.units import format_size
 from imgfs.url.shown import shown_source
 from imgfs.views.committing import write_changes
 from imgfs.views.delta import changes, delta
+from imgfs.views.layer_errors import translated
 from imgfs.views.opening import Chain
 from imgfs.views.overlay import OverlayView
 from imgfs.views.view import View
@@ -93,7 +96,7 @@ def create_command(source: str, name: str, options: tuple[str, ...]) -> None:
 
     async def create(url: str, chain: Chain) -> None:
         store = SnapshotStore(url)
-        with _plainly():
+        with _plainly(store.directory):
             size = chain.disk.size if len(path) == 1 else store.size_of(path[:-1])
             await trio.to_thread.run_sync(store.create, path, chain.base(url), size)
 
@@ -159,7 +162,11 @@ def commit_command(source: str, name: str, force: bool, options: tuple[str, ...]
                 "which would change with it; delete them, or say --force"
             )
         await trio.to_thread.run_sync(pin_raw, source)
-        with _plainly(), committing(store, path, chain.base(url)), Progress() as progress:
+        with (
+            _plainly(store.directory),
+            committing(store, path, chain.base(url)),
+            Progress() as progress,
+        ):
             bar = progress.add_task(name, total=_changed_bytes(disk))
             await base.begin_writing()
             await write_changes(disk, base, partial(progress.advance, bar))
@@ -207,27 +214,27 @@ async def _write(view: View, file: Path) -> None:
     if not file.absolute().parent.is_dir():
         raise SourceNotFound(f"{file.absolute().parent}: no such directory")
     extents = await view.extents(0, view.size)
-    with _plainly(), part.open("wb", buffering=0) as out, Progress(transient=True) as progress:
+    with translated(str(file), file.absolute().parent), Progress(transient=True) as progress:
         try:
-            bar = progress.add_task(file.name, total=extents.stored_bytes())
-            await trio.to_thread.run_sync(out.truncate, view.size)
-            for start, end in extents.data_ranges():
-                for at in range(start, end, _PIECE):
-                    length = min(_PIECE, end - at)
-                    data = await view.read(at, length)
-                    await trio.to_thread.run_sync(os.pwrite, out.fileno(), data, at)
-                    progress.advance(bar, length)
-            await trio.to_thread.run_sync(os.fsync, out.fileno())
+            with part.open("wb", buffering=0) as out:
+                bar = progress.add_task(file.name, total=extents.stored_bytes())
+                await trio.to_thread.run_sync(out.truncate, view.size)
+                for start, end in extents.data_ranges():
+                    for at in range(start, end, _PIECE):
+                        length = min(_PIECE, end - at)
+                        data = await view.read(at, length)
+                        await trio.to_thread.run_sync(write_all, out.fileno(), bytes(data), at)
+                        progress.advance(bar, length)
+                await trio.to_thread.run_sync(os.fsync, out.fileno())
             part.rename(file)
+            await trio.to_thread.run_sync(sync_directory, file.absolute().parent)
         except BaseException:
             part.unlink(missing_ok=True)
             raise
 
 
 @contextlib.contextmanager
-def _plainly() -> Iterator[None]:
-    """Errors of the system as one line."""
-    try:
+def _plainly(place: Path | None = None) -> Iterator[None]:
+    """Errors of the system as one line; `place` is what they are about, if they do not say so."""
+    with translated("snapshots", place):
         yield
-    except OSError as exc:
-        raise ImgfsError(f"{exc.filename or 'snapshots'}: {exc.strerror}") from exc

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
+import signal
 import time
 from pathlib import Path
 
@@ -57,6 +59,14 @@ class Watched:
                 return False
             time.sleep(POLL_S)
         return True
+
+    def send(self, number: int) -> None:
+        """A signal, unless it has ended.  Raises OSError."""
+        with contextlib.suppress(ProcessLookupError):
+            if self._fd >= 0:
+                signal.pidfd_send_signal(self._fd, number)
+            elif not self.has_ended():
+                os.kill(self._pid, number)
 
     async def wait(self) -> None:
         """For its end."""

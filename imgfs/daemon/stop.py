@@ -18,6 +18,7 @@ from imgfs.errors import MountError
 Result = TypeVar("Result")
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+GIVE_UP = signal.SIGUSR1  # from `imgfs umount --force`
 
 
 def hold_back() -> None:
@@ -63,21 +64,36 @@ def terminable() -> Iterator[None]:
 
 
 class Stop:
-    """Asked for once or more; `at_once` is set by the second time, and cuts the drain short."""
+    """Asked for once or more; `at_once` is set by the second time, and cuts the drain short.
+
+    `given_up`: what cannot be made durable is not waited for (holding.py).  That takes a request
+    that came after it was said what would be lost, or GIVE_UP.
+    """
 
     def __init__(self) -> None:
         self.asked = trio.Event()
         self.at_once = trio.Event()
+        self.given_up = trio.Event()
         self.why = ""
+        self._holds = False
         #: what SIGHUP means instead of a stop, where there is something to read again
         self.on_hangup: Callable[[], None] | None = None
 
     def ask(self, why: str) -> None:
         if self.asked.is_set():
             self.at_once.set()
+            if self._holds:
+                self.given_up.set()
         else:
             self.why = why
             self.asked.set()
+
+    def holds(self) -> None:
+        """It has been said what is not durable: whoever asks again knows what that means."""
+        self._holds = True
+
+    def holds_no_more(self) -> None:
+        self._holds = False
 
     def error(self) -> MountError:
         """What a stop before the mount was ready is to the person."""
@@ -101,10 +117,13 @@ class Stop:
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Take the signals that end a process, from the moment that this has started."""
-        with trio.open_signal_receiver(*SIGNALS) as signals:
+        with trio.open_signal_receiver(*SIGNALS, GIVE_UP) as signals:
             let_through()
             task_status.started()
             async for number in signals:
+                if number == GIVE_UP:
+                    self.given_up.set()
+                    continue
                 if number == signal.SIGHUP and self.on_hangup is not None:
                     self.on_hangup()
                     continue

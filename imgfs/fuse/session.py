@@ -1,9 +1,9 @@
 """One mounted session: mount, serve, stop with requests in flight, leave nothing behind.
 
 The end comes in one of two ways.  The kernel says the connection is gone (umount, abort):
-the request threads see ENODEV.  A stop is asked for (a signal): the mount is detached, open files
-are served until they close or 10 s have passed, and then the connection is cut by closing the
-device.  Either way the request threads are joined before the device closes.
+the request threads see ENODEV.  A stop is asked for (a signal): when all is durable the mount is
+detached, open files are served until they close or 10 s have passed, and then the connection is cut
+by closing the device.  Either way the request threads are joined before the device closes.
 """
 
 from __future__ import annotations
@@ -106,12 +106,16 @@ async def serve(
     device: int,
     background: Callable[[], Awaitable[None]],
     stop: Stop,
+    may_detach: Callable[[], Awaitable[None]],
 ) -> None:
-    """Answer requests until the end; then the connection is closed and the threads are gone."""
+    """Answer requests until the end; then the connection is closed and the threads are gone.
+
+    When a stop is asked for the mount stays until `may_detach` has returned.
+    """
     try:
         async with trio.open_nursery() as nursery:
             native.set_extra_handler(operations.extra(nursery))
-            nursery.start_soon(_end_when_asked, device, stop, nursery.cancel_scope)
+            nursery.start_soon(_end_when_asked, device, stop, may_detach, nursery.cancel_scope)
             nursery.start_soon(background)
             nursery.start_soon(serve_killed)
             # Its workers end when the connection does, but for those that still wait for a
@@ -136,9 +140,15 @@ async def _serve_until_end(scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _end_when_asked(device: int, stop: Stop, scope: trio.CancelScope) -> None:
+async def _end_when_asked(
+    device: int,
+    stop: Stop,
+    may_detach: Callable[[], Awaitable[None]],
+    scope: trio.CancelScope,
+) -> None:
     await stop.asked.wait()
     log.info("%s", stop.why)
+    await may_detach()
     if not native.status()["ended"]:
         await trio.to_thread.run_sync(detach_device, device)
     with trio.move_on_after(DRAIN_S):

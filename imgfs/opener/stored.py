@@ -14,13 +14,21 @@ import trio
 
 from imgfs.cache.cached import CachedImage, Policy
 from imgfs.config.options import Options
-from imgfs.errors import CorruptImage, ImgfsError, SourceChanged, SourceNotFound, UsageError
+from imgfs.errors import (
+    CorruptImage,
+    ImgfsError,
+    NeverDurable,
+    SourceChanged,
+    SourceNotFound,
+    UsageError,
+)
 from imgfs.formats.probe import RAW, probe
 from imgfs.formats.served import Node
 from imgfs.locks import Lock
 from imgfs.overlays.rawpins import is_pinned_raw, pin_raw, unpin_raw
 from imgfs.sources.base import Source
 from imgfs.sources.local.file import FileSource
+from imgfs.status.durable import Unsaved
 from imgfs.url.beside import beside
 from imgfs.views.drive import drive, run_on
 from imgfs.views.opening import Asked, Chain, open_chain
@@ -140,7 +148,7 @@ class StoredViews:
             view = entry.view
             if entry.lock.is_held or view in used or view in self._in_chains:
                 continue
-            if isinstance(view, ThroughView) and (view.writers or view.dirty_bytes):
+            if isinstance(view, ThroughView) and (view.writers or not view.is_durable):
                 continue
             del self._entries[wanted]
             if view is not None and view.stale is None:
@@ -240,6 +248,43 @@ class StoredViews:
             )
         text = beside(wanted.text, name, any_place=options.backing == "any")
         return await self.get(replace(wanted, text=text))
+
+    async def sync(self) -> list[Unsaved]:
+        """Make durable what was written to the sources; returns what is not.
+
+        What a server can never promise is not waited for: `finish` says so.
+        """
+        unsaved: list[Unsaved] = []
+
+        async def one(view: ThroughView) -> None:
+            told, dirty = view.failures, view.dirty_bytes
+            try:
+                await view.sync()
+                if view.failures == told or view.failure is None:
+                    return
+                why = str(view.failure)
+            except NeverDurable:
+                return
+            except ImgfsError as exc:
+                why = str(exc)
+            said = why.removeprefix(f"{view.name}: ")
+            can_retry = view.failures == told
+            unsaved.append(
+                {
+                    "name": view.name,
+                    "bytes": dirty,
+                    "why": said,
+                    "place": "",
+                    "can_retry": can_retry,
+                }
+            )
+
+        async with trio.open_nursery() as nursery:
+            for entry in self._entries.values():
+                view = entry.view
+                if isinstance(view, ThroughView) and not view.is_durable and view.stale is None:
+                    nursery.start_soon(one, view)
+        return unsaved
 
     async def finish(self) -> None:
         """See that all that was written is durable; raises the first error, and logs each."""
