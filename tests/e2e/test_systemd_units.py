@@ -122,6 +122,46 @@ def test_a_service_ends(machine: Machine) -> None:
     machine.says("systemctl", "start", SERVICE)
 
 
+SCATTER = """
+import os, sys
+fd = os.open(sys.argv[1], os.O_RDWR)
+try:
+    for block in range(0, 2048, 2):
+        os.pwrite(fd, b"x" * 4096, block * 4096)
+        print(block)
+except OSError as exc:
+    sys.exit(0 if "No space" in str(exc) else exc)
+"""
+
+
+def test_a_service_stays_until_what_was_written_is_durable(machine: Machine) -> None:
+    machine.says("mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", "/var/lib/imgfs")
+    try:
+        machine.says("systemctl", "restart", SERVICE)
+        raw = "/srv/service/disk/snapshots/full/full.raw"
+        machine.says("mkdir", "/srv/service/disk/snapshots/full")
+        written = machine.says(sys.executable, "-c", SCATTER, raw).split()
+        assert len(written) > 200
+        machine.says("systemctl", "stop", "--no-block", SERVICE)
+        until(
+            lambda: "cannot be made durable" in machine.property(SERVICE, "StatusText"),
+            machine.journal(),
+        )
+        machine.says("mountpoint", "-q", "/srv/service")
+        assert machine.property(SERVICE, "ActiveState") == "deactivating"
+        machine.says("mount", "-o", "remount,size=16m", "/var/lib/imgfs")
+        until(lambda: machine.property(SERVICE, "ActiveState") == "inactive", machine.journal())
+        assert machine.property(SERVICE, "Result") == "success"
+        machine.says("systemctl", "start", SERVICE)
+        for block in (written[0], written[-1]):
+            skip = ["bs=4096", "count=1", f"skip={block}", "status=none"]
+            assert machine.says("dd", f"if={raw}", *skip) == "x" * 4096
+        machine.says("systemctl", "stop", SERVICE)
+    finally:
+        machine.run("umount", "-l", "/var/lib/imgfs")
+        machine.run("systemctl", "start", SERVICE)
+
+
 def test_automount(machine: Machine, place: Path) -> None:
     """Twice: it is mounted when it is looked at, and goes when nobody does."""
     for _ in range(2):
