@@ -100,7 +100,9 @@ async def _look(url: str, chain: Chain) -> dict[str, Any]:
 def _snapshots(url: str) -> dict[str, str]:
     """What is wrong with those that are kept of it; nothing, where nothing is."""
     try:
-        wrong = SnapshotStore(url).damage()
+        store = SnapshotStore(url)
+        store.check_version()
+        wrong = store.damage()
     except (CorruptSnapshot, OSError) as exc:
         wrong = str(exc)
     return {"snapshots": wrong} if wrong else {}

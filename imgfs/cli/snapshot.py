@@ -66,6 +66,8 @@ def list_command(source: str | None, as_json: bool) -> None:
     """The snapshots of SOURCE, or of all sources."""
     with _plainly():
         known = stores() if source is None else [SnapshotStore(shown_source(source))]
+        for store in known:
+            store.check_version()
         found = [
             Listed(store.url, "/".join(each.path), each.created, store.own_bytes(each))
             for store in known

@@ -86,6 +86,15 @@ class SnapshotStore:
         """Raises StateGone, and OSError."""
         self._place.check(counts=self._had_any)
 
+    def check_version(self) -> None:
+        """Raises OtherVersion when another imgfs keeps its snapshots there."""
+        try:
+            self.base()
+        except OtherVersion:
+            raise
+        except CorruptSnapshot:
+            pass  # who uses a snapshot is told
+
     def base(self) -> Base | None:
         """What was recorded of it; None while it has no snapshot."""
         self.check_place()
@@ -121,12 +130,6 @@ class SnapshotStore:
 
     def records(self) -> Records:
         self.check_place()
-        try:
-            self.base()
-        except OtherVersion:
-            raise
-        except CorruptSnapshot:
-            pass  # who uses a snapshot is told
         try:
             with (self.directory / "snapshots").open("rb") as file:
                 found = os.fstat(file.fileno())
@@ -289,6 +292,7 @@ class SnapshotStore:
         `top` is its top layer where the caller has it open for writing.
         """
         with self.locked():
+            self.check_version()
             records = self.records()
             snapshot = self._find(path, records)
             known = [each for each in records.snapshots if each is not snapshot]
@@ -348,6 +352,7 @@ class SnapshotStore:
     def rename(self, path: SnapshotPath, name: str) -> None:
         """Raises SnapshotNotFound and AlreadyThere."""
         with self.locked():
+            self.check_version()
             records = self.records()
             self._find(path, records)
             fresh = (*path[:-1], name)

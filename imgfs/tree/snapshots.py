@@ -86,6 +86,7 @@ class Snapshots:
     async def listed(self) -> list[SnapshotPath]:
         """Their paths, without those whose records are damaged."""
         store = self.store
+        await trio.to_thread.run_sync(store.check_version)
         damage, found = await trio.to_thread.run_sync(lambda: (store.damage(), store.snapshots()))
         if damage != self._damage and damage is not None:
             log.error("%s", damage)
