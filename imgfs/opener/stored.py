@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection
@@ -148,7 +149,10 @@ class StoredViews:
             view = entry.view
             if entry.lock.is_held or view in used or view in self._in_chains:
                 continue
-            if isinstance(view, ThroughView) and (view.writers or not view.is_durable):
+            if isinstance(view, ThroughView) and view.writers:
+                continue
+            if isinstance(view, ThroughView) and view.stale is None and not view.is_durable:
+                self._soon(partial(self._sync, view))  # the next time
                 continue
             del self._entries[wanted]
             if view is not None and view.stale is None:
@@ -159,6 +163,12 @@ class StoredViews:
             if view.cache is not None:
                 view.cache.retire()
             await self._discard(view)
+
+    @staticmethod
+    async def _sync(view: ThroughView) -> None:
+        """Make durable what nobody has open any more; what fails is told at the end, too."""
+        with contextlib.suppress(ImgfsError):
+            await view.sync()
 
     async def chain(self, name: str, stored: StoredView, format: str | None) -> Chain:
         """The disk in it, to be called `name`, with what its options say, and this format if
