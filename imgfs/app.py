@@ -297,6 +297,7 @@ class Mount:
             for image in list(self._images):
                 await image.snapshots.check_place()
                 await image.snapshots.merge()
+                await image.snapshots.seal()
 
     async def trim_memory(self) -> None:
         while True:

@@ -87,6 +87,38 @@ class Store:
     def punch(self, offset: int, length: int) -> None:
         """[blocks] Give the range's disk space back.  Raises OSError as fallocate(2) does: a device's
         range must be whole sectors."""
+    def attach_sums(
+        self, fd: int, key: int, name: str, closed: str, trust: int, writable: bool, /
+    ) -> None:
+        """From now on what is read of this whole store is compared once with its sums, which are in
+        this file (dupped); reading, writing or punching a part of a block that disagrees raises
+        CorruptSnapshot.  What is written has no sum until `seal`.
+
+        `name` is the store's file for people; while there is no file `closed` another process may be
+        writing it; `trust` as imgfs.overlays.sums.  Without this the methods below do nothing."""
+    def verify(self, offset: int, length: int) -> None:
+        """[blocks] Compare all of the range that was not compared before.  Raises CorruptSnapshot, OSError."""
+    def seal(self, age_ms: int, regions: int) -> int:
+        """[blocks] Give sums to what was written, and not for that long, of so many regions of 4 MiB; returns
+        how many blocks got one.  Who writes does not wait for it.  OSError."""
+    @property
+    def is_sealed(self) -> bool:
+        """Has all that was written its sums?"""
+    def renew_sums(self, offset: int, length: int) -> None:
+        """[blocks] After a crash: what of the range has no sum is to get one by `seal`; where the machine went down,
+        what disagrees, too.  OSError."""
+    @property
+    def accepted(self) -> int:
+        """How many blocks disagreed, since the machine went down."""
+    def before_cut(self, size: int) -> None:
+        """[blocks] Call this before a smaller size is recorded anywhere; `cut_sums` when all agrees with it.  Nothing is
+        sealed in between.  Raises CorruptSnapshot, OSError."""
+    def cut_sums(self, size: int) -> None:
+        """[blocks] OSError."""
+    def sums_done(self) -> None:
+        """All is sealed and we write no more: from now on it is read as what was closed."""
+    def sync_sums(self) -> None:
+        """[blocks] Force the sums out.  OSError."""
     def attach(self, fd: int) -> None:
         """From now on the blocks are in this file, dupped too; ValueError when some are present, or
         when a whole store is not detached."""

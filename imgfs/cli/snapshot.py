@@ -24,6 +24,7 @@ from imgfs.config.options import Options, parse_options
 from imgfs.errors import Busy, ImgfsError, SourceNotFound, UsageError
 from imgfs.formats.probe import RAW
 from imgfs.opener.disks import open_snapshot
+from imgfs.overlays.checking import check
 from imgfs.overlays.commit import committing
 from imgfs.overlays.log import write_all
 from imgfs.overlays.places import sync_directory
@@ -56,7 +57,7 @@ class Listed:
 
 @click.group("snapshot")
 def command() -> None:
-    """List, take, delete, export and commit snapshots; no mount is needed."""
+    """List, take, delete, check, export and commit snapshots; no mount is needed."""
 
 
 @command.command("list")
@@ -119,6 +120,29 @@ def delete_command(source: str, name: str | None, damaged: bool) -> None:
             click.echo(f"{store.delete_damaged()} damaged snapshots were given up", err=True)
         else:
             store.delete(snapshot_path(name))
+
+
+@command.command("check")
+@click.argument("source")
+@click.argument("name", required=False)
+def check_command(source: str, name: str | None) -> None:
+    """Read all that the snapshots of SOURCE, or NAME, are kept in, and say what is damaged.
+
+    SOURCE need not be reachable.  Exits 1 if anything is, or is being written now.
+    """
+    is_good = True
+    with _plainly():
+        store = SnapshotStore(shown_source(source))
+        if damage := store.damage():
+            click.echo(f"imgfs: {damage}", err=True)
+            is_good = False
+        for each, wrong in check(store, snapshot_path(name) if name is not None else None):
+            click.echo(f"{'damaged' if wrong else 'good':>7}  {'/'.join(each.path)}")
+            for line in wrong:
+                click.echo(f"imgfs: {line}", err=True)
+                is_good = False
+    if not is_good:
+        raise SystemExit(1)
 
 
 @command.command("export")

@@ -8,8 +8,10 @@
     ROOT/NAME-DIGEST/spare            room for `snapshots` when one is deleted on a full disk
     ROOT/NAME-DIGEST/layers/ID/data   bytes at the disk's own offsets; holes where there are none
     ROOT/NAME-DIGEST/layers/ID/log    which of them are the layer's
+    ROOT/NAME-DIGEST/layers/ID/sums   a checksum for each block of `data` (sums.py)
+    ROOT/NAME-DIGEST/layers/ID/boot   in which boot of the machine it was opened for writing last
     ROOT/NAME-DIGEST/layers/ID/lock   held by one process to write the layer, or by many to read it
-    ROOT/NAME-DIGEST/layers/ID/closed how long the log was when it was closed; absent after a crash
+    ROOT/NAME-DIGEST/layers/ID/closed what the log was when it was closed; absent after a crash
 
 ROOT is $STATE_DIRECTORY, $XDG_STATE_HOME/imgfs or ~/.local/state/imgfs.  `base` and `snapshots` are
 replaced by renaming, and so is `committing`.  They have checksums, of each line of `snapshots` by
@@ -31,6 +33,13 @@ changes neither the file's length nor its blocks, so it takes no turn of the fil
 Who appends is native code (imgfs/_native/log.c): most fsyncs never reach Python.
 At the end of the batches one may be torn by a crash: it is cut off, with the zeroes.  Anywhere else
 a wrong checksum means that the file is damaged, and the snapshot is refused.
+
+What is read of `data` is compared with its sum, once after each opening of the layer; what is
+changed has no sum until nobody has written it for a while, or the layer is closed.  So whatever
+happens to the files of a closed layer: right bytes, or an error that names the file.  The same
+after a kill, but for what had no sum yet.  After a crash of the machine a block that was being
+written cannot be told from a damaged one: of a layer that was open for writing then, what disagrees
+is accepted, and counted.  A layer of version 1 has no sums; it gets them when it is written next.
 
 What a crash leaves.  A block of `data` holds bytes of that same block of the disk, or a hole, so:
 

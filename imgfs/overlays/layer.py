@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import threading
 from array import array
@@ -14,11 +15,15 @@ from imgfs._native import _map
 from imgfs.errors import CorruptSnapshot, StateGone
 from imgfs.overlays.closing import mark_closed, punch_stray, was_closed
 from imgfs.overlays.locks import LayerLock
-from imgfs.overlays.log import Batch, Kind, decode, encode, header, write_all
+from imgfs.overlays.log import Batch, Kind, decode, encode, has_sums, header, write_all
 from imgfs.overlays.places import gone, sync_directory
+from imgfs.overlays.sums import QUIET_MS, Trust, attach_sums, mark_boot, trust_after_crash
+
+log = logging.getLogger(__name__)
 
 _COMPACT = 1 << 20  # bytes of a log that are not worth it
 _SLACK = 4  # times as long as it need be
+_SEALED = 16  # regions of 4 MiB that are sealed at once
 
 #: a record's kind -> a map's
 _IN_MAP = bytes((_map.ASK, _map.STORE, _map.ZERO)).ljust(256, b"\xff")
@@ -41,7 +46,7 @@ class Layer:
     `state` says of each byte STORE (the layer's, in `store`), ZERO, or ASK (what is below says).
     """
 
-    def __init__(self, path: Path, data: int, log: int, lock: LayerLock) -> None:
+    def __init__(self, path: Path, data: int, log: int, lock: LayerLock, *, writable: bool) -> None:
         """For `open_layer` only."""
         self.path = path
         self.data = data
@@ -49,6 +54,7 @@ class Layer:
         self._file = log
         self._holders, self._guard = 1, threading.Lock()
         self._when_closed: Callable[[Layer], None] | None = None
+        self._sealing = threading.Lock()
         content = path.joinpath("log").read_bytes()
         batches, end, size = decode(content, str(path / "log"))
         room, last = len(content), len(batches)
@@ -56,6 +62,7 @@ class Layer:
         self.store = _map.Store(data, max(size, longest), whole=True)
         self.state = _map.SegmentMap(size)
         self.is_writable = False
+        self._cover(content, end, is_fresh=not batches, writable=writable)
         del content  # it is as large as all the rest
         batches.reverse()
         while batches:
@@ -65,6 +72,19 @@ class Layer:
         if os.fstat(data).st_size < self.size:
             raise CorruptSnapshot(f"{path / 'data'}: is shorter than the disk of {self.size} bytes")
         self.store.resize(self.size)
+
+    def _cover(self, content: bytes, end: int, *, is_fresh: bool, writable: bool) -> None:
+        """Let what is read of `data` be compared with its sums."""
+        self.closed = was_closed(self.path, content, end)
+        self._had_sums = has_sums(content)
+        size = None if self.closed is None else self.closed.sums_size
+        if is_fresh or size is not None:
+            self.trust = Trust.STRICT
+        else:
+            self.trust = trust_after_crash(self.path, had_sums=self._had_sums)
+        if self._had_sums or writable:
+            make = not self._had_sums
+            attach_sums(self.path, self.store, self.trust, size=size, writable=writable, make=make)
 
     @property
     def size(self) -> int:
@@ -91,10 +111,16 @@ class Layer:
         The log hears of growth at `commit`, and of shrinking before, so that `data` is never
         shorter than it says.
         """
-        if size < self.size:
-            self._append(size, (array("Q"), array("Q"), b""))
-        self.store.resize(size)
-        os.ftruncate(self.data, size)
+        with self._sealing:
+            is_cut = size < self.store.size
+            if is_cut:
+                self.store.before_cut(size)
+            if size < self.size:
+                self._append(size, (array("Q"), array("Q"), b""))
+            self.store.resize(size)
+            if is_cut:
+                self.store.cut_sums(size)
+            os.ftruncate(self.data, size)
 
     def commit(self, ranges: Ranges, size: int) -> None:
         """Make the ranges durable, whose bytes have been written: the fsync of a snapshot.
@@ -173,12 +199,55 @@ class Layer:
         self._file = fd
         self.log.replace(fd, len(content))
 
-    def mark_closed(self) -> None:
-        """Nothing is written to it any more: whether something was cut off later can be seen."""
+    def seal_some(self, quiet_ms: int = QUIET_MS) -> bool:
+        """Give sums to a part of what has not been written for a while; False: there is none.
+
+        Nobody who writes is kept waiting.  Raises OSError.
+        """
+        with self._sealing:
+            return self.is_writable and self.store.seal(quiet_ms, _SEALED) > 0
+
+    def _seal(self) -> None:
+        """Give sums to all that is the layer's, and make them durable."""
+        with self._sealing:
+            if self.trust != Trust.STRICT:
+                for start, end, kind in zip(*self.ranges(), strict=True):
+                    if kind == _map.STORE:
+                        self.store.renew_sums(start, end - start)
+            if self.store.seal(0, _SEALED):
+                while self.store.seal(0, _SEALED):
+                    pass
+                os.fdatasync(self.data)
+            if not self.store.is_sealed:
+                raise OSError(errno.EBUSY, "it is being written")
+            self.store.sync_sums()
+
+    def mark_closed(self, *, is_whole: bool = True) -> None:
+        """Nothing is written to it any more: whether something was damaged later can be seen.
+
+        Raises nothing: without this it is as good as after a kill.
+        """
+        self.is_writable = False
         with contextlib.suppress(OSError):
             self.log.cut()
-        mark_closed(self.path, self.log.end)
-        self.is_writable = False
+        try:
+            self.check_place()
+            self._seal()
+            if not self._had_sums:
+                self._compact()
+            mark_closed(self.path, self._file, self.log.end, is_whole=is_whole)
+            self.store.sums_done()
+        except (StateGone, FileNotFoundError):
+            pass  # it was deleted
+        except (OSError, CorruptSnapshot) as exc:
+            log.warning("%s: its checksums are not complete: %s", self.path, exc)
+        if self.store.accepted:
+            log.warning(
+                "%s: %d blocks of 4 KiB do not fit their checksums; it was written when the "
+                "machine went down, so they were taken as they are",
+                self.path / "data",
+                self.store.accepted,
+            )
 
     def unlock(self) -> None:
         """Others may write it from now on."""
@@ -215,8 +284,8 @@ class Layer:
             tell = self._when_closed
         if tell is not None:
             tell(self)
-        if self.is_writable and is_whole and not self.log.is_lost:
-            self.mark_closed()
+        if self.is_writable and not self.log.is_lost:
+            self.mark_closed(is_whole=is_whole)
         os.close(self.data)
         os.close(self._file)
         self.lock.close()
@@ -231,7 +300,7 @@ def make_layer(path: Path, size: int) -> None:
     """A new one that changes nothing of a disk of `size` bytes; as durable as `layer_files` are."""
     path.mkdir(mode=0o700)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    for name, content in (("data", b""), ("log", header(size))):
+    for name, content in (("data", b""), ("sums", b""), ("log", header(size))):
         fd = os.open(path / name, flags, 0o600)
         try:
             write_all(fd, content, 0)
@@ -242,7 +311,7 @@ def make_layer(path: Path, size: int) -> None:
 
 
 def layer_files(path: Path) -> list[Path]:
-    """What of a new layer is to be forced out."""
+    """What of a new layer is to be forced out: of what is empty its name is enough."""
     return [path / "data", path / "log", path]
 
 
@@ -251,27 +320,31 @@ def open_layer(path: Path, *, writable: bool = False, alone: bool = True) -> Lay
 
     Raises CorruptSnapshot, Busy when another has it open so, and OSError.
     """
-    data = log = -1
+    data = batches = -1
     lock = LayerLock(path, writes=writable and alone)
     try:
         flags = (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC
         try:
-            data, log = os.open(path / "data", flags), os.open(path / "log", flags)
+            data = os.open(path / "data", flags)
+            batches = os.open(path / "log", flags)
         except FileNotFoundError as exc:
             raise CorruptSnapshot(f"{exc.filename}: is missing") from None
-        layer = Layer(path, data, log, lock)
-        was_left_well = was_closed(path, layer.log.end)
+        layer = Layer(path, data, batches, lock, writable=writable)
         if writable:
             layer.log.cut()  # a torn batch is not to be read with a next one behind
-            if was_left_well:
+            if layer.trust != Trust.DOUBT:
+                mark_boot(path)
+            if layer.closed is not None:
                 (path / "closed").unlink()
-                sync_directory(path)  # the log may be compacted, and is shorter then
-            else:
+                sync_directory(path)  # what it says is not so any more
+            if layer.closed is None or not layer.closed.is_whole:
                 punch_stray(data, layer.state, layer.store)
+            if os.fstat(data).st_size > layer.size:
+                os.ftruncate(data, layer.size)  # if it grows these bytes are not to be seen
             layer.is_writable = True
         return layer
     except BaseException:
-        for fd in (data, log):
+        for fd in (data, batches):
             if fd >= 0:
                 os.close(fd)
         lock.close()

@@ -25,7 +25,8 @@ from operator import lt
 from imgfs.errors import CorruptSnapshot, OtherVersion
 
 BLOCK = 4096
-VERSION = 1
+VERSION = 2
+_KNOWN = (1, 2)  # a layer of version 1 was made without sums
 _HEADER = struct.Struct("<8sIIQI")
 _BATCH = struct.Struct("<8sQQQI")
 _RECORD = 24  # bytes: three numbers of 64 bits
@@ -87,13 +88,18 @@ def decode(content: bytes, where: str) -> tuple[list[Batch], int, int]:
     return batches, at, size
 
 
+def has_sums(content: bytes) -> bool:
+    """Was the layer made with sums, by its log's header, which is right?"""
+    return int(_HEADER.unpack_from(content)[1]) > 1
+
+
 def _read_header(content: bytes, where: str) -> int:
     if len(content) < _HEADER.size:
         raise CorruptSnapshot(f"{where}: has {len(content)} bytes, less than a header")
     magic, version, block, size, checksum = _HEADER.unpack_from(content)
     if magic != _MAGIC or checksum != zlib.crc32(content[: _HEADER.size - 4]):
         raise CorruptSnapshot(f"{where}: the header is damaged")
-    if (version, block) != (VERSION, BLOCK):
+    if version not in _KNOWN or block != BLOCK:
         raise OtherVersion(
             f"{where}: version {version} with blocks of {block} is not known; it is of another "
             "imgfs: use that"

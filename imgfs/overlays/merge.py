@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from imgfs._native import _map
+from imgfs.errors import CorruptSnapshot
 from imgfs.overlays.layer import Layer, Ranges, open_layer, stored_bytes
 from imgfs.overlays.locks import LayerLock
 from imgfs.overlays.records import Records
@@ -74,7 +75,7 @@ class Merge:
         """Do a part of it, of about a MiB; True when there is no more to do.
 
         Raises OSError: when the disk is full what was added since the last part of the log was
-        written takes no space.
+        written takes no space.  Raises CorruptSnapshot: what is damaged is copied nowhere.
         """
         return next(self._work, None) is None
 
@@ -94,15 +95,18 @@ class Merge:
                     if kind == _map.STORE:
                         yield from _copy(source, target, start, end)
                 target.commit(batch, size)
-            except OSError:
+            except (OSError, CorruptSnapshot):
                 _give_back(target, batch)
                 raise
             for start, end, kind in zip(*batch, strict=True):
                 if kind == _map.ZERO:
                     target.store.punch(start, end - start)
+            target.seal_some(0)  # as long as it need not be read again
             yield True
         target.commit((array("Q"), array("Q"), b""), size)
         self._is_whole = True
+        # Who opens it from now on can tell what is damaged.
+        target.mark_closed()
 
     def finish(self) -> bool:
         """Let the kept one take the place of both; False: they are not wanted any more."""

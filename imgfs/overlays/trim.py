@@ -90,6 +90,8 @@ class Trim:
                 self._layer.store.punch(start, end - start)
             yield True
         self._is_whole = True
+        # Who opens it from now on can tell what is damaged.
+        self._layer.mark_closed()
 
     def close(self) -> None:
         """Of what was not finished the next opening for writing gives the space back."""

@@ -29,8 +29,9 @@ static inline uint64_t below(uint64_t *state, uint64_t limit)
 	return draw(state) % limit;
 }
 
-/* core_stress.c, core_writes.c */
+/* core_stress.c, core_writes.c, core_sums.c */
 void run_stress(uint64_t seed, uint64_t steps, int fd);
 void run_writes(uint64_t seed, uint64_t steps, const char *directory);
+void run_sums(uint64_t seed, uint64_t steps, const char *directory);
 
 #endif

@@ -3,6 +3,7 @@
  *     core_driver model SEED STEPS DIRECTORY     the segment map against one cell a byte
  *     core_driver stress SEED STEPS DIRECTORY    readers against publish, retract and evict
  *     core_driver writes SEED STEPS DIRECTORY    writers against who fills in, takes, changes the target
+ *     core_driver sums SEED STEPS DIRECTORY      writers and readers of blocks with sums, and who seals them
  *
  * Prints what was done and exits with 0; says what differs on stderr and aborts otherwise.
  */
@@ -436,7 +437,7 @@ int main(int argc, char **argv)
 	uint64_t seed, steps;
 
 	if (argc != 5) {
-		fprintf(stderr, "usage: %s model|stress|writes SEED STEPS DIRECTORY\n", argv[0]);
+		fprintf(stderr, "usage: %s model|stress|writes|sums SEED STEPS DIRECTORY\n", argv[0]);
 		return 2;
 	}
 	seed = strtoull(argv[2], NULL, 10) * 2 + 1;   /* the generator must not begin with 0 */
@@ -445,6 +446,8 @@ int main(int argc, char **argv)
 		run_stress(seed, steps, file_new(argv[4], "stress", 0));
 	} else if (strcmp(argv[1], "writes") == 0) {
 		run_writes(seed, steps, argv[4]);
+	} else if (strcmp(argv[1], "sums") == 0) {
+		run_sums(seed, steps, argv[4]);
 	} else {
 		run_model(seed, steps, argv[4]);
 		run_scan(argv[4]);

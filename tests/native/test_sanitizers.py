@@ -17,7 +17,7 @@ WARNINGS = ["-Wall", "-Wextra", "-Werror"]
 
 def build(directory: Path, sanitizers: str) -> Path:
     program = directory / "core_driver"
-    drivers = ["core_driver.c", "core_stress.c", "core_writes.c"]
+    drivers = ["core_driver.c", "core_stress.c", "core_writes.c", "core_sums.c"]
     sources = [*(HERE / name for name in drivers), *CORE]
     flags = [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
     command = ["gcc", "-std=gnu11", "-g", "-O1", *WARNINGS, *flags]
@@ -71,7 +71,12 @@ def test_writes(address: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(700)
-@pytest.mark.parametrize("what", ["stress", "writes"])
+def test_sums(address: Path, tmp_path: Path) -> None:
+    drive(address, "sums", 1, 100000 if LONG else 3000, tmp_path)
+
+
+@pytest.mark.timeout(700)
+@pytest.mark.parametrize("what", ["stress", "writes", "sums"])
 def test_no_data_race(thread: Path, tmp_path: Path, what: str) -> None:
     # Its shadow memory has no place for what address randomization may choose.
     drive(Path("setarch"), "-R", thread, what, 1, 20000 if LONG else 400, tmp_path)

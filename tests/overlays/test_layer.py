@@ -115,7 +115,8 @@ def test_a_compacted_log_whose_name_could_not_be_forced_out(tmp_path: Path) -> N
 
 def test_a_full_disk_is_not_filled_by_compacting(tmp_path: Path) -> None:
     assert failing("fsync", "1+", LONG_LOG, tmp_path / "layer") == "good"
-    assert sorted(path.name for path in (tmp_path / "layer").iterdir()) == ["data", "lock", "log"]
+    names = sorted(path.name for path in (tmp_path / "layer").iterdir())
+    assert names == ["boot", "data", "lock", "log", "sums"]
     layer = open_layer(tmp_path / "layer")
     assert layer.state.segments(7 * BLOCK, BLOCK)[0][2] == _map.ZERO
     layer.close()
@@ -146,13 +147,13 @@ def test_zeroes_behind_the_log_are_overwritten(tmp_path: Path) -> None:
 
 
 def test_a_log_grows_on_a_disk_too_full_for_zeroes(tmp_path: Path) -> None:
-    """Each second write to the log is of zeroes."""
+    """After the one to `boot` each second write is of zeroes, to the log."""
     code = """
 commit((0, 1, _map.ZERO))
 commit((1, 1, _map.ZERO))
 layer.close()
 """
-    assert failing("pwrite64", "2+2", code, tmp_path / "layer") == "good good"
+    assert failing("pwrite64", "3+2", code, tmp_path / "layer") == "good good"
     layer = open_layer(tmp_path / "layer")
     assert layer.state.segments(0, 2 * BLOCK)[0][:3] == (0, 2 * BLOCK, _map.ZERO)
     layer.close()

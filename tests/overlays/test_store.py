@@ -46,7 +46,7 @@ def opened(store: SnapshotStore, *path: str, writable: bool = True) -> list[Laye
 
 
 def put(layer: Layer, block: int, fill: bytes) -> None:
-    os.pwrite(layer.data, fill * BLOCK, block * BLOCK)
+    layer.store.write(block * BLOCK, fill * BLOCK)
     start = block * BLOCK
     kinds = bytes([_map.STORE])
     layer.commit((array("Q", [start]), array("Q", [start + BLOCK]), kinds), layer.size)

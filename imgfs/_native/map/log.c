@@ -17,6 +17,26 @@
 #define COMPACT_BYTES (1u << 20)
 #define COMPACT_SLACK 4u
 
+/* Which of the 1024 blocks from this one on have bytes of the layer's, so that each has a sum. */
+static void expects(void *of, uint64_t block, uint64_t *bits)
+{
+	struct segmap *state = of;
+	uint64_t at = block * SEG_BLOCK, end = (block + 1024) * SEG_BLOCK, size = state->size;
+	struct seg_view found[32];
+	size_t n, i;
+
+	end = end < size ? end : size;
+	while (at < end && (n = segmap_segments(state, at, end, found, 32))) {
+		for (i = 0; i < n; i++) {
+			uint64_t bit = found[i].start / SEG_BLOCK - block;
+
+			at = found[i].end;
+			for (; found[i].kind == SEG_STORE && (block + bit) * SEG_BLOCK < at; bit++)
+				bits[bit / 64] |= UINT64_C(1) << (bit % 64);
+		}
+	}
+}
+
 struct log *log_new(int fd, struct store *data, struct segmap *state, uint64_t end, uint64_t room,
 		    uint64_t sequence)
 {
@@ -38,6 +58,7 @@ struct log *log_new(int fd, struct store *data, struct segmap *state, uint64_t e
 	log->end = end;
 	log->room = room;
 	log->sequence = sequence;
+	store_sums_expect(data, expects, state);
 	return log;
 }
 
@@ -52,6 +73,7 @@ void log_unref(struct log *log)
 	if (atomic_fetch_sub(&log->refs, 1) != 1)
 		return;
 	close(log->fd);
+	store_sums_expect(log->data, NULL, NULL);
 	store_unref(log->data);
 	segmap_unref(log->state);
 	pthread_cond_destroy(&log->idle);

@@ -19,6 +19,7 @@ struct piece {
 
 /* ---- from file to file ---- */
 
+/* Of what was verified. */
 static int copy_by_hand(struct store *to, uint64_t to_offset, struct store *from, uint64_t offset,
 			uint64_t length)
 {
@@ -28,9 +29,10 @@ static int copy_by_hand(struct store *to, uint64_t to_offset, struct store *from
 	while (length && !err) {
 		uint64_t n = smaller(length, BUFFER);
 
-		err = store_read_here(from, buf, n, offset, false);
+		err = from->sums ? store_pread_file(from, buf, n, offset, false) :
+				   store_read_here(from, buf, n, offset, false);
 		if (!err)
-			err = store_pwrite(to, buf, n, to_offset);
+			err = store_pwrite_file(to, buf, n, to_offset);
 		offset += n;
 		to_offset += n;
 		length -= n;
@@ -51,13 +53,18 @@ static bool in_file(const struct store *st, uint64_t offset, uint64_t length)
 	return block > last;
 }
 
-/* By the kernel, which may let both files have the same blocks.  -ENODATA: what was held in memory is
- * there no more. */
-static int copy(struct store *to, uint64_t to_offset, struct store *from, uint64_t offset,
-		uint64_t length)
+struct copying {
+	struct store *from;
+	uint64_t offset;       /* of what comes next */
+};
+
+static int copy_in_file(struct store *to, uint64_t length, uint64_t to_offset, void *arg)
 {
-	if (!in_file(from, offset, length))
-		return copy_by_hand(to, to_offset, from, offset, length);
+	struct copying *copying = arg;
+	struct store *from = copying->from;
+	uint64_t offset = copying->offset;
+
+	copying->offset += length;
 	while (length) {
 		off_t in = (off_t)offset, out = (off_t)to_offset;
 		ssize_t n = copy_file_range(from->fd, &in, to->fd, &out, length, 0);
@@ -72,6 +79,28 @@ static int copy(struct store *to, uint64_t to_offset, struct store *from, uint64
 		length -= (uint64_t)n;
 	}
 	return 0;
+}
+
+static int copy_held(struct store *to, uint64_t length, uint64_t to_offset, void *arg)
+{
+	struct copying *copying = arg;
+
+	copying->offset += length;
+	return copy_by_hand(to, to_offset, copying->from, copying->offset - length, length);
+}
+
+/* By the kernel, which may let both files have the same blocks.  -ENODATA: what was held in memory is
+ * there no more. */
+static int copy(struct store *to, uint64_t to_offset, struct store *from, uint64_t offset,
+		uint64_t length)
+{
+	struct copying copying = { from, offset };
+	bool is_in_file = in_file(from, offset, length);
+	/* Before `to` is held: both may be one store. */
+	int err = store_verify(from, length, offset);
+
+	return err ? err : store_change(to, length, to_offset, is_in_file ? copy_in_file : copy_held,
+					&copying);
 }
 
 /* What of the range, from its beginning, is in stores: entered, and held. */

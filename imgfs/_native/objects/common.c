@@ -10,6 +10,8 @@ PyObject *none_or(int err)
 		PyErr_SetString(PyExc_ValueError, "range outside of the map or the store");
 		return NULL;
 	}
+	if (err == -STORE_DAMAGED)
+		return raise_damage();
 	if (err < 0) {
 		errno = -err;
 		return PyErr_SetFromErrno(PyExc_OSError);

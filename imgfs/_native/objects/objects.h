@@ -39,6 +39,18 @@ PyObject *store_py_held_left(StoreObject *self, PyObject *args);
 /* With the GIL. */
 void store_unhold_all(struct store *st);
 
+/* sumsobject.c: the methods of Store that deal with sums. */
+PyObject *store_py_attach_sums(StoreObject *self, PyObject *args);
+PyObject *store_py_verify(StoreObject *self, PyObject *args);
+PyObject *store_py_renew_sums(StoreObject *self, PyObject *args);
+PyObject *store_py_seal(StoreObject *self, PyObject *args);
+PyObject *store_py_before_cut(StoreObject *self, PyObject *size);
+PyObject *store_py_cut_sums(StoreObject *self, PyObject *size);
+PyObject *store_py_sums_done(StoreObject *self, PyObject *unused);
+PyObject *store_py_sync_sums(StoreObject *self, PyObject *unused);
+/* NULL with CorruptSnapshot set: what the last call of the store's gave as STORE_DAMAGED. */
+PyObject *raise_damage(void);
+
 /* storenonzero.c: the methods of Store that tell zeroes from data. */
 PyObject *store_py_write_nonzero(StoreObject *self, PyObject *args);
 PyObject *store_py_find_nonzero(StoreObject *self, PyObject *args);
@@ -81,7 +93,7 @@ PyObject *map_ranges(MapObject *self, PyObject *unused);
 int optional_store(PyObject *obj, struct store **st);
 
 /* common.c */
-/* None, or NULL with ValueError (-EINVAL) or OSError set. */
+/* None, or NULL with ValueError (-EINVAL), CorruptSnapshot (-STORE_DAMAGED) or OSError set. */
 PyObject *none_or(int err);
 int no_init(PyObject *self, PyObject *args, PyObject *kw);
 /* Append (first, count) to the list; -1 with an exception set. */

@@ -255,6 +255,8 @@ static PyObject *store_punch_(StoreObject *self, PyObject *args)
 	err = store_punch(self->st, length, offset);
 	Py_END_ALLOW_THREADS
 	/* The range is right: EINVAL is the device's, which punches whole sectors only. */
+	if (err == -STORE_DAMAGED)
+		return raise_damage();
 	if (err) {
 		errno = -err;
 		return PyErr_SetFromErrno(PyExc_OSError);
@@ -289,6 +291,10 @@ static PyObject *store_get(StoreObject *self, void *what)
 		return PyLong_FromUnsignedLongLong(UINT64_C(1) << self->st->block_shift);
 	case 'p':
 		return PyLong_FromSize_t(atomic_load(&self->st->present));
+	case 'f':
+		return PyBool_FromLong(store_is_sealed(self->st));
+	case 'a':
+		return PyLong_FromUnsignedLongLong(store_sums_accepted(self->st));
 	default:
 		return PyLong_FromUnsignedLongLong(atomic_load(&self->st->bytes_served));
 	}
@@ -356,6 +362,14 @@ static PyMethodDef store_methods[] = {
 	{ "resize", (PyCFunction)store_resize_, METH_O, NULL },
 	{ "punch", (PyCFunction)store_punch_, METH_VARARGS, NULL },
 	{ "quiesce", (PyCFunction)store_quiesce_, METH_NOARGS, NULL },
+	{ "attach_sums", (PyCFunction)store_py_attach_sums, METH_VARARGS, NULL },
+	{ "verify", (PyCFunction)store_py_verify, METH_VARARGS, NULL },
+	{ "renew_sums", (PyCFunction)store_py_renew_sums, METH_VARARGS, NULL },
+	{ "seal", (PyCFunction)store_py_seal, METH_VARARGS, NULL },
+	{ "before_cut", (PyCFunction)store_py_before_cut, METH_O, NULL },
+	{ "cut_sums", (PyCFunction)store_py_cut_sums, METH_O, NULL },
+	{ "sums_done", (PyCFunction)store_py_sums_done, METH_NOARGS, NULL },
+	{ "sync_sums", (PyCFunction)store_py_sync_sums, METH_NOARGS, NULL },
 	{ "watch", (PyCFunction)store_watch_, METH_VARARGS, NULL },
 	{ "watch_fd", (PyCFunction)store_watch_fd_, METH_NOARGS, NULL },
 	{ "take_seen", (PyCFunction)store_take_seen_, METH_NOARGS, NULL },
@@ -367,6 +381,8 @@ static PyGetSetDef store_getset[] = {
 	{ "block_size", (getter)store_get, NULL, NULL, "b" },
 	{ "present", (getter)store_get, NULL, NULL, "p" },
 	{ "bytes_served", (getter)store_get, NULL, NULL, "r" },
+	{ "is_sealed", (getter)store_get, NULL, NULL, "f" },
+	{ "accepted", (getter)store_get, NULL, NULL, "a" },
 	{ NULL, NULL, NULL, NULL, NULL },
 };
 

@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "store.h"
+#include "sums.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -13,7 +14,7 @@
 #define WORD_BITS 64
 
 /* Untouched pages of these tables cost nothing, so a store for a 64 TiB disk starts small. */
-static void *table_new(size_t bytes)
+void *table_new(size_t bytes)
 {
 	void *mem = mmap(NULL, bytes, PROT_READ | PROT_WRITE,
 			 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
@@ -30,7 +31,7 @@ static size_t stamps_bytes(const struct store *st)
 	return (st->blocks + 1) * sizeof(uint32_t);
 }
 
-static uint32_t now_ticks(void)
+uint32_t store_ticks(void)
 {
 	struct timespec ts;
 
@@ -141,6 +142,8 @@ void store_unref(struct store *st)
 		munmap((void *)st->stamps, stamps_bytes(st));
 	if (st->watch_fd >= 0)
 		close(st->watch_fd);
+	if (st->sums)
+		sums_free(st->sums);
 	if (st->fd >= 0)
 		close(st->fd);
 	free(st->held);
@@ -215,7 +218,7 @@ bool store_covers(struct store *st, uint64_t offset, uint64_t length)
 	for (block = first; block <= last; block++)
 		if (!store_is_here(st, block, offset, offset + length))
 			return false;
-	now = now_ticks();
+	now = store_ticks();
 	for (block = first; block <= last; block++)
 		atomic_store_explicit(&st->stamps[block], now, memory_order_relaxed);
 	return true;
@@ -224,7 +227,7 @@ bool store_covers(struct store *st, uint64_t offset, uint64_t length)
 uint64_t store_set(struct store *st, uint64_t first, uint64_t count)
 {
 	uint64_t changed = 0, block;
-	uint32_t now = now_ticks();
+	uint32_t now = store_ticks();
 
 	for (block = first; block < first + count; block++) {
 		uint64_t mask = UINT64_C(1) << (block % WORD_BITS);
@@ -384,10 +387,16 @@ int64_t store_oldest_age(struct store *st)
 	if (st->whole)
 		return -1;
 	each_present(st, lowest, &min);
-	return min < 0 ? -1 : (int64_t)now_ticks() - min;
+	return min < 0 ? -1 : (int64_t)store_ticks() - min;
 }
 
 int store_pread(struct store *st, void *buf, uint64_t length, uint64_t offset, bool nowait)
+{
+	return st->sums ? sums_pread(st, buf, length, offset, nowait) :
+			  store_pread_file(st, buf, length, offset, nowait);
+}
+
+int store_pread_file(struct store *st, void *buf, uint64_t length, uint64_t offset, bool nowait)
 {
 	char *to = buf;
 
@@ -416,6 +425,9 @@ int store_pread(struct store *st, void *buf, uint64_t length, uint64_t offset, b
 
 int store_splice(struct store *st, int pipe, uint64_t length, uint64_t offset)
 {
+	/* Nobody can look at what is in a pipe. */
+	if (st->sums && !sums_verified(st, offset, length))
+		return -EAGAIN;
 	while (length) {
 		loff_t at = (loff_t)offset;
 		ssize_t n = splice(st->fd, &at, pipe, NULL, length, SPLICE_F_NONBLOCK);
@@ -445,65 +457,4 @@ bool all_zero(const void *buf, size_t length)
 			return false;
 	/* Each byte equals the one 16 before it, so all equal the head's. */
 	return memcmp(bytes, bytes + head, length - head) == 0;
-}
-
-int store_pwrite(struct store *st, const void *buf, uint64_t length, uint64_t offset)
-{
-	const char *from = buf;
-
-	while (length) {
-		ssize_t n = pwrite(st->fd, from, length, (off_t)offset);
-
-		if (n < 0) {
-			if (errno == EINTR)
-				continue;
-			return -errno;
-		}
-		if (n == 0)
-			return -EIO;
-		from += n;
-		offset += (uint64_t)n;
-		length -= (uint64_t)n;
-	}
-	return 0;
-}
-
-/* EPERM and the like: of the file, or of a sandbox that refuses splice(2).  pwrite(2) then tells. */
-static bool may_be_written_otherwise(int error)
-{
-	return error == EPERM || error == EACCES || error == ENOSYS || error == EOPNOTSUPP ||
-	       error == ENOMEM;
-}
-
-int store_write_from(struct store *st, int pipe, uint64_t length, uint64_t offset)
-{
-	const uint64_t all = length;
-	off_t to = (off_t)offset;
-
-	while (length) {
-		ssize_t n = splice(pipe, NULL, st->fd, &to, length, 0);
-
-		if (n < 0 && errno == EINTR)
-			continue;
-		if (n < 0 && length == all && may_be_written_otherwise(errno))
-			return -EINVAL;
-		if (n <= 0)
-			return n < 0 ? -errno : -EIO;
-		length -= (uint64_t)n;
-	}
-	return 0;
-}
-
-int store_punch(struct store *st, uint64_t length, uint64_t offset)
-{
-	if (length == 0)
-		return 0;
-	/* File systems give whole pages back: also of the one in which the file ends.  But a whole
-	 * store's file may be growing: what somebody writes behind the end meanwhile is to stay. */
-	if (!st->whole && offset + length == st->size)
-		length += -st->size & ((UINT64_C(1) << st->block_shift) - 1);
-	if (fallocate(st->fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)offset,
-		      (off_t)length))
-		return -errno;
-	return 0;
 }

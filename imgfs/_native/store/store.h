@@ -35,9 +35,12 @@ struct held {
 	atomic_uint_fast64_t served;   /* how many of them were read */
 };
 
+struct sums;
+
 struct store {
 	int fd;                /* -1: none yet, or none any more */
 	atomic_bool is_away;   /* of a whole store: its file is closed for now, and nothing is here */
+	struct sums *sums;     /* of a whole store's blocks, if they have any; sums.h */
 	bool whole;            /* every block present for good; bits and stamps are NULL */
 	unsigned block_shift;
 	_Atomic uint64_t size;      /* bytes; only of a whole store does it ever change */
@@ -139,6 +142,8 @@ int splice_memory(const char *from, uint64_t length, int pipe);
 /* 0, or -errno; -EIO when the file is shorter than that.  nowait: -EAGAIN instead of
  * waiting for a disk (and the bytes so far are lost, the caller reads again). */
 int store_pread(struct store *st, void *buf, uint64_t length, uint64_t offset, bool nowait);
+/* The same, whatever its sums say. */
+int store_pread_file(struct store *st, void *buf, uint64_t length, uint64_t offset, bool nowait);
 /* The file's bytes in a pipe, by reference; the pipe does not block.  0 or -errno. */
 int store_splice(struct store *st, int pipe, uint64_t length, uint64_t offset);
 /* The pipe's next bytes, by reference, go into the file.  0 or -errno; then some of them may be left; -EINVAL: all
@@ -147,7 +152,63 @@ int store_write_from(struct store *st, int pipe, uint64_t length, uint64_t offse
 /* Are these bytes all zero? */
 bool all_zero(const void *buf, size_t length);
 int store_pwrite(struct store *st, const void *buf, uint64_t length, uint64_t offset);
+/* The same in a store_io. */
+int store_pwrite_file(struct store *st, const void *buf, uint64_t length, uint64_t offset);
 /* Gives the range's disk space back: it reads as zeroes.  0 or -errno. */
 int store_punch(struct store *st, uint64_t length, uint64_t offset);
+
+/* Change the range's bytes, wherever they come from: `io` does it, perhaps in parts that follow each other. */
+typedef int store_io(struct store *st, uint64_t length, uint64_t offset, void *arg);
+int store_change(struct store *st, uint64_t length, uint64_t offset, store_io *io, void *arg);
+
+/* Memory that costs nothing until it is touched; NULL: there is none. */
+void *table_new(size_t bytes);
+/* Now, in ticks of 16 ms. */
+uint32_t store_ticks(void);
+
+/* ---- sums: all of these are of a whole store.  Without sums they do nothing. ---- */
+
+/* What reading or changing a block gives that does not fit its sum.  store_damage says which. */
+#define STORE_DAMAGED EUCLEAN
+
+/* What a sum that is 0, or disagrees, says.  STRICT: damage.  KILLED: 0 is a block that was not sealed.
+ * DOUBT: the machine went down, and anything can be of before. */
+enum sums_trust { SUMS_STRICT, SUMS_KILLED, SUMS_DOUBT };
+
+struct sums_given {
+	int fd;                  /* duplicated */
+	uint64_t key;
+	const char *name;        /* of the store's file, for people */
+	const char *closed;      /* while there is no such file somebody else writes it */
+	enum sums_trust trust;
+	bool writable;
+};
+
+/* 0 or -errno. */
+int store_sums_attach(struct store *st, const struct sums_given *given);
+/* `expects` sets the bits of those of 1024 blocks from this one on that must have a sum. */
+void store_sums_expect(struct store *st, void (*expects)(void *of, uint64_t block, uint64_t *bits),
+		       void *of);
+/* Compare all blocks of the range that have not been compared yet.  0, -STORE_DAMAGED, or -errno. */
+int store_verify(struct store *st, uint64_t length, uint64_t offset);
+/* Before the disk is made shorter: the last block will be another one.  As store_verify. */
+int store_sums_before_cut(struct store *st, uint64_t size);
+/* After it: drop the sums of what lies beyond.  0 or -errno. */
+int store_sums_cut(struct store *st, uint64_t size);
+/* Seal what was written at least so many ticks ago, of at most so many regions.  The number of blocks, or
+ * -errno. */
+int64_t store_seal(struct store *st, uint32_t age, unsigned regions);
+/* Is nothing left to be sealed? */
+bool store_is_sealed(const struct store *st);
+/* What of the range has no sum is to be sealed, too; in DOUBT what disagrees is.  As store_verify. */
+int store_sums_renew(struct store *st, uint64_t length, uint64_t offset);
+/* All is sealed, and we write no more: from now on it is read as what was closed. */
+void store_sums_done(struct store *st);
+/* How many blocks of before were accepted in DOUBT though their sums disagree. */
+uint64_t store_sums_accepted(struct store *st);
+/* Force the sums out, if there is something.  0 or -errno. */
+int store_sums_sync(struct store *st);
+/* The name of the file, and where; of the call of this thread that gave STORE_DAMAGED last.  NULL: none. */
+const char *store_damage(uint64_t *offset);
 
 #endif
