@@ -9,7 +9,6 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from weakref import ref
 
 import trio
 
@@ -103,7 +102,7 @@ class StoredViews:
             if entry.view is None or entry.view.stale is not None:
                 entry.view = await self._opened(wanted, entry.view)
                 self._wanted[entry.view] = wanted
-                entry.view.when_stale(partial(self._discard_stale, ref(entry.view)))
+                entry.view.when_stale(partial(self._discard_stale, entry.view))
             return entry.view
 
     async def _opened(self, wanted: Wanted, old: StoredView | None) -> StoredView:
@@ -120,10 +119,8 @@ class StoredViews:
                 await source.aclose()
             raise
 
-    def _discard_stale(self, which: ref[StoredView], why: SourceChanged) -> None:
-        view = which()
-        if view is not None:
-            self._soon(partial(self._discard, view))
+    def _discard_stale(self, view: StoredView, why: SourceChanged) -> None:
+        self._soon(partial(self._discard, view))
 
     async def _discard(self, view: StoredView) -> None:
         """Close what is below a view that nobody reads any more.  Raises nothing."""
@@ -131,6 +128,7 @@ class StoredViews:
             self._served.remove(view)
         elif self._wanted.pop(view, None) is None:
             return
+        view.forget_hooks()
         with trio.CancelScope(shield=True):
             if view.cache is not None:
                 await view.cache.closed.wait()
@@ -242,7 +240,7 @@ class StoredViews:
         for each in node.chain():
             assert isinstance(each.file, View)
             each.file.when_stale(view.mark_stale)
-        view.when_stale(partial(self._discard_stale, ref(view)))
+        view.when_stale(partial(self._discard_stale, view))
         self._served.append(view)
         return view
 

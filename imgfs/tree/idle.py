@@ -28,9 +28,9 @@ log = logging.getLogger(__name__)
 
 MOST = 500  # images that may stay open while nobody uses them
 BATCH = 100  # so many are closed together, and more are open than the limit until then
-PAUSE_S = 0.2  # how long the kernel gets to forget
+PAUSE_S = 0.05  # how long the kernel gets to forget
 GONE_S = 5.0  # how often it is asked whether what has no name is still used
-ROUNDS = 5  # how often it is asked whether it has
+ROUNDS = 20  # how often it is asked whether it has
 LEAST_FREE = 3  # of the descriptors this part is to be free
 
 

@@ -162,6 +162,10 @@ class View(Image):
         self._hooks = [each for each in self._hooks if each() is not None]
         self._hooks.append(WeakMethod(hook) if isinstance(hook, MethodType) else lambda: hook)
 
+    def forget_hooks(self) -> None:
+        """Nobody reads it any more: hooks may refer to it in turn."""
+        self._hooks = []
+
     def mark_stale(self, why: SourceChanged) -> None:
         """From now on no byte is given any more."""
         if self.stale is None:
