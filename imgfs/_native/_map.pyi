@@ -243,6 +243,9 @@ class SegmentMap:
         """How often `write` wrote so far, natively or called by Python."""
     @property
     def bytes_written(self) -> int: ...
+    @property
+    def changes(self) -> int:
+        """How often anything was changed so far by the methods that need a target, or `resize`."""
     def set_target(
         self, store: Store | None, dirty: SegmentMap | None = None, log: Log = ...
     ) -> None:

@@ -101,7 +101,8 @@ def create_command(source: str, name: str, options: tuple[str, ...]) -> None:
         store = SnapshotStore(url)
         with _plainly(store.directory):
             size = chain.disk.size if len(path) == 1 else store.size_of(path[:-1])
-            await trio.to_thread.run_sync(store.create, path, chain.base(url), size)
+            take = partial(store.create, mtime_ns=chain.disk.mtime_ns)
+            await trio.to_thread.run_sync(take, path, chain.base(url), size)
 
     with_disk(source, parse_options(options), create)
 

@@ -82,15 +82,15 @@ class Operations(WritingOperations):
         entry.st_uid, entry.st_gid = self._owner
         entry.attr_timeout = 1
         entry.entry_timeout = 0 if node.is_fleeting else 1
-        mtime_ns = self._start_ns
+        mtime_ns = ctime_ns = self._start_ns
         if node.children is not None:
             entry.st_mode = stat.S_IFDIR | self._mode(0o555 if node.folder is None else 0o755)
             entry.st_nlink = 2
-            mtime_ns = self._start_ns if node.mtime_ns is None else node.mtime_ns
+            mtime_ns = ctime_ns = self._start_ns if node.mtime_ns is None else node.mtime_ns
         elif (shape := node.view or node.shape) is not None:
             if node.view is not None:
                 await node.view.measure()
-            mtime_ns = shape.mtime_ns
+            mtime_ns, ctime_ns = shape.mtime_ns, shape.ctime_ns
             # What the owner may not do at the source he may not do here.
             able = 0o600 if isinstance(shape, Writable) else 0o400
             entry.st_mode = stat.S_IFREG | self._mode(shape.mode & able)
@@ -102,7 +102,8 @@ class Operations(WritingOperations):
             # 0 where it is different each time, as in /proc.
             entry.st_size = await node.made_size() if node.made_size is not None else 0
             entry.st_blocks = -(-entry.st_size // _BLOCK)
-        entry.st_atime_ns = entry.st_mtime_ns = entry.st_ctime_ns = mtime_ns
+        entry.st_atime_ns = entry.st_mtime_ns = mtime_ns
+        entry.st_ctime_ns = ctime_ns
         return entry
 
     def _mode(self, bits: int) -> int:

@@ -169,7 +169,8 @@ class WritingOperations(pyfuse3.Operations):
             self._refuse_owner_and_mode(attr, fields, shown)
             if fields.update_size:
                 await self._truncate(node, view, attr.st_size, fh)
-        # Times are the source's: who sets them hears nothing else, as cp -p and rsync expect.
+            elif fields.update_mtime:
+                await view.set_mtime(attr.st_mtime_ns)
         return await self._attributes(node)
 
     @staticmethod
@@ -202,12 +203,14 @@ class WritingOperations(pyfuse3.Operations):
         end = offset + length
         if mode & ~KEEP_SIZE not in (0, PUNCH_HOLE, ZERO_RANGE):
             raise pyfuse3.FUSEError(errno.EOPNOTSUPP)
+        # Space cannot be promised, so to allocate changes nothing else than the size, and the time.
         if end > view.size and not mode & KEEP_SIZE:
             await view.resize(end)
-        # Space cannot be promised, so to allocate changes nothing else than the size.
         zeroed = min(end, view.size) - offset
         if mode & (PUNCH_HOLE | ZERO_RANGE) and zeroed > 0:
             await view.zero(offset, zeroed, punch=bool(mode & PUNCH_HOLE))
+        else:
+            await view.set_mtime(None)
         native.publish(inode, view.map)
 
     async def _copy_file_range(

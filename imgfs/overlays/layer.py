@@ -18,6 +18,7 @@ from imgfs.overlays.locks import LayerLock
 from imgfs.overlays.log import Batch, Kind, decode, encode, has_sums, header, write_all
 from imgfs.overlays.places import gone, sync_directory
 from imgfs.overlays.sums import QUIET_MS, Trust, attach_sums, mark_boot, trust_after_crash
+from imgfs.overlays.times import changed_ns, set_mtime
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +64,8 @@ class Layer:
         self.state = _map.SegmentMap(size)
         self.is_writable = False
         self._cover(content, end, is_fresh=not batches, writable=writable)
+        self._times = 0, 0
+        self._least_mtime_ns = 0
         del content  # it is as large as all the rest
         batches.reverse()
         while batches:
@@ -104,6 +107,18 @@ class Layer:
     def ranges(self) -> Ranges:
         """All that is the layer's."""
         return self.state.ranges()
+
+    def times(self) -> tuple[int, int]:
+        """When the disk changed last whose top this is, and the same as ctime; see times.py."""
+        with self._guard:
+            if self._holders:
+                found = os.fstat(self.data)
+                self._times = max(found.st_mtime_ns, self._least_mtime_ns), found.st_ctime_ns
+            return self._times
+
+    def set_mtime(self, mtime_ns: int | None) -> None:
+        """None: now.  Raises OSError."""
+        set_mtime(self.data, mtime_ns)
 
     def resize(self, size: int) -> None:
         """Make `data` as long, and drop what lies beyond.
@@ -233,6 +248,7 @@ class Layer:
         try:
             self.check_place()
             self._seal()
+            os.fsync(self.data)  # its mtime, too
             if not self._had_sums:
                 self._compact()
             mark_closed(self.path, self._file, self.log.end, is_whole=is_whole)
@@ -296,8 +312,11 @@ def stored_bytes(path: Path) -> int:
     return (path / "data").stat().st_blocks * 512
 
 
-def make_layer(path: Path, size: int) -> None:
-    """A new one that changes nothing of a disk of `size` bytes; as durable as `layer_files` are."""
+def make_layer(path: Path, size: int, mtime_ns: int | None = None) -> None:
+    """A new one that changes nothing of a disk of `size` bytes, whose mtime is that, or now.
+
+    As durable as `layer_files` are.
+    """
     path.mkdir(mode=0o700)
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
     for name, content in (("data", b""), ("sums", b""), ("log", header(size))):
@@ -306,6 +325,7 @@ def make_layer(path: Path, size: int) -> None:
             write_all(fd, content, 0)
             if name == "data":
                 os.ftruncate(fd, size)
+                set_mtime(fd, mtime_ns)
         finally:
             os.close(fd)
 

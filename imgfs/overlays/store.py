@@ -45,6 +45,7 @@ from imgfs.overlays.records import Records, Snapshot, SnapshotPath
 from imgfs.overlays.records import decode as decode_records
 from imgfs.overlays.records import encode as encode_records
 from imgfs.overlays.spare import give_up_spare, keep_spare
+from imgfs.overlays.times import changed_ns
 
 
 def snapshot_path(name: str) -> SnapshotPath:
@@ -210,12 +211,18 @@ class SnapshotStore:
         return bool(records.snapshots) or not records.are_whole
 
     def create(
-        self, path: SnapshotPath, base: Base, size: int, top: Layer | None = None
+        self,
+        path: SnapshotPath,
+        base: Base,
+        size: int,
+        top: Layer | None = None,
+        mtime_ns: int | None = None,
     ) -> Layer | None:
         """Take one: of the base, or of the snapshot whose snapshots/ it is in.
 
-        `size` is of the disk now.  `top` is the parent's top layer where the caller has it open for
-        writing, and has committed all; if a layer is returned he must write that from now on.
+        `size` is of the disk now, `mtime_ns` of the base.  `top` is the parent's top layer where
+        the caller has it open for writing, and has committed all; if a layer is returned he must
+        write that from now on.
         Raises AlreadyThere, SnapshotNotFound, SourceChanged, Busy.
         """
         with self.locked():
@@ -233,9 +240,11 @@ class SnapshotStore:
             self._sweep(records)
             below: tuple[str, ...] = ()
             fresh: Layer | None = None
-            made = [self._new_layer(size)]
             if path[:-1]:
                 parent = self._find(path[:-1], records)
+                mtime_ns = self._changed_ns(parent, top)
+            made = [self._new_layer(size, mtime_ns)]
+            if path[:-1]:
                 if top is None or not top.is_empty:
                     fresh, parent = self._freeze(parent, size, top)
                     known[parent.path] = parent
@@ -268,7 +277,7 @@ class SnapshotStore:
             # Nobody may be writing what is to stay as it is.
             with self._free(snapshot.path):
                 LayerLock(self.layer_path(snapshot.layers[0]), writes=False).close()
-        name = self._new_layer(size)
+        name = self._new_layer(size, self._changed_ns(snapshot, top))
         fresh = None if top is None else open_layer(self.layer_path(name), writable=True)
         return fresh, replace(snapshot, layers=(name, *snapshot.layers))
 
@@ -425,11 +434,17 @@ class SnapshotStore:
     def layer_path(self, name: str) -> Path:
         return self.directory / "layers" / name
 
-    def _new_layer(self, size: int) -> str:
+    def _new_layer(self, size: int, mtime_ns: int | None) -> str:
         """To be forced out by `_save_records`."""
         name = secrets.token_hex(8)
-        make_layer(self.layer_path(name), size)
+        make_layer(self.layer_path(name), size, mtime_ns)
         return name
+
+    def _changed_ns(self, snapshot: Snapshot, top: Layer | None) -> int:
+        """The mtime of its disk; `top` is its top layer, if the caller has that open."""
+        if top is not None:
+            return top.times()[0]
+        return changed_ns(self.layer_path(snapshot.layers[0]))
 
     def _sweep(self, records: Records) -> None:
         """Remove the layers that are nobody's: a crash left them, or the last one is gone."""

@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from imgfs.errors import SourceUnreachable
+from imgfs.errors import SourceUnreachable, UnsupportedFeature
 from imgfs.image import Image, WritableImage
 
 
@@ -41,6 +41,7 @@ class SourceStat:
     mtime_ns: int
     mode: int  #: permission bits of the source, 0 to 0o777
     identity: Identity | None
+    ctime_ns: int | None = None  #: where it is known
 
 
 HEAD, TAIL = 1024, 512  # bytes of a glimpse
@@ -136,6 +137,18 @@ class WritableSource(Source, WritableImage):
     def takes_several(self) -> bool:
         """May several processes write to it at a time, each its own ranges?"""
         return False
+
+    @property
+    def keeps_mtime(self) -> bool:
+        """Has it an mtime that can be set?"""
+        return False
+
+    async def set_mtime(self, mtime_ns: int | None) -> None:
+        """None: the time now.  Only where it `keeps_mtime`, and as a write: it is told by that.
+
+        Raises NotPermitted where the source refuses, and as `write` does.
+        """
+        raise UnsupportedFeature(f"{self.url}: has no mtime")
 
     @abstractmethod
     async def begin_writing(self) -> None:

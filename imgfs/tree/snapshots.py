@@ -131,7 +131,8 @@ class Snapshots:
                 await parent.freeze(lambda top, size: self.store.create(path, base, size, top))
             else:
                 with translated(self.disk.name, self.store.directory):
-                    await trio.to_thread.run_sync(self.store.create, path, base, below.size)
+                    create = partial(self.store.create, mtime_ns=below.mtime_ns)
+                    await trio.to_thread.run_sync(create, path, base, below.size)
 
     async def frozen(self, path: SnapshotPath) -> Shown:
         """The snapshot's disk as it is now, which stays so."""

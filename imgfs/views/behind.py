@@ -66,7 +66,7 @@ class WriteBehind:
         self._urgent = 0  # who waits for all of it
         self._moved = trio.Event()
         self._burst = trio.Lock()
-        self._in_burst = False
+        self.is_in_burst = False  #: the source is not pinned since it was written to
 
     async def wait_for_room(self, length: int) -> None:
         """Until so many bytes may be put; raises nothing."""
@@ -114,17 +114,17 @@ class WriteBehind:
             await self._begin()
             await change()
             await self._source.pin()
-            self._in_burst = False
+            self.is_in_burst = False
 
     async def _begin(self) -> None:
-        if not self._in_burst:
+        if not self.is_in_burst:
             await self._source.begin_writing()
-            self._in_burst = True
+            self.is_in_burst = True
 
     async def pin(self) -> None:
         """If nothing is on its way: what the source is now counts.  Its errors are failures."""
         async with self._burst:
-            if not self._in_burst or self.dirty.flights:
+            if not self.is_in_burst or self.dirty.flights:
                 return
             try:
                 await self._source.pin()
@@ -132,7 +132,7 @@ class WriteBehind:
                 if not exc.temporary:
                     self._failed(exc)
                 return  # of one that is away the next pin or burst will tell
-            self._in_burst = False
+            self.is_in_burst = False
 
     def drop(self) -> None:
         """Forget what is not in flight."""

@@ -62,6 +62,8 @@ class OverlayView(View):
         self, name: str, size: int, layers: Sequence[Layer], below: View, mode: int = 0o400
     ) -> None:
         super().__init__(name, size, below.mtime_ns, mode)
+        if layers:
+            self.mtime_ns, self.ctime_ns = layers[0].times()
         self.layers = list(layers)
         self.below = below
         self.map = _map.SegmentMap(size)

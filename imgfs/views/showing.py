@@ -33,6 +33,10 @@ class Shape:
     mtime_ns: int
     mode: int
 
+    @property
+    def ctime_ns(self) -> int:
+        return self.mtime_ns
+
 
 async def encoded(disk: View, extension: str, name: str, identity: str) -> EncodedView:
     """The disk in the format that the extension stands for; `identity` tells it from all others.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -41,7 +40,7 @@ class SnapshotView(OverlayView, Writable):
         super().__init__(name, layers[0].size, layers, below, 0o600)
         self._dirty = _map.SegmentMap(self.size)
         self._commits = trio.Lock()
-        self._seen_writes = 0
+        self._counted = 0  # changes of the map, when `stored_bytes` was found out
         self._frozen: OverlayView | None = None
         #: the `written_layers` when it was found out last what the top hides
         self.trimmed: tuple[str, str, int] | None = None
@@ -80,10 +79,11 @@ class SnapshotView(OverlayView, Writable):
 
     async def prepare(self) -> None:
         await self._begin()
-        if self.map.writes != self._seen_writes:
-            self._seen_writes = self.map.writes
-            self.mtime_ns = time.time_ns()
+        self.mtime_ns, self.ctime_ns = self.top.times()
+        if self.map.changes != self._counted:
+            counted = self.map.changes
             self.stored_bytes = await trio.to_thread.run_sync(self.map.data_bytes)
+            self._counted = counted
 
     async def _begin(self) -> None:
         """What `prepare` does but for its account of time and space."""
@@ -266,12 +266,18 @@ class SnapshotView(OverlayView, Writable):
                 # The block in which the disk ended is to be the layer's as a whole.
                 start = old - cut
                 await self._put(start, await self._read(start, min(BLOCK, size - start)))
-        self._seen_writes = -1
 
     async def _extents(self, offset: int, length: int) -> ExtentList:
         await self.prepare()
         ends, flags = await trio.to_thread.run_sync(self.map.extents, offset, length)
         return ExtentList(offset, ends, flags)
+
+    async def set_mtime(self, mtime_ns: int | None) -> None:
+        await self._begin()
+        async with self._committing():  # which may set back what it changes of the file
+            self._refuse_closed()
+            with translated(self.name):
+                await trio.to_thread.run_sync(self.top.set_mtime, mtime_ns)
 
     async def settle(self) -> None:
         pass  # what was accepted is in the layer's file
@@ -332,11 +338,12 @@ class SnapshotView(OverlayView, Writable):
         `freeze` must give a new layer unless the one it gets is empty.  Raises as `freeze` does.
         """
         await self.prepare()
-        known = self._frozen
-        if known is None or known.size != self.size or not self._is_clean():
+        known, now = self._frozen, (self.size, self.mtime_ns)
+        if known is None or (known.size, known.mtime_ns) != now or not self._is_clean():
             size, layers = await self.freeze(freeze)
+            # The top's time, which may have been set since the layer below was written.
             self._frozen = OverlayView(self.name, size, layers, self.below)
-            self._frozen.mtime_ns = self.mtime_ns
+            self._frozen.mtime_ns = self.top.times()[0]
             known = self._frozen
         return known
 

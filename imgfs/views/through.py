@@ -17,6 +17,7 @@ an await between leaving and the maps' saying so.  `_shape` is held while base, 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -41,6 +42,7 @@ from imgfs.sources.base import Source, WritableSource
 from imgfs.sources.local.file import FileSource
 from imgfs.views.behind import WriteBehind
 from imgfs.views.raw import RawView
+from imgfs.views.times import Times
 from imgfs.views.writable import Writable
 from imgfs.views.zeroes import BLOCK, is_zero
 
@@ -73,6 +75,8 @@ class ThroughView(Writable):
             source, nursery, self._written, self._left, self._note_failure, hard=hard
         )
         self._shape = trio.Lock()
+        self._times = Times(source.stat)
+        self._show_times()
         self._write_hooks: list[Callable[[], None]] = []
         self._changes = self._durable_changes = 0
         self._set_base(RawView(source, cache))
@@ -86,21 +90,31 @@ class ThroughView(Writable):
     def ahead(self) -> Ahead | None:
         return self._base.ahead
 
-    def when_written(self, hook: Callable[[], None]) -> None:
-        """`hook` is called once, when something is written."""
-        self._write_hooks.append(hook)
+    def _show_times(self) -> None:
+        self.mtime_ns, self.ctime_ns = self._times.mtime_ns, self._times.ctime_ns
 
     @property
     def is_durable(self) -> bool:
         """Is all that was accepted so far durable at the source?"""
         return self._durable_changes == self._changes
 
-    def _tell_hooks(self) -> None:
+    def _follow_times(self) -> None:
+        if not self._behind.dirty and not self._behind.is_in_burst:
+            self._times.follow(self.source.stat)
+            self._show_times()
+
+    def _note_change(self) -> None:
         """Something is about to be changed."""
         self._changes += 1
+        self._times.changed()
+        self._show_times()
         hooks, self._write_hooks = self._write_hooks, []
         for hook in hooks:
             hook()
+
+    def when_written(self, hook: Callable[[], None]) -> None:
+        """`hook` is called once, when something is written."""
+        self._write_hooks.append(hook)
 
     async def prepare(self) -> None:
         if self._base.size != self.size and not self.writers:
@@ -108,6 +122,7 @@ class ThroughView(Writable):
                 if self._base.size != self.size and not self.writers and not self._behind.dirty:
                     await self._make_base()
         await self._base.prepare()
+        self._follow_times()
         if not self._was_written:
             self.stored_bytes = self._base.stored_bytes
         elif self.map.size == self.size:
@@ -190,7 +205,7 @@ class ThroughView(Writable):
             if end > self.size:
                 self._grow(end)
             self._was_written = True
-            self._tell_hooks()
+            self._note_change()
             for a, b, is_zero in self._split(offset, end, data):
                 if is_zero:
                     self._say_zero(a, b)
@@ -211,16 +226,18 @@ class ThroughView(Writable):
             if offset + length > self.size:
                 self._grow(offset + length)
             self._was_written = True
-            self._tell_hooks()
+            self._note_change()
             end = min(offset + length, max(self.source.size, self._dirty_end()))
-            if offset < end:
-                for a, b in self._not_zero(offset, end):
-                    self._spoil(a, b)
-                    self._say_zero(a, b)
-                    self._behind.put(a, b, None)
+            ranges = self._not_zero(offset, end) if offset < end else []
+            self._times.owes_touch |= not ranges
+            for a, b in ranges:
+                self._spoil(a, b)
+                self._say_zero(a, b)
+                self._behind.put(a, b, None)
 
     async def resize(self, size: int) -> None:
         if size == self.size == self.source.size:
+            await self.set_mtime(None)
             return
         if not self.is_resizable:
             raise UnsupportedFeature(f"{self.name}: its size cannot be changed")
@@ -229,7 +246,7 @@ class ThroughView(Writable):
             async with self._shape:
                 self.refuse_stale()
                 await self._behind.drain()
-                self._tell_hooks()
+                self._note_change()
                 await self._resize_source(size)
                 self.size = size
                 await self._make_base()
@@ -241,7 +258,38 @@ class ThroughView(Writable):
             await self._behind.drain()
         if self.source.size < self.size:
             await self._for_sure(self._lengthen)
-        self.mtime_ns = self.source.stat.mtime_ns
+        if self._times.owes_touch and self.stale is None:
+            with contextlib.suppress(ImgfsError):  # no byte is lost with it
+                await self._for_sure(self._touch_source)
+        self._follow_times()
+
+    async def set_mtime(self, mtime_ns: int | None) -> None:
+        if mtime_ns is None:
+            self.refuse_stale()
+            self._times.owes_touch = True
+            self._note_change()
+        else:
+            await self._for_sure(partial(self._set_mtime, mtime_ns))
+
+    async def _set_mtime(self, mtime_ns: int) -> None:
+        async with self._shape:
+            self.refuse_stale()
+            await self._behind.drain()
+            if self.source.keeps_mtime:
+                await self._behind.alone(partial(self.source.set_mtime, mtime_ns))
+            self._times.was_set(self.source.stat, mtime_ns, self.source.keeps_mtime)
+            self._show_times()
+
+    async def _touch_source(self) -> None:
+        async with self._shape:
+            self.refuse_stale()
+            await self._behind.drain()
+            self._times.owes_touch = False
+            mtime_ns = self.source.stat.mtime_ns
+            if self.source.keeps_mtime and mtime_ns < self._times.mtime_ns:
+                change = partial(self.source.set_mtime, self._times.mtime_ns)
+                await self._behind.alone(change)
+                self._times.was_touched(self.source.stat)
 
     async def _lengthen(self) -> None:
         """What was not sent because it is zeroes, at the end."""

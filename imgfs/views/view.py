@@ -34,15 +34,15 @@ class Origin(NamedTuple):
 class View(Image):
     """`size` bytes, of which `map` says where they are; the fast path answers from it.
 
-    `mtime_ns` and `mode` (permission bits) are the source's.  When the source turns out to be
-    another the view is stale for good.
+    `mtime_ns`, `ctime_ns` and `mode` (permission bits) are the source's.  When the source turns out
+    to be another the view is stale for good.
     """
 
     map: _map.SegmentMap
 
     def __init__(self, name: str, size: int, mtime_ns: int, mode: int) -> None:
         super().__init__(name, size)
-        self.mtime_ns = mtime_ns
+        self.mtime_ns = self.ctime_ns = mtime_ns
         self.mode = mode
         self.stored_bytes = size  #: not holes; known once it is measured or prepared
         self.answered = Counters()  #: what programs asked for, and Python answered

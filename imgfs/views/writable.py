@@ -99,6 +99,13 @@ class Writable(View):
         """Make it longer by zeroes, or cut it.  Raises as `write` does, and UnsupportedFeature."""
 
     @abstractmethod
+    async def set_mtime(self, mtime_ns: int | None) -> None:
+        """Until the next change of its bytes; None: the time now, and ctime follows either way.
+
+        Raises as `write` does, and NotPermitted where the source refuses.
+        """
+
+    @abstractmethod
     async def settle(self) -> None:
         """Wait until all that was accepted has reached the source, or failed; raises neither."""
 

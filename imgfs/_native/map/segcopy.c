@@ -144,6 +144,8 @@ static int below_alone(struct segmap *map, uint64_t start, uint64_t end, struct 
 			let_go(&batch[i]);
 		}
 	}
+	if (!err)   /* the disk's mtime is the file's, which nothing was written to */
+		store_touch(map->target);
 	return err ? err : 1;
 }
 
@@ -154,8 +156,10 @@ int segmap_below(struct segmap *map, uint64_t start, uint64_t end, struct segmap
 	pthread_rwlock_wrlock(&map->write_lock);
 	result = below_alone(map, start, end, lower);
 	pthread_rwlock_unlock(&map->write_lock);
-	if (result == 1)
+	if (result == 1) {
 		atomic_fetch_add_explicit(&map->writes, 1, memory_order_relaxed);
+		segmap_changed(map);
+	}
 	return result;
 }
 

@@ -57,6 +57,7 @@ struct segmap {
 	/* Of the requests answered from here; the waited ones were parked for blocks first. */
 	atomic_uint_fast64_t reads, reads_waited, bytes_served;
 	atomic_uint_fast64_t writes, bytes_written;
+	atomic_uint_fast64_t changes;       /* of any kind, through any of the functions for writing */
 	/* Who writes the target's bytes holds this shared; who takes them away, or changes which
 	 * file is the target, holds it alone.  Taken before `lock`, and held during I/O. */
 	pthread_rwlock_t write_lock;
@@ -148,8 +149,8 @@ int segmap_zero(struct segmap *map, uint64_t start, uint64_t end);
 /* Whole blocks become what `lower` says, and are SEG_BELOW in `dirty`.  The target's bytes stay in its
  * file, until segmap_reclaim.  Results as of segmap_write; -ENOMEM: a first part is done. */
 int segmap_below(struct segmap *map, uint64_t start, uint64_t end, struct segmap *lower);
-/* Gives back the space that a range has in the store's file, but for what `dirty` says is newer.  0 or
- * -errno. */
+/* Gives back the space that a range has in the store's file, but for what `dirty` says is newer; the
+ * file's mtime stays.  0 or -errno. */
 int segmap_reclaim(struct segmap *map, uint64_t start, uint64_t end, struct store *st,
 		   struct segmap *dirty);
 /* How many bytes, from a range's beginning, are in stores now. */
@@ -159,6 +160,8 @@ uint64_t segmap_stored(struct segmap *map, uint64_t offset, uint64_t length);
  * nothing is. */
 int segmap_move(struct segmap *map, uint64_t offset, struct segmap *from, uint64_t from_offset,
 		uint64_t length, uint64_t *moved);
+/* One more change is counted; all that change something count it themselves. */
+void segmap_changed(struct segmap *map);
 /* Grows by zeroes, or cuts.  0 or -errno. */
 int segmap_resize(struct segmap *map, uint64_t size);
 /* The target's file is on its disk, and its log says what is in `dirty`.  1: done.  0: there is

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <stdlib.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #define BUFFER (256u << 10)
@@ -240,6 +241,7 @@ int segmap_move(struct segmap *map, uint64_t offset, struct segmap *from, uint64
 	if (*moved) {
 		atomic_fetch_add_explicit(&map->writes, 1, memory_order_relaxed);
 		atomic_fetch_add_explicit(&map->bytes_written, *moved, memory_order_relaxed);
+		segmap_changed(map);
 	}
 	return result;
 }
@@ -310,14 +312,20 @@ int segmap_reclaim(struct segmap *map, uint64_t start, uint64_t end, struct stor
 		   struct segmap *dirty)
 {
 	uint64_t to = start;
+	struct stat before;
 	int err = 0;
 
 	/* Readers who know it as the target's are to find it so; and no write is between its bytes and
 	 * its mark. */
 	store_quiesce(st);
 	pthread_rwlock_wrlock(&map->write_lock);
+	if (fstat(st->fd, &before))
+		err = -errno;
 	for (; !err && next_free(dirty, &start, &to, end); start = to)
 		err = store_punch(st, to - start, start);
+	/* No byte of the disk has changed with that. */
+	if (!err)
+		store_set_mtime(st, before.st_mtim);
 	pthread_rwlock_unlock(&map->write_lock);
 	return err;
 }

@@ -170,6 +170,7 @@ static int write_counted(struct segmap *map, uint64_t offset, uint64_t length, c
 	if (result == 1) {
 		atomic_fetch_add_explicit(&map->writes, 1, memory_order_relaxed);
 		atomic_fetch_add_explicit(&map->bytes_written, length, memory_order_relaxed);
+		segmap_changed(map);
 	}
 	return result;
 }
@@ -264,14 +265,14 @@ static int zero_alone(struct segmap *map, uint64_t start, uint64_t end)
 	pthread_rwlock_rdlock(&map->lock);
 	already = all_holes(map, start, end);
 	pthread_rwlock_unlock(&map->lock);
-	if (already)
-		return 1;
-	err = mark(map, start, end, (struct seg){ .kind = SEG_ZERO, .seek = SEEK_IS_HOLE });
+	err = already ? 0 : mark(map, start, end,
+				 (struct seg){ .kind = SEG_ZERO, .seek = SEEK_IS_HOLE });
 	if (err)
 		return err;
 	/* It reads as zeroes now, whatever the file says: a file system that cannot punch only keeps
-	 * the space. */
-	store_punch(st, end - start, start);
+	 * the space.  The punch sets the file's mtime, which is the disk's. */
+	if (already || store_punch(st, end - start, start))
+		store_touch(st);
 	return 1;
 }
 
@@ -282,6 +283,8 @@ int segmap_zero(struct segmap *map, uint64_t start, uint64_t end)
 	pthread_rwlock_wrlock(&map->write_lock);
 	result = zero_alone(map, start, end);
 	pthread_rwlock_unlock(&map->write_lock);
+	if (result == 1)
+		segmap_changed(map);
 	return result;
 }
 
@@ -320,7 +323,13 @@ int segmap_resize(struct segmap *map, uint64_t size)
 	else if (map->dirty)
 		atomic_store(&map->dirty->unsettled, true);
 	pthread_rwlock_unlock(&map->write_lock);
+	segmap_changed(map);
 	return err;
+}
+
+void segmap_changed(struct segmap *map)
+{
+	atomic_fetch_add_explicit(&map->changes, 1, memory_order_release);
 }
 
 /* ---- making safe ---- */

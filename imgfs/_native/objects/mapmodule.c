@@ -177,6 +177,8 @@ static PyObject *map_get(MapObject *self, void *what)
 		return PyLong_FromUnsignedLongLong(atomic_load(&map->writes));
 	case 'b':
 		return PyLong_FromUnsignedLongLong(atomic_load(&map->bytes_written));
+	case 'c':
+		return PyLong_FromUnsignedLongLong(atomic_load(&map->changes));
 	default:
 		return PyLong_FromUnsignedLongLong(atomic_load(&map->bytes_served));
 	}
@@ -230,6 +232,7 @@ static PyGetSetDef map_getset[] = {
 	{ "writable", (getter)map_get, NULL, NULL, "t" },
 	{ "writes", (getter)map_get, NULL, NULL, "w" },
 	{ "bytes_written", (getter)map_get, NULL, NULL, "b" },
+	{ "changes", (getter)map_get, NULL, NULL, "c" },
 	{ NULL, NULL, NULL, NULL, NULL },
 };
 

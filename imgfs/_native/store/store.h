@@ -13,6 +13,7 @@
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <time.h>
 
 /* A watched range: a read that touches it, through whatever map, is told to whoever waits on the
  * store's eventfd, once.  So who reads in sequence, and finds all of it here, can still be fetched
@@ -156,6 +157,9 @@ int store_pwrite(struct store *st, const void *buf, uint64_t length, uint64_t of
 int store_pwrite_file(struct store *st, const void *buf, uint64_t length, uint64_t offset);
 /* Gives the range's disk space back: it reads as zeroes.  0 or -errno. */
 int store_punch(struct store *st, uint64_t length, uint64_t offset);
+/* The file's mtime becomes this, or the time now.  0 or -errno. */
+int store_set_mtime(struct store *st, struct timespec mtime);
+int store_touch(struct store *st);
 
 /* Change the range's bytes, wherever they come from: `io` does it, perhaps in parts that follow each other. */
 typedef int store_io(struct store *st, uint64_t length, uint64_t offset, void *arg);

@@ -5,6 +5,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 int store_change(struct store *st, uint64_t length, uint64_t offset, store_io *io, void *arg)
@@ -84,6 +85,18 @@ int store_write_from(struct store *st, int pipe, uint64_t length, uint64_t offse
 	struct from_pipe from = { pipe, false };
 
 	return store_change(st, length, offset, write_pipe, &from);
+}
+
+int store_set_mtime(struct store *st, struct timespec mtime)
+{
+	const struct timespec times[2] = { { .tv_nsec = UTIME_OMIT }, mtime };
+
+	return futimens(st->fd, times) ? -errno : 0;
+}
+
+int store_touch(struct store *st)
+{
+	return store_set_mtime(st, (struct timespec){ .tv_nsec = UTIME_NOW });
 }
 
 int store_punch(struct store *st, uint64_t length, uint64_t offset)

@@ -22,8 +22,10 @@ import trio
 from imgfs._native import _map
 from imgfs.daemon.mounts import serves
 from imgfs.errors import (
+    AccessDenied,
     NotAnImage,
     NotDurable,
+    NotPermitted,
     ShortRead,
     SourceChanged,
     SourceNotFound,
@@ -191,6 +193,24 @@ class FileSource(WritableSource):
         self.stat = _source_stat(now, self.size)
         self._is_writing = False
 
+    @property
+    def keeps_mtime(self) -> bool:
+        return self.is_resizable  # a device's node tells nothing of its bytes
+
+    async def set_mtime(self, mtime_ns: int | None) -> None:
+        def work(fd: int) -> None:
+            if mtime_ns is None:
+                os.utime(fd)
+            else:
+                os.utime(fd, ns=(os.fstat(fd).st_atime_ns, mtime_ns))
+
+        try:
+            async with self.opened() as fd:
+                with translated(self._path, FILES):
+                    await trio.to_thread.run_sync(work, fd)
+        except AccessDenied as exc:
+            raise NotPermitted(f"{self._path}: only its owner may set its times") from exc
+
     async def aclose(self) -> None:
         """Close it for good: who reads it still gets SourceChanged."""
         self._is_closed = True
@@ -299,7 +319,7 @@ class FileSource(WritableSource):
 
 def _source_stat(found: os.stat_result, size: int) -> SourceStat:
     mode = stat.S_IMODE(found.st_mode)
-    return SourceStat(size, found.st_mtime_ns, mode, _identity(found))
+    return SourceStat(size, found.st_mtime_ns, mode, _identity(found), found.st_ctime_ns)
 
 
 def _scan(fd: int, size: int) -> tuple[array[int], bytes, os.stat_result]:

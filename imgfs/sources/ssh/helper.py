@@ -69,6 +69,11 @@ class Token:
         parts = self.text.split(":")
         return int(parts[3]) if self.exact else int(parts[1]) * 1_000_000_000
 
+    @property
+    def ctime_ns(self) -> int:
+        """Of an exact one."""
+        return int(self.text.split(":")[4])
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -159,6 +164,11 @@ class Helper:
     async def punch(self, path: bytes, file: str, offset: int, length: int) -> None:
         """Make a hole.  Raises ImgfsError where that cannot be, or when it is another file."""
         self._ask(b"punch", path, f"{file}:{offset}:{length}".encode())
+        _closing(await self._line())
+
+    async def set_mtime(self, path: bytes, file: str, mtime_ns: int | None) -> None:
+        """None: now.  Raises ImgfsError where that cannot be, or when it is another file."""
+        self._ask(b"utime", path, f"{file}:{-1 if mtime_ns is None else mtime_ns}".encode())
         _closing(await self._line())
 
     def close(self) -> None:
@@ -372,22 +382,31 @@ class Helpers:
                 return found
             return None
 
-    async def can_punch(self) -> bool:
-        """Has the server what makes holes?"""
+    async def can_change(self) -> bool:
+        """Has the server what makes holes, and sets times?"""
         async with self._asking:
             self._kept = self._kept or await self._start()
         return bool(self._kinds) and self._kinds[0] == "python3"
 
     async def punch(self, path: bytes, file: str, offset: int, length: int) -> bool:
         """Make a hole in the file that is told by `file`; False: it was not made."""
-        if not file or not await self.can_punch():
+        return await self._changed(file, lambda helper: helper.punch(path, file, offset, length))
+
+    async def set_mtime(self, path: bytes, file: str, mtime_ns: int | None) -> bool:
+        """Of the file that is told by `file`; None: now.  False: it was not set."""
+        if mtime_ns is not None and mtime_ns < 0:
+            return False
+        return await self._changed(file, lambda helper: helper.set_mtime(path, file, mtime_ns))
+
+    async def _changed(self, file: str, change: Callable[[Helper], Awaitable[None]]) -> bool:
+        if not file or not await self.can_change():
             return False
         async with self._mapping:
             helper = self._idle.pop() if self._idle else await self._start()
             if helper is None:
                 return False
             try:
-                await helper.punch(path, file, offset, length)
+                await change(helper)
             except ImgfsError as exc:  # an answer, so the process is in order
                 self._put_back(helper)
                 self._gone(exc)

@@ -10,6 +10,7 @@ line at a time:
                 last 512 bytes (hex, - for none), and its extents, if WHOLE is 1; then as `map`
     peek NAME OFFSET LENGTH …   python3 only: "p BYTES …" (base64, - for none); then as `map`
     punch NAME DEV:INO:OFFSET:LENGTH    python3 only: makes a hole, then its identity
+    utime NAME DEV:INO:NANOSECONDS      python3 only: sets its mtime, -1: to now; then its identity
 
 NAME is the bytes of the path in hex, for sh each as \\0ooo.  Extents are lines "d N N N …": the
 boundaries of the data ranges (start, end, start, end …), each as the distance from the one before;
@@ -131,6 +132,19 @@ def punch(path, dev, ino, offset, length):
     finally:
         os.close(fd)
     return ident(path)
+def utime(path, dev, ino, mtime):
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        s = os.fstat(fd)
+        if (s.st_dev, s.st_ino) != (dev, ino):
+            return "x 116"
+        if mtime < 0:
+            os.utime(fd)
+        else:
+            os.utime(fd, ns=(s.st_atime_ns, mtime))
+    finally:
+        os.close(fd)
+    return ident(path)
 out.write("imgfs helper\n")
 out.flush()
 while True:
@@ -141,6 +155,8 @@ while True:
         name = bytes.fromhex(words[1])
         if words[0] == "punch":
             answer = punch(name, *map(int, words[2].split(":")))
+        elif words[0] == "utime":
+            answer = utime(name, *map(int, words[2].split(":")))
         elif words[0] == "peek":
             answer = peek(name, *map(int, words[2:]))
         else:

@@ -73,6 +73,13 @@ class SshSource(WritableSource):
     async def begin_writing(self) -> None:
         await self._bridge.call(self._file.begin_writing)
 
+    @property
+    def keeps_mtime(self) -> bool:
+        return self.is_resizable  # a device's node tells nothing of its bytes
+
+    async def set_mtime(self, mtime_ns: int | None) -> None:
+        await self._bridge.call(self._writer.set_mtime, mtime_ns)
+
     async def pin(self) -> None:
         self.stat = await self._bridge.call(self._file.pin, self.size if self.knows_size else None)
         self.size, self.knows_size = self.stat.size, True

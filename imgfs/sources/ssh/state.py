@@ -49,7 +49,8 @@ class State:
     def as_stat(self) -> SourceStat:
         mode, token = stat.S_IMODE(self.mode) & 0o777, self.token
         if token is not None and token.exact:
-            return SourceStat(token.size, token.mtime_ns, mode, Identity("stat", token.text))
+            identity = Identity("stat", token.text)
+            return SourceStat(token.size, token.mtime_ns, mode, identity, token.ctime_ns)
         identity = Identity("sftp", f"{self.size}:{self.mtime_s}")
         return SourceStat(self.size, self.mtime_s * NS, mode, identity)
 

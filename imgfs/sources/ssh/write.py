@@ -13,17 +13,27 @@ synced: the next sync fails, though the file can be reached again.
 from __future__ import annotations
 
 import asyncio
+import time
 from functools import partial
 from typing import Any
 
 import asyncssh
 
-from imgfs.errors import ImgfsError, NeverDurable, NoSpace, NotDurable, UnsupportedFeature
+from imgfs.errors import (
+    AccessDenied,
+    ImgfsError,
+    NeverDurable,
+    NoSpace,
+    NotDurable,
+    NotPermitted,
+    UnsupportedFeature,
+)
 from imgfs.image import Buffer
 from imgfs.sources.ssh.errors import file_errors
 from imgfs.sources.ssh.file import SshFile
 from imgfs.sources.ssh.lanes import emptiest
 from imgfs.sources.ssh.link import Session, in_background
+from imgfs.sources.ssh.state import NS
 
 SAFE_WRITE = 32 << 10  # what every SFTP server takes
 MOST_WRITE = 1 << 20
@@ -63,7 +73,7 @@ class SshWriter:
         """Is there somebody on the server who can?"""
 
         async def work(session: Session) -> bool:
-            return await session.helpers.can_punch()
+            return await session.helpers.can_change()
 
         return await self._link.run(work, self._file.name)
 
@@ -92,6 +102,28 @@ class SshWriter:
             self._unsynced = self._unsynced or session
 
         await self._link.run(work, self._file.name)
+
+    async def set_mtime(self, mtime_ns: int | None) -> None:
+        """None: now.  SFTP 3 has whole seconds, the helper all of it.
+
+        Raises NotPermitted, and as `write` does.
+        """
+
+        async def work(session: Session) -> None:
+            with self._file.used():
+                file = await self._file.opened(session)
+                if await session.helpers.set_mtime(*self._file.place, mtime_ns):
+                    return
+                seconds = time.time() if mtime_ns is None else mtime_ns // NS
+                with file_errors(self._file.name):
+                    found = await self._link.request(file.stat)
+                    times = found.atime or 0, seconds
+                    await self._link.request(lambda: file.utime(times))
+
+        try:
+            await self._link.run(work, self._file.name)
+        except AccessDenied as exc:
+            raise NotPermitted(f"{self._file.name}: only its owner may set its times") from exc
 
     async def sync(self) -> None:
         """Raises NeverDurable when the server cannot, NotDurable when it may have lost what it had
