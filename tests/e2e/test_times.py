@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from tests.mounts import MIB, Mount, imgfs
+from tests.servers.nbd import Nbdkit
 from tests.servers.ssh import Sshd
 
 Mounter = Callable[..., Mount]
@@ -345,6 +346,44 @@ def test_a_time_passes_on_to_the_source(
         assert image.stat().st_mtime_ns == 1_111_111_111_222_222_222
         assert imgfs("umount", one.point).returncode == 0
         assert image.stat().st_mtime_ns == 1_111_111_111_222_222_222
+
+
+def test_times_of_an_export_which_has_none(mount: Mounter, image: Path, tmp_path: Path) -> None:
+    server = Nbdkit(tmp_path / "nbd", "file", image, write=True)
+    try:
+        shown = mount(server.url(), "-o", "write=through").point / "disk.raw"
+        shown.open("r+b").close()
+        os.utime(shown, ns=(0, 10**18 + 7))
+        assert shown.stat().st_mtime_ns == 10**18 + 7
+        last = shown.stat()
+        fd = os.open(shown, os.O_RDWR)
+        for name in [*list(STEPS)[:13], "fsync of holes", "write after that"]:
+            before = os.fstat(fd)
+            STEPS[name](fd, shown)
+            last = os.fstat(fd)
+            if "fsync" in name or name == "read":
+                assert last.st_mtime_ns >= before.st_mtime_ns
+            else:
+                assert last.st_mtime_ns > before.st_mtime_ns, name
+        os.close(fd)
+        assert shown.stat().st_mtime_ns >= last.st_mtime_ns
+    finally:
+        server.stop()
+
+
+def test_times_of_a_partition_of_a_snapshot(image: Path, mount: Mounter) -> None:
+    subprocess.run(
+        ["sfdisk", "-q", str(image)], input=b"label: gpt\nstart=2048\n", check=True, timeout=60
+    )
+    point = mount(image).point
+    (point / "snapshots/x").mkdir()
+    x = snapshot_of(point)
+    part = x.parent / "partitions/1.raw"
+    assert part.stat().st_mtime_ns == x.stat().st_mtime_ns == image.stat().st_mtime_ns
+    with x.open("r+b") as file:
+        file.seek(2 * MIB)
+        file.write(b"new")
+    assert part.stat().st_mtime_ns == x.stat().st_mtime_ns > image.stat().st_mtime_ns
 
 
 def test_a_file_that_cannot_be_written_keeps_its_times(image: Path, mount: Mounter) -> None:
