@@ -442,9 +442,7 @@ class SnapshotStore:
 
     def _changed_ns(self, snapshot: Snapshot, top: Layer | None) -> int:
         """The mtime of its disk; `top` is its top layer, if the caller has that open."""
-        if top is not None:
-            return top.times()[0]
-        return changed_ns(self.layer_path(snapshot.layers[0]))
+        return top.times()[0] if top else changed_ns(self.layer_path(snapshot.layers[0]))
 
     def _sweep(self, records: Records) -> None:
         """Remove the layers that are nobody's: a crash left them, or the last one is gone."""
