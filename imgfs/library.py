@@ -18,7 +18,8 @@ from imgfs.extents import ExtentList
 from imgfs.formats.probe import RAW
 from imgfs.guest.disk import Guest
 from imgfs.opener.disks import open_disk, open_snapshot
-from imgfs.overlays.store import SnapshotStore, snapshot_path
+from imgfs.overlays.records import snapshot_path
+from imgfs.overlays.store import SnapshotStore
 from imgfs.views.opening import Chain
 from imgfs.views.showing import SHOWN, encoded
 from imgfs.views.slice import SliceView, parts_of

@@ -96,7 +96,7 @@ FORBIDDEN = {"getrefcount", "getrefs", "__del__", "_is_gil_enabled", "setswitchi
 FORBIDDEN |= {"finalize", "WeakSet", "WeakKeyDictionary", "WeakValueDictionary"}
 FORBIDDEN_MODULES = {"gc"}
 #: They only do not keep alive what they refer to; what can be reached is there.
-WEAK = {"imgfs/opener/stored.py", "imgfs/views/overlay.py", "imgfs/views/view.py"}
+WEAK = {"imgfs/views/overlay.py", "imgfs/views/view.py"}
 FORBIDDEN_IN_C = ["Py_REFCNT", "Py_SET_REFCNT", "ob_refcnt", "IsUniquelyReferenced", "tp_finalize"]
 FORBIDDEN_IN_C += ["PyGC_", "PyObject_GC_", "PyGILState_Check", "Py_MOD_GIL_NOT_USED"]
 

@@ -29,8 +29,8 @@ from imgfs.overlays.commit import committing
 from imgfs.overlays.log import write_all
 from imgfs.overlays.places import sync_directory
 from imgfs.overlays.rawpins import pin_raw
-from imgfs.overlays.records import SnapshotPath
-from imgfs.overlays.store import SnapshotStore, snapshot_path, stores, unreadable
+from imgfs.overlays.records import SnapshotPath, snapshot_path
+from imgfs.overlays.store import SnapshotStore, stores, unreadable
 from imgfs.pieces import Kind
 from imgfs.sources.base import WritableSource
 from imgfs.units import format_size

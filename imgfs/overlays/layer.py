@@ -350,6 +350,8 @@ def open_layer(path: Path, *, writable: bool = False, alone: bool = True) -> Lay
         except FileNotFoundError as exc:
             raise CorruptSnapshot(f"{exc.filename}: is missing") from None
         layer = Layer(path, data, batches, lock, writable=writable)
+        changed = changed_ns(path)
+        layer._least_mtime_ns = changed  # another one than the file's after a power loss
         if writable:
             layer.log.cut()  # a torn batch is not to be read with a next one behind
             if layer.trust != Trust.DOUBT:
@@ -357,10 +359,15 @@ def open_layer(path: Path, *, writable: bool = False, alone: bool = True) -> Lay
             if layer.closed is not None:
                 (path / "closed").unlink()
                 sync_directory(path)  # what it says is not so any more
+            else:
+                os.utime(path)  # times.py: it is open from now on
             if layer.closed is None or not layer.closed.is_whole:
                 punch_stray(data, layer.state, layer.store)
             if os.fstat(data).st_size > layer.size:
                 os.ftruncate(data, layer.size)  # if it grows these bytes are not to be seen
+            if os.fstat(data).st_mtime_ns != changed:
+                layer.set_mtime(changed)
+            layer._least_mtime_ns = 0
             layer.is_writable = True
         return layer
     except BaseException:

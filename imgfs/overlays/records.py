@@ -29,6 +29,14 @@ _SHOWN = 120  # characters of what is damaged
 SnapshotPath = tuple[str, ...]
 
 
+def snapshot_path(name: str) -> SnapshotPath:
+    """Of a name as people write it.  Raises UsageError."""
+    path = tuple(name.split("/"))
+    if not all(path) or any(each in (".", "..") for each in path):
+        raise UsageError(f"{name!r}: not a snapshot's name; write x, or x/y for y in x's snapshots")
+    return path
+
+
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """`layers` are names, from the top down; `created` is seconds since 1970."""

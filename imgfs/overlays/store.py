@@ -24,7 +24,6 @@ from imgfs.errors import (
     OtherVersion,
     SnapshotNotFound,
     SourceChanged,
-    UsageError,
 )
 from imgfs.overlays import basefile
 from imgfs.overlays.base import Base as Base
@@ -46,14 +45,6 @@ from imgfs.overlays.records import decode as decode_records
 from imgfs.overlays.records import encode as encode_records
 from imgfs.overlays.spare import give_up_spare, keep_spare
 from imgfs.overlays.times import changed_ns
-
-
-def snapshot_path(name: str) -> SnapshotPath:
-    """Of a name as people write it.  Raises UsageError."""
-    path = tuple(name.split("/"))
-    if not all(path) or any(each in (".", "..") for each in path):
-        raise UsageError(f"{name!r}: not a snapshot's name; write x, or x/y for y in x's snapshots")
-    return path
 
 
 def state_root() -> Path:
