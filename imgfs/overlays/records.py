@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from imgfs.checksums import decode_line, encode_line, other_version, seed_of
-from imgfs.errors import OtherVersion
+from imgfs.errors import OtherVersion, UsageError
 
 VERSION = 2
 _SHOWN = 120  # characters of what is damaged
