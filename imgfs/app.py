@@ -41,6 +41,7 @@ from imgfs.url.source import parse
 from imgfs.views.opening import Chain
 from imgfs.views.raw import RawView
 from imgfs.views.through import StoredView, ThroughView
+from imgfs.views.view import View
 
 if TYPE_CHECKING:
     from imgfs.config import file as configfile
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CHECK_S = 5.0
+CLOSE_S = 2.0  # how often it is asked whether a file without a name is still open
 MERGE_S = 2.0  # how often it is asked whether there are layers to merge
 TRIM_S = 30.0  # how often memory that nobody needs is given back
 ARENAS = 2  # of the C library's memory, for a dozen threads that mostly wait
@@ -160,6 +162,7 @@ class Mount:
                 self._listed_image,
                 _forget_name,
                 self._looked_at,
+                self._stored,
                 write=self._options.write_through,
             )
             self._images = listed
@@ -285,6 +288,22 @@ class Mount:
                 for image in self._images:
                     if image.is_read():
                         nursery.start_soon(image.check)
+
+    async def close_nameless(self) -> None:
+        """Close files that were removed while they were open, and are open no more."""
+        while True:
+            await trio.sleep(CLOSE_S)
+            if not self._stored.has_nameless:
+                continue
+            snapshots = [view for image in self._images for view in image.snapshots.views()]
+            used: set[View] = set()
+            left: list[View] = [*self.tree.views(), *snapshots]
+            while left:
+                view = left.pop()
+                if view not in used:
+                    used.add(view)
+                    left += view.made_of()
+            await self._stored.close_nameless(used)
 
     async def close_idle(self) -> None:
         """Of many images, close those that were not used for longest."""
@@ -436,6 +455,7 @@ async def run_mount(
                 was_ready = True
                 nursery.start_soon(mount.close_idle)
                 nursery.start_soon(mount.merge_layers)
+                nursery.start_soon(mount.close_nameless)
                 nursery.start_soon(mount.trim_memory)
                 await mount.watch()
 

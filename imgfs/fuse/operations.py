@@ -97,6 +97,7 @@ class Operations(WritingOperations):
             entry.st_size = shape.size
             entry.st_blocks = -(-shape.stored_bytes // _BLOCK)
             entry.st_blksize = 128 << 10
+            entry.st_nlink = 1 if node.links else 0  # nameless, and open yet
         else:
             entry.st_mode = stat.S_IFREG | self._mode(0o400)
             # 0 where it is different each time, as in /proc.

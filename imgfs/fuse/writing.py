@@ -62,6 +62,8 @@ class WritingOperations(pyfuse3.Operations):
                 await node.prepare()
             assert node.view is not None
             await node.view.check_for_open()
+            if node.view.is_nameless:
+                raise SourceChanged(f"{node.view.name}: its name leads to another file, or none")
         except SourceChanged:
             # The kernel looks the name up again on ESTALE, and then finds the new one.
             if node.changed is not None:
@@ -164,7 +166,7 @@ class WritingOperations(pyfuse3.Operations):
     ) -> pyfuse3.EntryAttributes:
         node = self._node(inode)
         if node.folder is None or fields.update_size:
-            view = await self._writable(node)
+            view = await self._to_set(node, fh)
             shown = await self._attributes(node)
             self._refuse_owner_and_mode(attr, fields, shown)
             if fields.update_size:
@@ -172,6 +174,14 @@ class WritingOperations(pyfuse3.Operations):
             elif fields.update_mtime:
                 await view.set_mtime(attr.st_mtime_ns)
         return await self._attributes(node)
+
+    async def _to_set(self, node: Node, fh: int | None) -> Writable:
+        """The view of an open file, or of one that is found by its name."""
+        if fh in self._writers:
+            return self._writers[fh].writer.view
+        if not node.links and isinstance(node.view, Writable):
+            return node.view
+        return await self._writable(node)
 
     @staticmethod
     def _refuse_owner_and_mode(attr: Any, fields: Any, shown: pyfuse3.EntryAttributes) -> None:

@@ -26,7 +26,7 @@ from imgfs.formats.probe import RAW, probe
 from imgfs.formats.served import Node
 from imgfs.locks import Lock
 from imgfs.overlays.rawpins import is_pinned_raw, pin_raw, unpin_raw
-from imgfs.sources.base import Source
+from imgfs.sources.base import Source, WritableSource
 from imgfs.sources.local.file import FileSource
 from imgfs.status.durable import Unsaved
 from imgfs.url.beside import beside
@@ -90,6 +90,8 @@ class StoredViews:
         self._entries: dict[Wanted, _Entry] = {}
         self._wanted: dict[StoredView, Wanted] = {}
         self._served: list[RawView] = []
+        self._nameless: list[ThroughView] = []
+        self._written: dict[str, ThroughView] = {}  # by their files' tokens
         self._in_chains: Counter[StoredView] = Counter()  # that are being put together
 
     async def get(self, wanted: Wanted) -> StoredView:
@@ -99,15 +101,23 @@ class StoredViews:
         """
         entry = self._entries.setdefault(wanted, _Entry())
         async with entry.lock:
+            if entry.view is not None and entry.view.is_nameless:
+                self._let_go(entry)
             if entry.view is None or entry.view.stale is not None:
                 entry.view = await self._opened(wanted, entry.view)
                 self._wanted[entry.view] = wanted
+                if isinstance(entry.view, ThroughView) and entry.view.source.file_token:
+                    self._written[entry.view.source.file_token] = entry.view
                 entry.view.when_stale(partial(self._discard_stale, entry.view))
             return entry.view
 
     async def _opened(self, wanted: Wanted, old: StoredView | None) -> StoredView:
         source = await self._open_source(wanted)
         try:
+            known = await self._renamed(source)
+            if known is not None:
+                await source.aclose()
+                return known
             if old is not None and old.cache is not None:
                 await old.cache.closed.wait()  # it was stale, and has the directory yet
             cache = None
@@ -167,6 +177,64 @@ class StoredViews:
         """Make durable what nobody has open any more; what fails is told at the end, too."""
         with contextlib.suppress(ImgfsError):
             await view.sync()
+
+    async def _renamed(self, source: Source) -> ThroughView | None:
+        """The view of this very file, if it was opened by a name that it has not any more."""
+        if not isinstance(source, WritableSource) or not source.is_writable:
+            return None
+        view = self._written.get(source.file_token)
+        if view is None or view.stale is not None or view not in self._wanted:
+            return None
+        with contextlib.suppress(ImgfsError):
+            await view.check()
+            if view.is_nameless:
+                await view.source.moved(source.url)
+                self._forget(view)
+                return view
+        return None
+
+    def moved(self, text: str, new_text: str) -> None:
+        """What is written by the one name has the other one now."""
+        self.removed(new_text)
+        for wanted, entry in list(self._entries.items()):
+            if wanted.text == text and isinstance(entry.view, ThroughView):
+                del self._entries[wanted]
+                fresh = replace(wanted, text=new_text)
+                self._entries[fresh] = entry
+                self._wanted[entry.view] = fresh
+
+    def removed(self, text: str) -> None:
+        """What is written by this name has none any more."""
+        for wanted, entry in self._entries.items():
+            if wanted.text == text:
+                self._let_go(entry)
+
+    @property
+    def has_nameless(self) -> bool:
+        return bool(self._nameless)
+
+    async def close_nameless(self, used: Collection[View]) -> None:
+        """Close those that have no name, and that nobody has open.  Raises nothing."""
+        for view in [each for each in self._nameless if each not in used and not each.writers]:
+            self._nameless.remove(view)
+            try:
+                await view.finish()
+            except ImgfsError as exc:
+                log.error("%s: when it was closed: %s", view.name, exc)
+            view.mark_stale(SourceChanged(f"{view.name}: has no name, and was closed"))
+            await self._discard(view)
+
+    def _let_go(self, entry: _Entry) -> None:
+        if isinstance(entry.view, ThroughView):
+            self._nameless.append(entry.view)
+            entry.view = None
+
+    def _forget(self, view: ThroughView) -> None:
+        self._nameless = [each for each in self._nameless if each is not view]
+        self._written = {of: each for of, each in self._written.items() if each is not view}
+        for entry in self._entries.values():
+            if entry.view is view:
+                entry.view = None
 
     async def chain(self, name: str, stored: StoredView, format: str | None) -> Chain:
         """The disk in it, to be called `name`, with what its options say, and this format if
@@ -305,10 +373,11 @@ class StoredViews:
                 log.error("%s: at the end of the mount: %s", view.name, exc)
                 failed.append(exc)
 
+        views = [*self._nameless, *(entry.view for entry in self._entries.values())]
         async with trio.open_nursery() as nursery:
-            for entry in self._entries.values():
-                if isinstance(entry.view, ThroughView):
-                    nursery.start_soon(one, entry.view)
+            for view in views:
+                if isinstance(view, ThroughView):
+                    nursery.start_soon(one, view)
         if failed:
             raise failed[0]
 

@@ -126,6 +126,9 @@ class WritableSource(Source, WritableImage):
 
     Own writes change what it is told by, so they stand between `begin_writing` and `pin`.  In
     between `check_identity` raises SourceChanged for another file only, not for another state.
+
+    After `outlive_name` it stays the file that was opened, whatever happens to its name: when
+    there is another file under that, or none, it `is_nameless`, which is no change.
     """
 
     @property
@@ -137,6 +140,20 @@ class WritableSource(Source, WritableImage):
     def takes_several(self) -> bool:
         """May several processes write to it at a time, each its own ranges?"""
         return False
+
+    is_nameless = False  #: its name is gone, or is another file's
+
+    async def keep(self) -> None:
+        """See to it that it is open in a way that needs no name.  Raises as opening does."""
+
+    def outlive_name(self) -> None:
+        """From now on another file under its name is no change."""
+
+    async def moved(self, url: str) -> None:
+        """The file has this name now, which `open_source` takes."""
+
+    async def lost_name(self) -> None:
+        """The file has no name any more: from now on it is what is open."""
 
     @property
     def keeps_mtime(self) -> bool:

@@ -40,6 +40,10 @@ class Listing(ABC):
 
     is_writable = False
 
+    def url_of(self, name: str) -> str:
+        """Of a file in it, as in `Listed`."""
+        return self.url + name
+
     async def create(self, name: str) -> None:
         """A new empty file.  Raises AlreadyThere, NoSpace, and as `files` does."""
         raise ReadOnlyView(f"{self.url}{name}: cannot be created")

@@ -126,6 +126,26 @@ class ImageNodes:
         """Put the source's bytes as stored there, under the file's own name."""
         self._place(directory, self.file_name, self.opened)
 
+    @property
+    def written(self) -> ThroughView | None:
+        """The bytes as stored, if they are open for writing through."""
+        return self._stored if isinstance(self._stored, ThroughView) else None
+
+    async def adopt(self, directory: Node, node: Node) -> None:
+        """As `add_original`, with a node that another image had there under another name."""
+        place = Place(directory, encode(self.file_name), self.opened)
+        self._places.append(place)
+        node.changed = self._changed
+        if node.view is None:
+            node.prepare = partial(self._fill, node, place)
+        else:
+            with contextlib.suppress(ImgfsError):  # who opens it is told
+                await self.opened()
+
+    def leave(self, directory: Node) -> None:
+        """It has no name there any more."""
+        self._places = [each for each in self._places if each.directory is not directory]
+
     def _place(self, directory: Node, name: str, open_view: OpenView) -> None:
         place = Place(directory, encode(name), open_view)
         self._places.append(place)

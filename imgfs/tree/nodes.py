@@ -149,6 +149,12 @@ class Tree:
     withdraw_name: Callable[[int, bytes], int] = lambda parent, name: 0
     _shown: dict[View, list[Node]] = field(default_factory=dict)
 
+    def views(self) -> Iterator[View]:
+        """Those that somebody may have open, or open."""
+        for node in self.nodes.values():
+            if node.view is not None:
+                yield node.view
+
     def add(self, parent: Node | None, name: bytes, **what: object) -> Node:
         """Make a node, and let it take the name in its parent."""
         node = Node(self._next, **what)  # type: ignore[arg-type]

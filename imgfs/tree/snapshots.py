@@ -95,6 +95,10 @@ class Snapshots:
         self._had_none = not found and damage is None
         return [each.path for each in found]
 
+    def views(self) -> list[SnapshotView]:
+        """Those that are open."""
+        return list(self._views.values())
+
     def add_to(self, tree: Tree, directory: Node) -> None:
         """Put `snapshots/` there."""
         SnapshotsFolder(self, tree, directory, None)

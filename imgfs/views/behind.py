@@ -11,6 +11,7 @@ its new state becomes the one that counts (`pin`).
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Awaitable, Callable
 
@@ -115,6 +116,14 @@ class WriteBehind:
             await change()
             await self._source.pin()
             self.is_in_burst = False
+
+    async def around(self, change: Callable[[], Awaitable[None]]) -> None:
+        """Change the source's name while nothing is in flight.  Raises what that raises."""
+        async with self._burst:
+            with contextlib.suppress(ImgfsError):  # who writes next is told
+                await self._begin()
+            await change()
+        await self.pin()
 
     async def _begin(self) -> None:
         if not self.is_in_burst:

@@ -82,6 +82,13 @@ class OverlayView(View):
                 self.stored_bytes = await trio.to_thread.run_sync(self.map.data_bytes)
                 self._is_prepared = True
 
+    def made_of(self) -> Sequence[View]:
+        return [self.below]
+
+    @property
+    def is_nameless(self) -> bool:
+        return self.below.is_nameless
+
     def layered(self) -> _map.SegmentMap:
         """What is in the layers: STORE or ZERO; the rest is ASK."""
         found = _map.SegmentMap(self.size)

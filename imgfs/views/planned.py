@@ -61,6 +61,13 @@ class PlannedView(View):
         for file in files:
             file.when_stale(self.mark_stale)
 
+    def made_of(self) -> Sequence[View]:
+        return self.files
+
+    @property
+    def is_nameless(self) -> bool:
+        return any(file.is_nameless for file in self.files)
+
     @abstractmethod
     async def _plan(self, offset: int, length: int) -> PieceList:
         """Pieces from `offset` or before it on, at least one byte further; never BELOW."""

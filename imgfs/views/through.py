@@ -67,6 +67,7 @@ class ThroughView(Writable):
     ) -> None:
         super().__init__(source.name, source.size, source.stat.mtime_ns, source.stat.mode)
         self.source = source
+        source.outlive_name()
         self.cache = cache
         self.is_resizable = source.is_resizable
         self._open_cache = open_cache
@@ -89,6 +90,28 @@ class ThroughView(Writable):
     @property
     def ahead(self) -> Ahead | None:
         return self._base.ahead
+
+    @property
+    def is_nameless(self) -> bool:
+        return self.source.is_nameless
+
+    async def change_name(self, change: Callable[[], Awaitable[None]]) -> None:
+        """Do what gives the source another name, or takes it away, while nobody writes.
+
+        Raises what that raises.
+        """
+
+        async def kept() -> None:
+            await self.source.keep()
+            await change()
+
+        async def work() -> None:
+            async with self._shape:
+                await self._behind.drain()
+                await self._behind.around(kept)
+                self.name = self.source.name
+
+        await self._for_sure(work)
 
     def _show_times(self) -> None:
         self.mtime_ns, self.ctime_ns = self._times.mtime_ns, self._times.ctime_ns

@@ -98,6 +98,15 @@ class View(Image):
         """
         return None
 
+    def made_of(self) -> Sequence[View]:
+        """The views that it reads from."""
+        return ()
+
+    @property
+    def is_nameless(self) -> bool:
+        """Is it not what its name leads to any more?  Who has it open goes on."""
+        return False
+
     async def from_map(self, offset: int, length: int) -> bytes | None:
         """The bytes, where all are local; None also where they cannot be read: what is below is
         asked then, and says why."""

@@ -13,6 +13,7 @@ import stat
 from array import array
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -87,6 +88,7 @@ class FileSource(WritableSource):
         self._waking = Lock()
         self._users = 0
         self._is_writing = among_others
+        self._outlives_name = self._is_kept = False
         self._is_closed = False
         self._cut = opened.size  # what lies behind it may be away by our own doing
         self._seen = 0
@@ -120,6 +122,8 @@ class FileSource(WritableSource):
         """Close the descriptor for now; False where it is needed."""
         served = self._store.bytes_served
         was_read, self._seen = served != self._seen, served
+        if self._is_kept or self.is_nameless:
+            return False  # its path leads elsewhere, or will
         if self._users or self._is_writing or self.is_needed() or (was_read and not even_if_read):
             return False
         return self._store.detach()
@@ -169,13 +173,57 @@ class FileSource(WritableSource):
 
     async def check_identity(self) -> None:
         known = self.stat
-        with self._gone_is_changed(), translated(self._path, FILES):
-            now = await trio.to_thread.run_sync(os.stat, self._path)
-        is_other = (now.st_dev, now.st_ino) != self._file
+        now = None if self.is_nameless else await self._found()
+        if now is None:
+            async with self.opened() as fd:
+                now = os.fstat(fd)
         # While this was asked writes of our own may have begun, or ended and been pinned.
         is_quiet = not self._is_writing and self.stat is known
-        if is_other or (is_quiet and _identity(now) != known.identity):
+        if is_quiet and self.is_nameless:
+            self._forgive_ctime(now)
+        if is_quiet and _identity(now) != self.stat.identity:
             raise SourceChanged(f"{self._path}: changed since it was opened; open it again")
+
+    async def _found(self) -> os.stat_result | None:
+        """What it is by its name; None: it has none any more, and goes on without.
+
+        Raises SourceChanged if the name leads elsewhere, unless the file is open and outlives it.
+        """
+        path = self._path
+        try:
+            with self._gone_is_changed(), translated(path, FILES):
+                found = await trio.to_thread.run_sync(os.stat, path)
+            if (found.st_dev, found.st_ino) == self._file:
+                return found
+            raise SourceChanged(f"{path}: changed since it was opened; open it again")
+        except SourceChanged:
+            fd = self._store.fileno()
+            if not self._outlives_name or fd < 0:
+                raise
+            if path == self._path and not self.is_nameless:
+                await self.lost_name()
+                self._forgive_ctime(os.fstat(fd))
+            return None
+
+    def _forgive_ctime(self, now: os.stat_result) -> None:
+        """It is another one after the file was renamed, or a name of it removed."""
+        if (now.st_size, now.st_mtime_ns) == (self.stat.size, self.stat.mtime_ns):
+            self.stat = replace(self.stat, identity=_identity(now), ctime_ns=now.st_ctime_ns)
+
+    def outlive_name(self) -> None:
+        self._outlives_name = True
+
+    async def keep(self) -> None:
+        self._is_kept = True
+        await self._wake()
+
+    async def moved(self, url: str) -> None:
+        self._path = self.url = url
+        self.name = Path(url).name
+        self.is_nameless = self._is_kept = False
+
+    async def lost_name(self) -> None:
+        self.is_nameless = True
 
     async def begin_writing(self) -> None:
         await self.check_identity()

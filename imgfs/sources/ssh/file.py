@@ -16,10 +16,7 @@ from functools import partial
 from typing import Any
 
 from imgfs.errors import (
-    ImgfsError,
     NotAnImage,
-    ProtocolViolation,
-    ShortRead,
     SourceChanged,
     SourceNotFound,
     SourceUnreachable,
@@ -31,6 +28,7 @@ from imgfs.sources.ssh.helper import Look, Ranges
 from imgfs.sources.ssh.lanes import Lane, emptiest
 from imgfs.sources.ssh.link import Session, SshLink, in_background
 from imgfs.sources.ssh.ranges import data_ranges
+from imgfs.sources.ssh.reads import Batch
 from imgfs.sources.ssh.state import NS, State, state_of
 from imgfs.url.source import SshUrl
 
@@ -56,6 +54,8 @@ class SshFile:
         self.files: dict[Lane, Any] = {}  # the handle in each of the session's lanes
         self._state: State | None = None
         self._users = 0
+        self.outlives_name = self.is_nameless = False  #: as a source's
+        self.token_file = ""  #: which file it is, where that was told
         self.size = 0
         self.looked: Look | None = None  #: what was seen of it, if it was not opened for that
 
@@ -94,6 +94,24 @@ class SshFile:
 
         await self.link.run(work, self.name)
 
+    async def keep(self) -> None:
+        """Have a handle.  Raises as `check`."""
+
+        async def work(session: Session) -> None:
+            await self.opened(session)
+
+        await self.link.run(work, self.name)
+
+    def moved(self, url: SshUrl) -> None:
+        """It has this name now."""
+        self.name, self.path = url.text, url.path
+        self.is_nameless = False
+
+    def lost_name(self) -> None:
+        """From now on it is what its handles lead to, for as long as they live."""
+        self.token_file = self.place[1] or self.token_file
+        self.is_nameless = True
+
     async def begin_writing(self) -> None:
         """From now on only another file under the path counts as a change; raises as `check`."""
         await self.check()
@@ -105,7 +123,14 @@ class SshFile:
         Of None any size will do.
         """
 
-        found = await self.link.run(self._compared, self.name)
+        async def work(session: Session) -> State:
+            found = await self._compared(session)
+            is_same = size in (None, found.as_stat().size)
+            if not is_same and not self.is_nameless and await self.goes_on(session):
+                found = await self._look(session)
+            return found
+
+        found = await self.link.run(work, self.name)
         stat_ = found.as_stat()
         if size not in (None, stat_.size):
             said = f"has {stat_.size} bytes, and {size} were written"
@@ -124,6 +149,8 @@ class SshFile:
     def place(self) -> tuple[bytes, str]:
         """The path, and what tells which file is meant by it; empty: nothing does."""
         token = self._state.token if self._state is not None else None
+        if self.is_nameless:
+            return self.path, ""
         return self.path, token.file if token is not None and token.exact else ""
 
     async def read(self, offset: int, length: int) -> bytes:
@@ -161,14 +188,16 @@ class SshFile:
         """All extents; None where the server cannot tell.  Raises SourceChanged."""
 
         async def work(session: Session) -> ExtentList | None:
-            with self.used(), self._gone_is_changed():
+            with self.used(), self.gone_is_changed():
                 file, settings = await self.opened(session), self.link.settings
                 found = None
                 if self.size and settings.extents:
                     found = await data_ranges(file, self.name, self.size, settings.timeout_s)
                 is_certain = False
-                if found is None:
+                if found is None and not self.is_nameless:
                     found, is_certain = await self._walked(session)
+                    if self.is_nameless:
+                        found = None  # that was another file's
                 if not is_certain:
                     await self._compared(session)
             return found
@@ -182,7 +211,7 @@ class SshFile:
 
     @property
     def is_idle(self) -> bool:
-        return self._users == 0 and not self._opening.locked()
+        return self._users == 0 and not self._opening.locked() and not self.is_nameless
 
     def let_go(self) -> None:
         """Give the handles back for now; the next read opens the file again, and compares."""
@@ -202,10 +231,15 @@ class SshFile:
             self._users -= 1
 
     async def attributes(self, lane: Lane) -> State:
-        """As SFTP has them, by path."""
+        """As SFTP has them, by path if it has one."""
         with file_errors(self.name):
+            if self.is_nameless:
+                return await self._by_handle(self.files[lane])
             attrs = await self.link.request(lambda: lane.sftp.stat(self.path))
         return state_of(attrs, None)
+
+    async def _by_handle(self, file: Any) -> State:
+        return state_of(await self.link.request(file.stat), None)
 
     @property
     def state(self) -> State:
@@ -226,13 +260,51 @@ class SshFile:
     async def _compared(self, session: Session) -> State:
         """What is under the path now; raises SourceChanged when that is another."""
         known = self.state
-        with self._gone_is_changed():
+        try:
+            with self.gone_is_changed():
+                found = await self._look(session)
+            self.compare(found, known)
+        except SourceChanged:
+            if not await self.goes_on(session):
+                raise
+            known = self.state
             found = await self._look(session)
-        self.compare(found, known)
+            self.compare(found, known)
         return found
 
+    async def goes_on(self, session: Session) -> bool:
+        """The name does not lead to what was opened.  Is that file there all the same, as it was?
+
+        Then it has no name from now on.
+        """
+        for _ in range(TRIES):
+            path, known, is_writing = self.path, self._state, self._is_writing
+            if self.is_nameless:
+                return True
+            if not self.outlives_name or self._session is not session or self._file is None:
+                return False
+            with file_errors(self.name):
+                ours = await self._by_handle(self._file)
+            try:
+                found = await self._look(session)
+            except SourceNotFound:
+                found = None
+            if (path, known, is_writing) != (self.path, self._state, self._is_writing):
+                continue  # writes of our own have begun or ended, or it got another name
+            assert known is not None
+            if found is not None:
+                is_told = found.token is not None and found.token.exact and self.place[1]
+                if not (found.is_another(known) if is_told else found.differs(ours)):
+                    return False
+            if not is_writing and ours.differs(known):
+                return False
+            self.lost_name()
+            self._state = ours
+            return True
+        return False
+
     @contextlib.contextmanager
-    def _gone_is_changed(self) -> Iterator[None]:
+    def gone_is_changed(self) -> Iterator[None]:
         try:
             yield
         except SourceNotFound as exc:
@@ -246,11 +318,14 @@ class SshFile:
         async with self._opening:
             if self._session is session and self._file is not None:
                 return self._file
+            if self.is_nameless:
+                said = "its name is gone, and so is the connection by which it was open"
+                raise SourceChanged(f"{self.name}: {said}: what was not synced may be lost")
             if self._state is None:
                 self._file, self._state = await self._open_one(session)
             else:
                 known = self._state
-                with self._gone_is_changed():
+                with self.gone_is_changed():
                     file, state = await self._open_one(session)
                 self.compare(state, known)
                 self._file = file
@@ -266,7 +341,7 @@ class SshFile:
         What is there at the end is in the state that was opened, and so it was in between: who
         puts a file away and back changes its ctime.
         """
-        lanes = await session.lanes.widen()
+        lanes = [] if self.is_nameless else await session.lanes.widen()
         files: dict[Lane, Any] = {}
 
         async def one(lane: Lane) -> None:
@@ -278,7 +353,8 @@ class SshFile:
             if lanes:
                 await asyncio.gather(*map(one, lanes))
                 await self._compared(session)
-            if self._session is session:
+            # In these the name may have led elsewhere already.
+            if self._session is session and not self.is_nameless:
                 self.files |= files
                 files = {}
         finally:
@@ -306,7 +382,10 @@ class SshFile:
         raise SourceChanged(f"{self.name}: is being written to")
 
     async def _look(self, session: Session) -> State:
-        """What is under the path now."""
+        """What is under the path now; of a file without a name: that file."""
+        if self.is_nameless:
+            with file_errors(self.name):
+                return await self._by_handle(await self.opened(session))
         found, token = await asyncio.gather(
             self.attributes(session.lanes.first), session.helpers.identity(self.path)
         )
@@ -330,8 +409,10 @@ class SshFile:
         for attempt in range(TRIES):
             try:
                 answer = await session.helpers.extents(self.path, self.size)
-            except SourceChanged as exc:
-                if attempt + 1 == TRIES:
+            except (SourceChanged, SourceNotFound) as exc:
+                if await self.goes_on(session):
+                    return None, False
+                if attempt + 1 == TRIES or isinstance(exc, SourceNotFound):
                     raise SourceChanged(f"{self.name}: {exc}") from exc
                 continue
             if answer is None:
@@ -341,6 +422,8 @@ class SshFile:
             found, token = answer
             known = self.state.token
             if known is not None and known.exact == token.exact and known != token:
+                if await self.goes_on(session):
+                    return None, False
                 raise SourceChanged(f"{self.name}: changed since it was opened")
             return found, token.exact and known == token
         raise AssertionError("unreachable")
@@ -348,70 +431,3 @@ class SshFile:
 
 def _lost(name: str) -> SourceUnreachable:
     return SourceUnreachable(f"{name}: the connection was lost")
-
-
-class Batch:
-    """The requests of one read.
-
-    When the reader goes away or a piece fails, requests that were sent are answered all the same
-    and their answers dropped; those still waiting for a slot are never sent.
-    """
-
-    def __init__(self, owner: SshFile, session: Session, lane: Lane, file: Any) -> None:
-        self._owner = owner
-        self._session = session
-        self._lane = lane
-        self._link = owner.link
-        self._file = file
-        self._known = owner.state
-        self._wanted = True
-        self._answered = 0  # how many answers have come
-
-    async def run(self, offset: int, length: int) -> bytes:
-        step, end = self._session.read_size, offset + length
-        pieces = [
-            in_background(self._piece(at, min(step, end - at))) for at in range(offset, end, step)
-        ]
-        behind = in_background(self._look())
-        try:
-            # Unlike gather it leaves them alone when this is cancelled.
-            await asyncio.wait([*pieces, behind])
-        finally:
-            self._wanted = False
-        with file_errors(self._owner.name), self._owner._gone_is_changed():
-            parts = [piece.result() for piece in pieces]
-            found, answered_then = behind.result()
-            if answered_then < self._answered:
-                # Something was read after the look: asked for again, or out of order.
-                found = await self._owner.attributes(self._lane)
-        self._owner.compare(found, self._known)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    async def _look(self) -> tuple[State, int]:
-        found = await self._owner.attributes(self._lane)
-        return found, self._answered
-
-    async def _piece(self, offset: int, length: int) -> bytes:
-        data = b""
-        while len(data) < length:
-            at, left = offset + len(data), length - len(data)
-            with self._lane.asking(left):
-                more = await self._link.request(partial(self._ask, at, left))
-            if len(more) > left:
-                raise ProtocolViolation(f"{self._owner.name}: the server sent more than was asked")
-            data = data + more if data else more
-        return data
-
-    async def _ask(self, offset: int, length: int) -> bytes:
-        if not self._wanted:
-            raise ImgfsError("nobody wants it any more")
-        more: bytes = await self._file.read(length, offset)
-        self._answered += 1
-        if not more:
-            self._owner.compare(await self._session_attributes(), self._known)
-            raise ShortRead(f"{self._owner.name}: ends at {offset}, before its size")
-        return more
-
-    async def _session_attributes(self) -> State:
-        attrs = await self._lane.sftp.stat(self._owner.path)
-        return state_of(attrs, None)

@@ -74,6 +74,9 @@ class SshListing(Listing):
 
         await self._change(name, work)
 
+    def url_of(self, name: str) -> str:
+        return dataclasses.replace(self._where, path=self._path_of(name)).text
+
     def _path_of(self, name: str) -> bytes:
         return self._path.rstrip(b"/") + b"/" + os.fsencode(name)
 

@@ -23,7 +23,7 @@ from imgfs.sources.ssh.link import SshLink
 from imgfs.sources.ssh.listing import SshListing
 from imgfs.sources.ssh.settings import SshSettings
 from imgfs.sources.ssh.write import SshWriter
-from imgfs.url.source import SshUrl
+from imgfs.url.source import SshUrl, parse
 
 
 class SshSource(WritableSource):
@@ -61,7 +61,33 @@ class SshSource(WritableSource):
 
     @property
     def file_token(self) -> str:
-        return self._file.place[1]
+        return self._file.place[1] or self._file.token_file
+
+    @property
+    def is_nameless(self) -> bool:  # type: ignore[override]
+        return self._file.is_nameless
+
+    def outlive_name(self) -> None:
+        self._file.outlives_name = True
+
+    async def keep(self) -> None:
+        await self._bridge.call(self._file.keep)
+
+    async def moved(self, url: str) -> None:
+        found = parse(url)
+        assert isinstance(found, SshUrl)
+        self.url, self.name = url, found.basename
+
+        async def move() -> None:
+            self._file.moved(found)
+
+        await self._bridge.call(move)
+
+    async def lost_name(self) -> None:
+        async def lose() -> None:
+            self._file.lost_name()
+
+        await self._bridge.call(lose)
 
     @property
     def takes_several(self) -> bool:

@@ -175,10 +175,9 @@ class SshWriter:
 
     async def _sync(self, session: Session, main: Any) -> None:
         with file_errors(self._file.name):
-            apart = await session.lanes.apart()
-            file = main if apart is None else await apart.sftp.open(self._file.path, "r+b")
+            file = await self._opened_apart(session) or main
             try:
-                if apart is not None:
+                if file is not main:
                     # What the path leads to is another file if somebody has put one there.
                     ours, there = await asyncio.gather(self._link.request(main.stat), file.stat())
                     if (ours.size, ours.mtime) != (there.size, there.mtime):
@@ -188,6 +187,18 @@ class SshWriter:
             finally:
                 if file is not main:
                     in_background(file.close())
+
+    async def _opened_apart(self, session: Session) -> Any:
+        """Another handle, in a lane of its own; None where there is none to be had."""
+        if self._file.is_nameless:
+            return None
+        apart = await session.lanes.apart()
+        if apart is None:
+            return None
+        try:
+            return await apart.sftp.open(self._file.path, "r+b")
+        except asyncssh.SFTPNoSuchFile:
+            return None
 
     async def _patiently(self, session: Session, file: Any) -> None:
         """The request, for as long as the server is alive."""
