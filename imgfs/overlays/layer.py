@@ -229,10 +229,8 @@ class Layer:
                 for start, end, kind in zip(*self.ranges(), strict=True):
                     if kind == _map.STORE:
                         self.store.renew_sums(start, end - start)
-            if self.store.seal(0, _SEALED):
-                while self.store.seal(0, _SEALED):
-                    pass
-                os.fdatasync(self.data)
+            while self.store.seal(0, _SEALED):
+                pass
             if not self.store.is_sealed:
                 raise OSError(errno.EBUSY, "it is being written")
             self.store.sync_sums()
@@ -248,7 +246,7 @@ class Layer:
         try:
             self.check_place()
             self._seal()
-            os.fsync(self.data)  # its mtime, too
+            os.fsync(self.data)  # what was sealed, and its mtime
             if not self._had_sums:
                 self._compact()
             mark_closed(self.path, self._file, self.log.end, is_whole=is_whole)

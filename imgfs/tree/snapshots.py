@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import math
 from collections.abc import Awaitable, Callable
@@ -208,9 +207,13 @@ class Snapshots:
         Raises nothing: closing does what is left, and says what is wrong.
         """
         for view in list(self._views.values()):
-            with contextlib.suppress(OSError):
+            try:
                 while await trio.to_thread.run_sync(view.top.seal_some):
                     pass
+            except OSError as exc:
+                log.debug("%s: no checksums were written: %s", self.disk.name, exc)
+            except Exception:
+                log.exception("%s: sealing failed: this is a bug in imgfs", self.disk.name)
 
     async def _merge_two(self) -> bool:
         state = await trio.to_thread.run_sync(self.store.state)

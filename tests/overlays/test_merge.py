@@ -77,6 +77,14 @@ def left(store: SnapshotStore) -> int:
     return len(list((store.directory / "layers").iterdir()))
 
 
+def in_file(path: Path) -> int:
+    """Bytes of its `data` that are no hole; a file system has blocks of its own beside them."""
+    with (path / "data").open("rb") as file:
+        ends, flags = _map.scan_file(file.fileno(), SIZE)
+    found = zip([0, *ends[:-1]], ends, flags, strict=True)
+    return sum(end - start for start, end, is_hole in found if not is_hole)
+
+
 def test_all_that_was_frozen_becomes_one(store: SnapshotStore) -> None:
     store.create(("a",), BASE, SIZE)
     frozen(store, ("a",), *((block, b"1") for block in range(8)))
@@ -88,7 +96,7 @@ def test_all_that_was_frozen_becomes_one(store: SnapshotStore) -> None:
     assert seen(store, "a") == wanted
     top, only = store.get(("a",)).layers
     assert left(store) == 2
-    assert stored_bytes(store.layer_path(only)) == 8 * BLOCK  # the zeroes take none
+    assert in_file(store.layer_path(only)) == 8 * BLOCK  # the zeroes take none
     assert stored_bytes(store.layer_path(top)) == 0
 
 
@@ -275,7 +283,7 @@ def test_a_full_disk(tmp_path: Path) -> None:
             file.truncate(file.tell() - 2 * BLOCK)
             with pytest.raises(OSError, match="No space"):
                 merge_all(store)
-        assert stored_bytes(store.layer_path(lower)) == 8 * BLOCK
+        assert in_file(store.layer_path(lower)) == 8 * BLOCK
         assert seen(store, "a") == wanted
         (full / "ballast").unlink()
         assert merge_all(store) == 1

@@ -191,7 +191,7 @@ int segmap_read_target(struct segmap *map, uint64_t offset, uint64_t length, voi
 
 	pthread_rwlock_rdlock(&map->write_lock);
 	if (map->target)
-		err = store_pread(map->target, buf, length, offset, false);
+		err = store_pread_file(map->target, buf, length, offset, false);   /* it has no sums yet */
 	pthread_rwlock_unlock(&map->write_lock);
 	return err;
 }
