@@ -334,6 +334,7 @@ class ImageNodes:
         if self.directory is not None:
             for name in list(self.directory.children or {}):
                 self._tree.remove(self.directory, name)
+            self.directory.siblings = None
         self._stored = self._chain = self._extents_size = self._shown_disk = None
         self._guest = self._refused = None
         self._places, self._views = elsewhere, []
