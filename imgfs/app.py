@@ -36,6 +36,7 @@ from imgfs.tree.image import ImageNodes
 from imgfs.tree.images import ImagesNodes, ListedImages
 from imgfs.tree.names import image_name
 from imgfs.tree.nodes import Tree
+from imgfs.tree.snapshots import Snapshots
 from imgfs.url.shown import absolute, shown_url
 from imgfs.url.source import parse
 from imgfs.views.opening import Chain
@@ -313,10 +314,15 @@ class Mount:
         """Keep what snapshots stand on short, and without what nobody needs."""
         while True:
             await trio.sleep(MERGE_S)
-            for image in list(self._images):
-                await image.snapshots.check_place()
-                await image.snapshots.merge()
-                await image.snapshots.seal()
+            for snapshots in self._snapshots():
+                await snapshots.check_place()
+                await snapshots.merge()
+                await snapshots.seal()
+
+    def _snapshots(self) -> list[Snapshots]:
+        """Of all images that somebody has looked at."""
+        used = [image.used_snapshots for image in self._images]
+        return [each for each in used if each is not None]
 
     async def trim_memory(self) -> None:
         while True:
@@ -339,8 +345,8 @@ class Mount:
     async def make_durable(self) -> list[Unsaved]:
         """Make durable what was written to snapshots; returns what is not."""
         unsaved: list[Unsaved] = []
-        for image in list(self._images):
-            unsaved += await image.snapshots.make_durable()
+        for snapshots in self._snapshots():
+            unsaved += await snapshots.make_durable()
         return unsaved
 
     async def finish(self) -> None:
@@ -354,8 +360,8 @@ class Mount:
         Raises MountError that says what is lost.
         """
         lost: list[Unsaved] = []
-        for image in self._images:
-            lost += await image.snapshots.aclose()
+        for snapshots in self._snapshots():
+            lost += await snapshots.aclose()
         await self._stored.aclose()
         if lost:
             raise MountError(when_lost(lost))

@@ -1,4 +1,4 @@
-"""A lock that costs no turn of the loop while nobody else has it.
+"""A lock that costs no turn of the loop, and hardly any memory, while nobody else has it.
 
 `trio.Lock` lets all other tasks run at each use.  Of a directory's names each asks for a few locks,
 and such a turn costs more than what they guard.
@@ -14,20 +14,18 @@ import trio
 class Lock:
     """Held within `async with`; who waits gets it in order.  Not a checkpoint when it is free."""
 
-    __slots__ = ("_lock",)
+    __slots__ = ("_waiting", "is_held")
 
     def __init__(self) -> None:
-        self._lock = trio.Lock()
-
-    @property
-    def is_held(self) -> bool:
-        return self._lock.locked()
+        self.is_held = False
+        self._waiting: trio.lowlevel.ParkingLot | None = None  # from when somebody has waited
 
     async def __aenter__(self) -> None:
-        try:
-            self._lock.acquire_nowait()
-        except trio.WouldBlock:
-            await self._lock.acquire()
+        if self.is_held:
+            if self._waiting is None:
+                self._waiting = trio.lowlevel.ParkingLot()
+            await self._waiting.park()  # and it is ours, and was held all the time
+        self.is_held = True
 
     async def __aexit__(
         self,
@@ -35,4 +33,7 @@ class Lock:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._lock.release()
+        if self._waiting:
+            self._waiting.unpark()
+        else:
+            self.is_held = False

@@ -26,6 +26,7 @@ from imgfs.views.writable import Writable
 
 _BLOCK = 512  # what st_blocks counts in
 _SECOND = 10**9  # in ns
+MOST_LISTED = 16
 
 
 async def answer(view: View, offset: int, size: int) -> Buffer:
@@ -62,6 +63,7 @@ class Operations(WritingOperations):
         self._umask = options.umask
         self._ready = ready
         self._made: dict[int, bytes] = {}
+        self._listed: dict[int, list[tuple[bytes, Node]]] = {}  # directories that are being read
         self._start_ns = time.time_ns()
         tree.withdraw_name = native.withdraw_name
 
@@ -191,13 +193,26 @@ class Operations(WritingOperations):
         directory = self._node(handle)
         if start == 0 and directory.refresh is not None:
             await directory.refresh()
-        children = sorted((directory.children or {}).items())
-        for position, (name, node) in enumerate(children[start:], start + 1):
-            entry = pyfuse3.EntryAttributes()
+        children = self._listed.pop(handle, None)
+        if children is None or start == 0:
+            children = sorted((directory.children or {}).items())
+        entry = pyfuse3.EntryAttributes()
+        for position in range(start, len(children)):
+            name, node = children[position]
             entry.st_ino = node.inode
             entry.st_mode = stat.S_IFREG if node.children is None else stat.S_IFDIR
-            if not pyfuse3.readdir_reply(token, name, entry, position):
+            if not pyfuse3.readdir_reply(token, name, entry, position + 1):
+                self._keep_listed(handle, children)
                 return
+
+    def _keep_listed(self, inode: int, children: list[tuple[bytes, Node]]) -> None:
+        """For whoever reads on: of a long directory each answer has a small part.
+
+        Two that read it at a time have the same list, or the second one's.
+        """
+        self._listed[inode] = children
+        if len(self._listed) > MOST_LISTED:
+            del self._listed[next(iter(self._listed))]
 
     @guarded
     async def releasedir(self, handle: int) -> None:

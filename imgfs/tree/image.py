@@ -90,9 +90,8 @@ class ImageNodes:
         self._extents_size: tuple[View, int] | None = None
         self._shown_disk: Shown | None = None
         self._guest: GuestNodes | None = None
-        self.snapshots = Snapshots(
-            BaseDisk(name, url, self._base, self._may_snapshot, read_only, self._backing)
-        )
+        self._read_only = read_only
+        self.used_snapshots: Snapshots | None = None  #: from when somebody has looked at the image
         self.directory: Node | None = None  #: of its own, if it has one
         #: told when somebody looks at it
         self.used: Callable[[], None] = lambda: None
@@ -121,6 +120,13 @@ class ImageNodes:
         showing = Showing(tree, FORMATS, self._shown, self._follow, self._changed)
         FormatNodes(showing, directory, self.name)
         self._guest = GuestNodes(showing, directory, lambda: self.name)
+
+    @property
+    def snapshots(self) -> Snapshots:
+        if self.used_snapshots is None:
+            disk = (self._base, self._may_snapshot, self._read_only, self._backing)
+            self.used_snapshots = Snapshots(BaseDisk(self.name, self.url, *disk))
+        return self.used_snapshots
 
     def add_original(self, directory: Node) -> None:
         """Put the source's bytes as stored there, under the file's own name."""
@@ -336,7 +342,7 @@ class ImageNodes:
                 self._tree.remove(self.directory, name)
             self.directory.siblings = None
         self._stored = self._chain = self._extents_size = self._shown_disk = None
-        self._guest = self._refused = None
+        self._guest = self._refused = self.used_snapshots = None
         self._places, self._views = elsewhere, []
         if not self.is_gone:
             for place in elsewhere:

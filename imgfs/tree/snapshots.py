@@ -20,6 +20,7 @@ from imgfs.errors import (
     ReadOnlyView,
     SnapshotNotFound,
 )
+from imgfs.locks import Lock
 from imgfs.overlays.layer import Layer, Ranges
 from imgfs.overlays.merge import Pair, begin_merge
 from imgfs.overlays.reading import open_to_read
@@ -65,7 +66,7 @@ class Snapshots:
         self._state = state
         self._store: SnapshotStore | None = None
         self._views: dict[SnapshotPath, SnapshotView] = {}
-        self._changing = trio.Lock()
+        self._changing = Lock()
         self._damage: str | None = None
         self._merged: tuple[int, int] | None = None
         self._merge_after = 0.0
@@ -276,7 +277,7 @@ class Snapshots:
         """Close those that are open and nobody uses; False where that cannot be done now."""
         if not self._views:
             return True
-        if self._is_merging or self._changing.locked():
+        if self._is_merging or self._changing.is_held:
             return False
         self._is_resting = True
         try:
