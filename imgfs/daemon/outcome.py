@@ -1,6 +1,6 @@
 """How a mount's process ends, for whoever waits for that and is not its parent.
 
-A mount has a small file in memory (memfd_create(2)), which its user's other processes can open by
+A mount has a small file without a name (nameless.py), which its user's other processes can open by
 way of /proc, and read also when the process is gone.  Its name says which mount point it is for, so
 that the process can be found when nothing is mounted there any more.  It holds a line of JSON.
 """
@@ -14,6 +14,7 @@ import os
 from pathlib import Path
 from typing import Literal, TypeAlias
 
+from imgfs.daemon.nameless import link_end, nameless
 from imgfs.daemon.processes import Watched
 
 #: `serving`: it is mounted, or was when this was said; `holding`: it was to end, and has something
@@ -27,7 +28,7 @@ class Outcome:
     """The process's own end of it; the kernel drops the file with the last who has it open."""
 
     def __init__(self, mountpoint: str) -> None:
-        self._fd = os.memfd_create(_name(mountpoint), os.MFD_CLOEXEC)
+        self._fd = nameless(_name(mountpoint))
         self.say("serving")
 
     @property
@@ -71,12 +72,12 @@ class Ending:
 
 def holding(mountpoint: str) -> Ending | None:
     """A process of this user's that was mounted at the absolute path and has not ended."""
-    wanted = f"/memfd:{_name(mountpoint)} (deleted)"
+    wanted = link_end(_name(mountpoint))
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):  # another user's, or gone by now
             for each in (process / "fd").iterdir():
                 with contextlib.suppress(FileNotFoundError):
-                    if str(each.readlink()) == wanted:
+                    if str(each.readlink()).endswith(wanted):
                         return Ending(int(process.name), str(each))
     return None
 

@@ -23,6 +23,7 @@ from typing import Any
 import pycurl
 
 from imgfs import __version__
+from imgfs.daemon.nameless import nameless
 from imgfs.errors import UsageError
 from imgfs.sources.objects.answer import MAX_PART_HEADERS, Head
 
@@ -304,6 +305,6 @@ def _joined(ca_file: str, known: str | None) -> str:
             content += Path(path).read_bytes() + b"\n"
         except OSError as exc:
             raise UsageError(f"{path}: {exc.strerror}") from None
-    fd = os.memfd_create("imgfs-certificates", os.MFD_CLOEXEC)
+    fd = nameless("imgfs-certificates")
     os.write(fd, content)
     return f"/proc/self/fd/{fd}"
