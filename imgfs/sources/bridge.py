@@ -27,7 +27,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Awaitable, Callable
-from typing import Any, TypeVar, cast
+from typing import Any, Protocol, TypeVar, cast
 
 import outcome
 import trio
@@ -36,6 +36,13 @@ from imgfs.errors import NoThread, SourceUnreachable
 from imgfs.threads import NO_THREAD
 
 Result = TypeVar("Result")
+
+
+class Closable(Protocol):
+    def close(self) -> None: ...
+
+
+Shared = TypeVar("Shared", bound=Closable)
 
 END_S = 2.0  # how long tasks may take to notice that the bridge closes
 
@@ -47,14 +54,17 @@ class Bridge:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
         self._closed = False
-        self._shared: dict[Callable[[], object], object] = {}
+        self._shared: dict[Callable[[], Closable], Closable] = {}
 
-    def shared(self, make: Callable[[], Result]) -> Result:
-        """The only object of its kind on this loop, from where it is called; made when missing."""
+    def shared(self, make: Callable[[], Shared]) -> Shared:
+        """The only object of its kind on this loop, from where it is called; made when missing.
+
+        It is closed, on the loop's thread, when the bridge is.
+        """
         found = self._shared.get(make)
         if found is None:
             found = self._shared[make] = make()
-        return cast(Result, found)
+        return cast(Shared, found)
 
     async def call(self, function: Callable[..., Awaitable[Result]], *args: Any) -> Result:
         """Run `function(*args)` on the loop and give its result, or raise what it raised.
@@ -135,8 +145,7 @@ class Bridge:
             self._loop, self._thread = loop, thread
         return self._loop
 
-    @staticmethod
-    def _run(loop: asyncio.AbstractEventLoop) -> None:
+    def _run(self, loop: asyncio.AbstractEventLoop) -> None:
         asyncio.set_event_loop(loop)
         loop.run_forever()
         rest = asyncio.all_tasks(loop)
@@ -144,6 +153,8 @@ class Bridge:
             task.cancel()
         if rest:
             loop.run_until_complete(asyncio.wait(rest, timeout=END_S))
+        for each in self._shared.values():
+            each.close()
         # Callbacks of what ended just now still retrieve its errors.
         loop.run_until_complete(asyncio.sleep(0))
         loop.close()

@@ -113,6 +113,12 @@ def test_looks_are_true(mount: Mounter, sshd: Sshd, tmp_path: Path, sparse: Path
     assert len(files) == 7 * (2 + 1 + 2 * len(SHOWN) + 1)
     looked = {path: (path.stat().st_size, path.stat().st_blocks) for path in files}
     assert all(blocks for _, blocks in looked.values())
+    # cp looks for the holes that there are.  Of what is stored, blocks of zeroes that were found by
+    # reading, for a table say, are holes too, and come later.
+    for path in [path for path in files if path.parent.name != "original"]:
+        with path.open("rb") as file:
+            size, blocks = looked[path]
+            assert os.lseek(file.fileno(), 0, os.SEEK_HOLE) == size or blocks * 512 < size, path
     for path in files:
         if path.name == "extents.json":
             continue
@@ -121,10 +127,8 @@ def test_looks_are_true(mount: Mounter, sshd: Sshd, tmp_path: Path, sparse: Path
             assert len(content) == looked[path][0], path
             found = os.fstat(file.fileno())
             assert (found.st_size, found.st_blocks) == looked[path], path
-            # All that is not zero counts; and cp looks for the holes that there are.
+            # All that is not zero counts.
             assert len(content) - content.count(0) <= found.st_blocks * 512, path
-            if os.lseek(file.fileno(), 0, os.SEEK_HOLE) < found.st_size:
-                assert found.st_blocks * 512 < found.st_size, path
     time.sleep(1.1)  # what the kernel knows of them is asked for again
     for path in files:
         assert (path.stat().st_size, path.stat().st_blocks) == looked[path], path

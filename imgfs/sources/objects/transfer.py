@@ -221,13 +221,26 @@ class Transfers:
     def _let_go(self) -> None:
         """Close the connections: nobody has used them for a while."""
         self._idle = None
-        if not self._running and self._multi is not None:
-            self._spare.clear()
-            self._multi.close()
-            self._multi = None
-            self._on_timer(-1)
-            for fd in list(self._waits):
-                self._wait_for(fd, 0)
+        if not self._running:
+            self.close()
+
+    def close(self) -> None:
+        """Close all connections; a later request opens new ones."""
+        if self._idle is not None:
+            self._idle.cancel()
+            self._idle = None
+        if self._multi is None:
+            return
+        for handle in list(self._running):
+            with contextlib.suppress(pycurl.error):
+                self._multi.remove_handle(handle)
+        self._running.clear()
+        self._spare.clear()
+        self._multi.close()
+        self._multi = None
+        self._on_timer(-1)
+        for fd in list(self._waits):
+            self._wait_for(fd, 0)
 
     def _on_socket(self, what: int, fd: int, multi: object, data: object) -> None:
         self._wait_for(fd, 0 if what == pycurl.POLL_REMOVE else what)
