@@ -17,20 +17,19 @@ import trio
 from imgfs import threads
 from imgfs._native import _heap
 from imgfs.budget import shared
-from imgfs.cache.cached import CachedImage, Policy, open_cached
-from imgfs.cache.directory import default_limit, make_root, sweep
-from imgfs.cache.space import CacheSpace
+from imgfs.cache.cached import CachedImage, Policy
 from imgfs.config.options import Options
 from imgfs.daemon.holding import Holding
 from imgfs.daemon.outcome import Outcome
 from imgfs.daemon.stop import Stop
-from imgfs.errors import CacheError, CorruptImage, MountError, UnsupportedFeature, UsageError
+from imgfs.errors import CorruptImage, MountError, UnsupportedFeature, UsageError
+from imgfs.opener.caches import Caches
 from imgfs.opener.sources import Sources
 from imgfs.opener.stored import StoredViews, Wanted
 from imgfs.sources.base import Source, WritableSource
 from imgfs.sources.listing import Listed
 from imgfs.status.durable import SyncStatus, Unsaved, when_lost
-from imgfs.status.fields import CacheStatus, FastPathStatus, ImageStatus, MountStatus
+from imgfs.status.fields import FastPathStatus, ImageStatus, MountStatus
 from imgfs.tree.idle import LookedAt
 from imgfs.tree.image import ImageNodes
 from imgfs.tree.images import ImagesNodes, ListedImages
@@ -54,48 +53,6 @@ CLOSE_S = 2.0  # how often it is asked whether a file without a name is still op
 MERGE_S = 2.0  # how often it is asked whether there are layers to merge
 TRIM_S = 30.0  # how often memory that nobody needs is given back
 ARENAS = 2  # of the C library's memory, for a dozen threads that mostly wait
-
-
-class Caches:
-    """What the images of a mount share: the cache's place on disk, and its limit."""
-
-    def __init__(self, options: Options) -> None:
-        self._limit = options.cache_size
-        self._root: Path | None = None
-        self._space: CacheSpace | None = None
-        self._making = trio.Lock()
-
-    async def hold(
-        self,
-        source: Source,
-        policy: Policy,
-        task_status: trio.TaskStatus[CachedImage] = trio.TASK_STATUS_IGNORED,
-    ) -> None:
-        """Keep a cache for the source until that is another.  Raises nothing."""
-        space = await self._made()
-        async with open_cached(source, space, self._root, policy) as image:
-            task_status.started(image)
-            await image.is_over.wait()
-
-    async def _made(self) -> CacheSpace:
-        async with self._making:
-            if self._space is None:
-                limit = self._limit
-                try:
-                    self._root = make_root()
-                    await trio.to_thread.run_sync(sweep, self._root)
-                    if limit is None:
-                        limit = default_limit(self._root)
-                except CacheError as exc:
-                    log.warning("%s; reading without it", exc)
-                self._space = CacheSpace(limit or 0, self._root)
-                await self._space.count_idle()
-            return self._space
-
-    def status(self) -> CacheStatus:
-        """Bytes."""
-        space = self._space or CacheSpace(0)
-        return {"limit": space.limit, "used": space.used}
 
 
 class Mount:

@@ -16,8 +16,10 @@ class Backing:
 
     name: str
     format: str | None = None  #: None: the header does not say
-    #: what `Disk.own_id` of it must be; None: the format does not record that
-    wanted_id: str | None = None
+    #: what `Disk.own_id` of it must be, one of these; None: the format does not record that
+    wanted_ids: tuple[str, ...] | None = None
+    #: other names of it, to be tried in this order where the first one leads to no such file
+    other_names: tuple[str, ...] = ()
 
 
 class Disk(ABC):

@@ -11,7 +11,7 @@ from imgfs.formats import vhd_tables as vt
 from imgfs.formats.claims import WHOLE, Taken, check_entries, sorted_apart
 from imgfs.formats.disk import Backing, Disk
 from imgfs.formats.entries import Entries
-from imgfs.formats.windows_names import local_name
+from imgfs.formats.windows_names import local_names
 from imgfs.pieces import Kind, Piece, PieceList, PieceListBuilder
 from imgfs.steps import Read, Steps, read, read_all
 
@@ -68,11 +68,12 @@ def open_disk(name: str, size: int) -> Steps[VhdDisk]:
     taken.append((header.table_offset, table_end, "the table of blocks"))
     backing = None
     if footer.disk_type == vt.DIFFERENCING:
-        parent = yield from _parent_name(name, header, footer.data_offset)
+        parent, *others = yield from _parent_names(name, header, footer.data_offset)
         for each in vt.locators(header):
             end = each.platform_data_offset + each.platform_data_length
             taken.append((each.platform_data_offset, end, "a parent locator"))
-        backing = Backing(parent, "vpc", str(uuid.UUID(bytes=header.parent_unique_id)))
+        wanted = (str(uuid.UUID(bytes=header.parent_unique_id)),)
+        backing = Backing(parent, "vpc", wanted, tuple(others))
     apart = sorted_apart(name, taken)
     return VhdDisk(name, footer, sectors * vt.SECTOR, size, header, backing, apart)
 
@@ -165,7 +166,8 @@ def _read_header(
     return header
 
 
-def _parent_name(name: str, header: vt.Header, header_at: int) -> Steps[str]:
+def _parent_names(name: str, header: vt.Header, header_at: int) -> Steps[tuple[str, ...]]:
+    """Those of all locators, the relative ones first, and the header's own."""
     locators = [loc for loc in vt.locators(header) if loc.platform_code in _UTF16]
     reads = []
     for loc in locators:
@@ -188,14 +190,17 @@ def _parent_name(name: str, header: vt.Header, header_at: int) -> Steps[str]:
                 f"{loc.platform_data_length} bytes at {loc.platform_data_offset} is past the end "
                 "of the file"
             )
-    found = {loc.platform_code: bytes(text) for loc, text in zip(locators, texts, strict=True)}
+    paths = []
     for code, encoding in _UTF16.items():
-        if code in found:
-            return local_name(_decoded(name, found[code], encoding))
-    plain = local_name(_decoded(name, header.parent_unicode_name, "utf-16-be"))
-    if not plain:
+        for loc, text in zip(locators, texts, strict=True):
+            if loc.platform_code == code:
+                paths.append(_decoded(name, bytes(text), encoding))
+    if not paths or any(header.parent_unicode_name):
+        paths.append(_decoded(name, header.parent_unicode_name, "utf-16-be"))
+    names = local_names(paths)
+    if not names:
         raise CorruptImage(f"{name}: names no parent in the header at offset {header_at}")
-    return plain
+    return names
 
 
 def _decoded(name: str, data: bytes, encoding: str) -> str:

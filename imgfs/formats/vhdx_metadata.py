@@ -11,7 +11,7 @@ from imgfs.formats import vhdx_tables as vt
 from imgfs.formats.claims import sorted_apart
 from imgfs.formats.disk import Backing
 from imgfs.formats.vhdx_log import Replayed
-from imgfs.formats.windows_names import local_name
+from imgfs.formats.windows_names import local_names
 from imgfs.steps import Read, Steps
 
 _FIRST_READ = 128 << 10  # the table, and the items where everybody puts them
@@ -154,12 +154,16 @@ def _backing(name: str, locator: bytes) -> Backing:
     paths = [values[key] for key in _PATHS if values.get(key)]
     if not paths:
         raise CorruptImage(f"{name}: the parent locator has no path of the parent")
-    linkage = values.get("parent_linkage", "")
-    try:
-        wanted = str(uuid.UUID(linkage))
-    except ValueError:
-        raise CorruptImage(f"{name}: parent_linkage {linkage!r} is no GUID") from None
-    return Backing(local_name(paths[0]), "vhdx", wanted)
+    wanted: list[str] = []
+    for key in ("parent_linkage", "parent_linkage2"):  # the second one need not be there
+        linkage = values.get(key, "")
+        if linkage or not wanted:
+            try:
+                wanted.append(str(uuid.UUID(linkage)))
+            except ValueError:
+                raise CorruptImage(f"{name}: {key} {linkage!r} is no GUID") from None
+    first, *others = local_names(paths)
+    return Backing(first, "vhdx", tuple(wanted), tuple(others))
 
 
 def _text(name: str, locator: bytes, at: int, length: int) -> str:

@@ -91,7 +91,9 @@ class VmdkDisk(Disk):
         """`extents` are none of them empty."""
         self.own_id = f"{descriptor.cid:08x}"
         if descriptor.parent_cid != NO_PARENT:
-            self.backing = Backing(descriptor.parent_name, "vmdk", f"{descriptor.parent_cid:08x}")
+            self.backing = Backing(
+                descriptor.parent_name, "vmdk", (f"{descriptor.parent_cid:08x}",)
+            )
         self._descriptor = descriptor
         self._extents = extents
         self._is_checked = False
@@ -149,7 +151,7 @@ class VmdkDisk(Disk):
     def facts(self) -> list[tuple[str, str]]:
         found = [("createType", self._descriptor.create_type), ("CID", str(self.own_id))]
         if self.backing:
-            found += [("parentCID", str(self.backing.wanted_id))]
+            found += [("parentCID", " ".join(self.backing.wanted_ids or ()))]
             found += [("parentFileNameHint", self.backing.name)]
         found += [("extents", str(len(self._extents)))]
         sizes = sorted({e.grain for e in self._extents if isinstance(e, SparseExtent)})

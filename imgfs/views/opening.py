@@ -7,7 +7,14 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from importlib import import_module
 
-from imgfs.errors import CorruptImage, SnapshotNotFound, UnsupportedFeature
+from imgfs.errors import (
+    CorruptImage,
+    ImgfsError,
+    SnapshotNotFound,
+    SourceNotFound,
+    UnsupportedFeature,
+    UsageError,
+)
 from imgfs.formats.containers import CONTAINERS
 from imgfs.formats.disk import Backing, Disk
 from imgfs.formats.probe import RAW, probe
@@ -114,7 +121,7 @@ async def open_chain(
     formats: list[str] = []
     opened = [stored]
     view, wanted, snapshot = stored, asked.format, asked.snapshot
-    wanted_id: str | None = None
+    wanted_ids: tuple[str, ...] | None = None
     while True:
         found = wanted if wanted is not None else await drive(probe(view.size), [view])
         if found == "luks" and not asked.has_key:
@@ -132,10 +139,10 @@ async def open_chain(
         else:
             layer = await _open_layer(view, found, open_beside, opened, snapshot)
         own_id = layer.disk.own_id if layer.disk is not None else None
-        if wanted_id is not None and own_id != wanted_id:
+        if wanted_ids is not None and own_id not in wanted_ids:
             raise CorruptImage(
                 f"{view.name}: is not what {layers[-1].files[0].name} was made on: "
-                f"its id is {own_id}, not {wanted_id}"
+                f"its id is {own_id}, not {' or '.join(wanted_ids)}"
             )
         layers.append(layer)
         formats.append(found)
@@ -144,14 +151,40 @@ async def open_chain(
             break
         if len(layers) == MOST_LAYERS:
             raise UnsupportedFeature(f"{stored.name}: more than {MOST_LAYERS} backing files")
-        below = await open_beside(view, backing.name)
+        below = await _open_below(view, backing, open_beside)
         if any(below is layer.files[0] for layer in layers):
             raise CorruptImage(f"{stored.name}: its backing files form a loop at {below.name}")
         opened.append(below)
-        view, wanted, wanted_id = below, backing.format, backing.wanted_id
+        view, wanted, wanted_ids = below, backing.format, backing.wanted_ids
         snapshot = None
     disk = stored if layers[0].disk is None else DecodedView(name, layers)
     return Chain(disk, tuple(layers), tuple(formats), tuple(opened), asked.snapshot)
+
+
+async def _open_below(view: StoredView, backing: Backing, open_beside: OpenBeside) -> StoredView:
+    """The first file of the backing's names that is there, and is the one that is meant.
+
+    Where none of them is, what is wrong with the first one that is there, or else with the first.
+    """
+    failure: ImgfsError | None = None
+    found: StoredView | None = None
+    for name in (backing.name, *backing.other_names):
+        try:
+            below = await open_beside(view, name)
+            if not backing.other_names:
+                return below
+            found = found or below
+            layer = await _open_layer(below, backing.format or RAW, open_beside, [])
+        except (UsageError, SourceNotFound, CorruptImage, UnsupportedFeature) as exc:
+            failure = failure or exc
+            continue
+        own_id = None if layer.disk is None else layer.disk.own_id
+        if backing.wanted_ids is None or own_id in backing.wanted_ids:
+            return below
+    if found is not None:
+        return found  # whoever reads its header is told
+    assert failure is not None
+    raise failure
 
 
 async def _open_layer(

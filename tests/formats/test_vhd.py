@@ -223,8 +223,17 @@ def test_the_parents_name(names: dict[bytes, bytes], plain: str, wanted: str) ->
     files, disk = opened(Differencing(MIB, MIB, names, plain).file())
     assert disk.backing is not None
     assert (disk.backing.name, disk.backing.format) == (wanted, "vpc")
-    assert disk.backing.wanted_id == str(PARENT_ID)
+    assert disk.backing.wanted_ids == (str(PARENT_ID),)
     assert files.reads <= 2
+
+
+def test_other_names_of_the_parent() -> None:
+    """Each once, the relative ones first, then the last components, where images were gathered."""
+    names = {b"W2ku": "C:\\vm\\p.vhd".encode(UTF16), b"W2ru": "..\\base\\q.vhd".encode(UTF16)}
+    _, disk = opened(Differencing(MIB, MIB, names, "r.vhd").file())
+    assert disk.backing is not None
+    assert disk.backing.name == "../base/q.vhd"
+    assert disk.backing.other_names == ("p.vhd", "r.vhd", "q.vhd")
 
 
 BROKEN_HEADERS: list[tuple[dict[str, int], str]] = [

@@ -155,7 +155,7 @@ def test_the_parent() -> None:
     _, disk = opened(bytes(Differencing(MIB, MIB).file()))
     assert disk.backing is not None
     assert (disk.backing.name, disk.backing.format) == ("parent.vhdx", "vhdx")
-    assert disk.backing.wanted_id == str(PARENT_ID)
+    assert disk.backing.wanted_ids == (str(PARENT_ID),)
     assert disk.own_id == str(uuid.UUID(bytes_le=b"d" * 16))
     assert ("subformat", "differencing") in disk.facts()
 

@@ -126,7 +126,7 @@ def test_a_chain(tmp_path: Path) -> None:
     files, disk = opened(delta)
     assert disk.backing is not None
     assert (disk.backing.name, disk.backing.format) == (str(base), "vmdk")
-    assert disk.backing.wanted_id == below.own_id != disk.own_id
+    assert disk.backing.wanted_ids == (below.own_id,) != (disk.own_id,)
     whole = files.read(
         disk, 0, disk.size, lambda offset, length: below_files.read(below, offset, length)
     )

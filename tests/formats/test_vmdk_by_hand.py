@@ -119,7 +119,7 @@ def test_zeroed_grains_hide_the_parent(tmp_path: Path) -> None:
     files = Files(image)
     disk = files.run(open_disk("d", len(image)))
     assert disk.backing is not None
-    assert (disk.backing.name, disk.backing.wanted_id) == ("base.vmdk", "00000007")
+    assert (disk.backing.name, disk.backing.wanted_ids) == ("base.vmdk", ("00000007",))
     kinds = [
         next(files.run(disk.map(n * SIZE, 1)).between(n * SIZE, n * SIZE + 1)).kind
         for n in range(10)

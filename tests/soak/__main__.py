@@ -1,6 +1,7 @@
 """Mixed load on one mount: its bytes stay right, and it holds no more than at the beginning.
 
     .venv/bin/python -m tests.soak [--minutes 60] [--seed 1] [--work /var/tmp] [--json FILE]
+        [--memory MIB] [--descriptors N]
 
 As root, with OpenSSH's sshd, nbdkit, nginx, qemu-img and e2fsprogs.  Six images (a compressed qcow2
 here, two behind ssh, one at a web server, two NBD exports; two of them write=through) are read,
@@ -32,7 +33,7 @@ from imgfs._native import _heap
 from tests.soak.gate import Gate, Worker
 from tests.soak.watch import MIB, Sample, children, judged, sample, slope
 from tests.soak.workers import Snapshots, all_workers
-from tests.soak.world import CACHE, IMGFS, World, run, world
+from tests.soak.world import CACHE, IMGFS, World, limited, run, world
 
 PR_SET_CHILD_SUBREAPER = 36
 REST_S = 2.0  # what is closed is told to the mount a little later
@@ -150,6 +151,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--work", default="/var/tmp")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every sample there")
+    parser.add_argument("--memory", type=int, metavar="MIB", help="most that the mount may have")
+    parser.add_argument("--descriptors", type=int, help="most that the mount may have open")
     options = parser.parse_args()
     _heap.limit_arenas(1)  # else a dozen threads keep gigabytes of models that are gone
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("ended"))
@@ -157,7 +160,8 @@ def main() -> None:
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0):
         raise OSError(ctypes.get_errno(), "prctl")
     work = Path(tempfile.mkdtemp(prefix="soak-", dir=options.work))
-    with world(work) as built:
+    memory = None if options.memory is None else options.memory * MIB
+    with limited(memory, options.descriptors) as limits, world(work, limits) as built:
         built.mount()
         samples = work_on(built, options)
     left = reaped()

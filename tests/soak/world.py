@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,8 +60,10 @@ class Image:
 class World:
     """Everything is below `work`, and taken down by `close`."""
 
-    def __init__(self, work: Path) -> None:
+    def __init__(self, work: Path, limits: Sequence[str] = ()) -> None:
+        """`limits` are words before the command that mounts; see `limited`."""
         self.work = work
+        self.limits = limits
         self.point = work / "mount"
         self.state, self.cache, self.temporary = (work / n for n in ("state", "cache", "tmp"))
         for name in ("mount", "tmp", "www", "far", "reference"):
@@ -149,7 +151,7 @@ class World:
     def mount(self) -> None:
         with (self.work / "log").open("ab") as log:
             words = [self.work / "images.toml", self.point, "-f", "-o", f"cache_size={CACHE}"]
-            command = [*IMGFS, "mount", "-v", *map(str, words)]
+            command = [*self.limits, *IMGFS, "mount", "-v", *map(str, words)]
             self.process = subprocess.Popen(command, stderr=log, stdout=log)
         deadline = time.monotonic() + 30
         while not self.point.is_mount():
@@ -188,9 +190,32 @@ class World:
 
 
 @contextlib.contextmanager
-def world(work: Path) -> Iterator[World]:
-    built = World(work)
+def world(work: Path, limits: Sequence[str] = ()) -> Iterator[World]:
+    built = World(work, limits)
     try:
         yield built
     finally:
         built.close()
+
+
+@contextlib.contextmanager
+def limited(memory: int | None, descriptors: int | None) -> Iterator[list[str]]:
+    """Words that begin a command in a process of so many bytes, page cache included, and files.
+
+    The memory is a control group's, of version 1 or 2.
+    """
+    words = [] if descriptors is None else ["prlimit", f"--nofile={descriptors}:{descriptors}"]
+    if memory is None:
+        yield words
+        return
+    old = Path("/sys/fs/cgroup/memory")
+    group = (old if old.is_dir() else old.parent) / f"imgfs-soak-{os.getpid()}"
+    group.mkdir()
+    try:
+        limit = "memory.limit_in_bytes" if old.is_dir() else "memory.max"
+        (group / limit).write_text(str(memory))
+        join = f'echo $$ >{group}/cgroup.procs; exec "$@"'
+        yield ["sh", "-c", join, "sh", *words]
+    finally:
+        with contextlib.suppress(OSError):  # a process that did not end is told of elsewhere
+            group.rmdir()
