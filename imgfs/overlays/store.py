@@ -335,6 +335,7 @@ class SnapshotStore:
             (self.directory / "base").unlink(missing_ok=True)
             sync_directory(self.directory)
             (self.directory / "snapshots").unlink(missing_ok=True)
+            give_up_spare(self.directory)
             self._had_any = False
             sync_directory(self.directory)
         else:

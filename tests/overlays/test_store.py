@@ -385,3 +385,11 @@ def test_where_the_state_is(monkeypatch: pytest.MonkeyPatch) -> None:
     assert state_root().parts[-3:] == (".local", "state", "imgfs")
     monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/imgfs:/x")
     assert state_root() == Path("/var/lib/imgfs")
+
+
+def test_without_snapshots_nothing_takes_space(store: SnapshotStore) -> None:
+    store.create(("x",), BASE, SIZE)
+    assert (store.directory / "spare").stat().st_size > 0  # for a disk that is full one day
+    store.delete(("x",))
+    left = [path for path in store.directory.rglob("*") if path.is_file() and path.stat().st_size]
+    assert left == []
