@@ -117,6 +117,8 @@ class Stop:
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
         """Take the signals that end a process, from the moment that this has started."""
+        # At the end it may come too late: then it is not to kill us.
+        signal.signal(GIVE_UP, signal.SIG_IGN)
         with trio.open_signal_receiver(*SIGNALS, GIVE_UP) as signals:
             let_through()
             task_status.started()

@@ -280,8 +280,9 @@ def test_workers_that_see_something_else(cluster: Cluster, tmp_path: Path, out: 
         "from imgfs.extents import from_data_ranges\n"
         "from imgfs.sources.local.file import FileSource\n"
         f"ranges = [({12 * MIB}, {60 * MIB})]\n"
-        "async def other(self): return from_data_ranges(iter(ranges), self.size)\n"
-        "FileSource._all_extents = other\n"
+        "async def other(self, offset, length):\n"
+        "    return from_data_ranges(iter(ranges), self.size).clip(offset, offset + length)\n"
+        "FileSource._extents = other\n"
     )
     os.truncate(image, 60 * MIB)
     other = cluster.worker(preload=preload)
