@@ -6,6 +6,8 @@ import contextlib
 import ctypes
 import os
 import signal
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -98,3 +100,24 @@ def test_no_name_is_not_the_working_directory(
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "imgfs: '': no such directory; a mount point must exist\n"
     assert mounted_at(str(m.point)) is not None
+
+
+def test_a_late_word_to_give_up_kills_nobody() -> None:
+    """`imgfs umount --force` may say it to a process that ends by itself just then."""
+    code = """
+import os, signal, trio
+from imgfs.daemon.stop import Stop
+
+async def main():
+    async with trio.open_nursery() as nursery:
+        await nursery.start(Stop().listen)
+        nursery.cancel_scope.cancel()
+
+trio.run(main)
+os.kill(os.getpid(), signal.SIGUSR1)
+print("still here")
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, "still here\n")
