@@ -13,7 +13,8 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import outcome
 from trio._core import _thread_cache
@@ -24,10 +25,12 @@ log = logging.getLogger(__name__)
 
 LEAST = 6  # jobs may wait for a disk, or for the kernel, and one for another
 IDLE_S = 10.0
+AGAIN_S = 0.01
 STACK = 1 << 20  # bytes; the usual 8 MiB count against RLIMIT_AS
 SILENT_S = 60.0
 NO_THREAD = "no thread can be started; raise the limit (ulimit -u, pids.max, TasksMax=)"
 
+Result = TypeVar("Result")
 Job = tuple[Callable[[], Any], Callable[[outcome.Outcome[Any]], object]]
 
 
@@ -108,15 +111,25 @@ class Workers:
                 self._idle -= 1
 
     def _work(self) -> None:
-        while (job := self._next()) is not None:
+        while (job := _insist(self._next)) is not None:
             fn, deliver = job
             result = outcome.capture(fn)
             del job, fn
             try:
-                deliver(result)
+                # Whoever waits for it would wait for ever if it were lost.
+                _insist(partial(deliver, result))
             except BaseException:
                 log.exception("a thread's result could not be delivered")
             del result, deliver
+
+
+def _insist(do: Callable[[], Result]) -> Result:
+    """`do()`, again for as long as there is no memory for it."""
+    while True:
+        try:
+            return do()
+        except MemoryError:
+            time.sleep(AGAIN_S)
 
 
 def take_over() -> None:
