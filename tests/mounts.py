@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -40,6 +41,9 @@ class Mount:
         subprocess.run(
             ["fusermount3", "-uzq", str(self.point)], timeout=20, check=False, capture_output=True
         )
+        # One that has something to save, and nowhere to, stays by itself.
+        if not select.select([self.process], [], [], 10)[0]:
+            signal.pidfd_send_signal(self.process, signal.SIGKILL)
         os.close(self.process)
 
 

@@ -41,6 +41,7 @@ class SnapshotView(OverlayView, Writable):
         self._dirty = _map.SegmentMap(self.size)
         self._commits = trio.Lock()
         self._counted = 0  # changes of the map, when `stored_bytes` was found out
+        self._durable = -1  # as many of them were durable at the last commit here; -1: not open
         self._frozen: OverlayView | None = None
         #: the `written_layers` when it was found out last what the top hides
         self.trimmed: tuple[str, str, int] | None = None
@@ -90,6 +91,8 @@ class SnapshotView(OverlayView, Writable):
         if not self._is_prepared:
             await super().prepare()
             async with self._commits:
+                if self._durable < 0:
+                    self._durable = self.map.changes
                 if not self.map.writable and self.stale is None:
                     self._set_target()
 
@@ -297,7 +300,9 @@ class SnapshotView(OverlayView, Writable):
             return self._unsaved(exc)
         return None
 
-    def _unsaved(self, exc: ImgfsError) -> Unsaved:
+    def _unsaved(self, exc: ImgfsError) -> Unsaved | None:
+        if self.map.changes == self._durable and self.size == self.top.size:
+            return None  # nothing was written since
         starts, ends, _ = self._dirty.ranges()
         can_retry = not self.top.log.is_lost and (self._gone is None or not self.top.is_removed)
         why = exc.__cause__.strerror if isinstance(exc.__cause__, OSError) else None
@@ -310,6 +315,7 @@ class SnapshotView(OverlayView, Writable):
         }
 
     async def _commit(self) -> None:
+        changes = self.map.changes
         taken = self._dirty.take()
         try:
             with translated(self.name, self.place):
@@ -320,6 +326,7 @@ class SnapshotView(OverlayView, Writable):
             if isinstance(exc, StateGone):
                 await self._note_gone(exc)
             raise
+        self._durable = changes
         # From now on an fsync is answered natively.
         self._dirty.settle()
         if _map.BELOW in taken[2]:

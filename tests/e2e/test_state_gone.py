@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import os
+import select
 import shutil
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
@@ -134,3 +136,23 @@ def test_state_without_snapshots_may_go(mount: Mounter, disk: Path, tmp_path: Pa
         shutil.rmtree(tmp_path / "state")
     (m.point / "snapshots/X").mkdir()
     assert [path.name for path in (m.point / "snapshots").iterdir()] == ["X"]
+
+
+@pytest.mark.parametrize("synced", [False, True])
+def test_a_process_without_anything_to_save_ends(
+    mount: Mounter, disk: Path, tmp_path: Path, synced: bool
+) -> None:
+    """Also when the snapshots that it has open are gone."""
+    m = mount(disk)
+    raw = m.point / "snapshots/X/X.raw"
+    raw.parent.mkdir()
+    if synced:
+        with raw.open("r+b", buffering=0) as file:
+            write_and_sync(file.fileno(), b"a" * BLOCK)
+            os.fsync(file.fileno())
+    assert len(raw.read_bytes()) == MIB
+    if synced:  # a commit that Python knows of, whoever made the others
+        (m.point / ".imgfs/sync.json").read_bytes()
+    move(tmp_path / "state/imgfs")
+    subprocess.run(["fusermount3", "-u", str(m.point)], check=True, timeout=20)
+    assert select.select([m.process], [], [], 20)[0]
