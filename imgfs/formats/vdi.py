@@ -5,6 +5,7 @@ VirtualBox, Storage/VDICore.h and VDI.cpp.  Opening reads the header, mapping a 
 
 from __future__ import annotations
 
+from functools import partial
 from typing import ClassVar
 from uuid import UUID
 
@@ -40,22 +41,10 @@ class VdiDisk(Disk):
         self._data = header.offData + header.cbBlockExtra
         self._blocks = -(-self.size // header.cbBlock)
         self._is_checked = False
-        self._claims = Entries(
-            4,
-            [(MAX, t.BLOCK_ZERO, Kind.ZERO), (MAX, t.BLOCK_FREE, Kind.ZERO), (0, 0, Kind.DATA)],
-            mask=MAX,
-            scale=self._stride,
-            base=header.offData,
-            high=file_size,
-        )
-        self._plain = Entries(
-            4,
-            [(MAX, t.BLOCK_ZERO, Kind.ZERO), (MAX, t.BLOCK_FREE, Kind.ZERO), (0, 0, Kind.DATA)],
-            mask=MAX,
-            scale=self._stride,
-            base=self._data,
-            high=file_size,
-        )
+        rules = [(MAX, t.BLOCK_ZERO, Kind.ZERO), (MAX, t.BLOCK_FREE, Kind.ZERO), (0, 0, Kind.DATA)]
+        entries = partial(Entries, 4, rules, mask=MAX, scale=self._stride, high=file_size)
+        self._claims = entries(base=header.offData)  # with what lies before a block's bytes
+        self._plain = entries(base=self._data)
 
     def _check(self) -> Steps[None]:
         """Of a small map all of it; of a large one each part is checked when it is read."""

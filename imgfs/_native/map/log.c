@@ -146,24 +146,6 @@ static unsigned char *encode(uint64_t sequence, uint64_t size, const struct rang
 	return batch;
 }
 
-static int write_all(int fd, const void *bytes, size_t n, uint64_t offset)
-{
-	const char *from = bytes;
-
-	while (n) {
-		ssize_t done = pwrite(fd, from, n, (off_t)offset);
-
-		if (done < 0 && errno == EINTR)
-			continue;
-		if (done <= 0)
-			return done < 0 ? -errno : -EIO;
-		from += done;
-		offset += (uint64_t)done;
-		n -= (size_t)done;
-	}
-	return 0;
-}
-
 int log_cut(struct log *log)
 {
 	if (ftruncate(log->fd, (off_t)log->end))
@@ -180,7 +162,7 @@ static void extend(struct log *log, uint64_t end)
 	static const char zeroes[TAIL_BYTES];
 	struct stat found;
 
-	write_all(log->fd, zeroes, sizeof(zeroes), end);
+	fd_write(log->fd, zeroes, sizeof(zeroes), end);
 	log->room = fstat(log->fd, &found) ? end : (uint64_t)found.st_size;
 }
 
@@ -200,7 +182,7 @@ int log_append(struct log *log, uint64_t size, const struct ranges *ranges)
 	batch = encode(log->sequence + 1, size, ranges, &length);
 	if (!batch)
 		return -ENOMEM;
-	err = write_all(log->fd, batch, length, log->end);
+	err = fd_write(log->fd, batch, length, log->end);
 	free(batch);
 	if (!err && log->end + length > log->room)
 		extend(log, log->end + length);

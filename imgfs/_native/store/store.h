@@ -152,6 +152,8 @@ int store_splice(struct store *st, int pipe, uint64_t length, uint64_t offset);
 int store_write_from(struct store *st, int pipe, uint64_t length, uint64_t offset);
 /* Are these bytes all zero? */
 bool all_zero(const void *buf, size_t length);
+/* All of the bytes, by pwrite(2).  0 or -errno. */
+int fd_write(int fd, const void *buf, uint64_t length, uint64_t offset);
 int store_pwrite(struct store *st, const void *buf, uint64_t length, uint64_t offset);
 /* The same in a store_io. */
 int store_pwrite_file(struct store *st, const void *buf, uint64_t length, uint64_t offset);

@@ -13,25 +13,27 @@ int store_change(struct store *st, uint64_t length, uint64_t offset, store_io *i
 	return st->sums ? sums_change(st, offset, length, io, arg) : io(st, length, offset, arg);
 }
 
-int store_pwrite_file(struct store *st, const void *buf, uint64_t length, uint64_t offset)
+int fd_write(int fd, const void *buf, uint64_t length, uint64_t offset)
 {
 	const char *from = buf;
 
 	while (length) {
-		ssize_t n = pwrite(st->fd, from, length, (off_t)offset);
+		ssize_t n = pwrite(fd, from, length, (off_t)offset);
 
-		if (n < 0) {
-			if (errno == EINTR)
-				continue;
-			return -errno;
-		}
-		if (n == 0)
-			return -EIO;
+		if (n < 0 && errno == EINTR)
+			continue;
+		if (n <= 0)
+			return n < 0 ? -errno : -EIO;
 		from += n;
 		offset += (uint64_t)n;
 		length -= (uint64_t)n;
 	}
 	return 0;
+}
+
+int store_pwrite_file(struct store *st, const void *buf, uint64_t length, uint64_t offset)
+{
+	return fd_write(st->fd, buf, length, offset);
 }
 
 /* `arg` is what of a buffer is left. */

@@ -289,21 +289,8 @@ int sums_read(struct sums *s, uint64_t block, size_t n, uint32_t *to, bool nowai
 
 static int write_file(struct sums *s, const void *bytes, size_t n, uint64_t offset)
 {
-	const char *from = bytes;
-
 	atomic_store(&s->changed, true);
-	while (n) {
-		ssize_t done = pwrite(s->fd, from, n, (off_t)offset);
-
-		if (done < 0 && errno == EINTR)
-			continue;
-		if (done <= 0)
-			return done < 0 ? -errno : -EIO;
-		from += done;
-		offset += (uint64_t)done;
-		n -= (size_t)done;
-	}
-	return 0;
+	return fd_write(s->fd, bytes, n, offset);
 }
 
 int sums_write(struct sums *s, uint64_t block, size_t n, const uint32_t *from)
