@@ -28,6 +28,7 @@ from imgfs.opener.sources import Sources
 from imgfs.opener.stored import StoredViews, Wanted
 from imgfs.sources.base import Source, WritableSource
 from imgfs.sources.listing import Listed
+from imgfs.sources.local.file import FileSource
 from imgfs.status.durable import SyncStatus, Unsaved, when_lost
 from imgfs.status.fields import FastPathStatus, ImageStatus, MountStatus
 from imgfs.tree.idle import LookedAt
@@ -224,7 +225,11 @@ class Mount:
         if not isinstance(source, WritableSource) or not source.is_writable:
             return RawView(source, cache)
         again = None if cache is None else partial(self._open_cache, policy=policy)
-        return ThroughView(source, cache, again, self._nursery, hard=policy.hard)
+        view = ThroughView(source, cache, again, self._nursery, hard=policy.hard)
+        if isinstance(source, FileSource):
+            # Its name may lead elsewhere by the time that it is written again.
+            source.is_needed = lambda: view.writers > 0
+        return view
 
     def _invalidate(self, inode: int) -> None:
         import pyfuse3

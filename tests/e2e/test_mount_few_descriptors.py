@@ -188,3 +188,28 @@ def test_single_image_with_very_few(own_directories: None, tmp_path: Path) -> No
     )
     assert heads and done.returncode != 0
     assert "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("change", ["rename", "unlink"])
+def test_an_open_file_stays_itself(own_directories: None, tmp_path: Path, change: str) -> None:
+    """Descriptors of idle files are closed, but not of one that is open for writing: its name may
+    lead elsewhere by the time that it is written again."""
+    pool = tmp_path / "pool"
+    heads = fill(pool, IMAGES)
+    path, moved = pool / "disk000.img", tmp_path / "moved"
+    with foreground(f"{pool}/", tmp_path, "-o", "write=through", files=256) as m:
+        with (m.point / "originals/disk000.img").open("r+b", buffering=0) as file:
+            os.pwrite(file.fileno(), b"before", 0)
+            os.fsync(file.fileno())
+            with path.open("rb") as kept:
+                for name, head in list(heads.items())[1:]:
+                    assert head_of(m, name) == head, name
+                if change == "rename":
+                    path.rename(moved)
+                else:
+                    path.unlink()
+                os.pwrite(file.fileno(), b"after!", 100)
+                os.fsync(file.fileno())
+                assert os.pread(file.fileno(), 6, 100) == b"after!"
+                assert os.pread(kept.fileno(), 106, 0)[100:] == b"after!"
+        m.refuse_bugs()
