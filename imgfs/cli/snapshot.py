@@ -137,9 +137,10 @@ def check_command(source: str, name: str | None) -> None:
         if damage := store.damage():
             click.echo(f"imgfs: {damage}", err=True)
             is_good = False
-        for each, wrong in check(store, snapshot_path(name) if name is not None else None):
-            click.echo(f"{'damaged' if wrong else 'good':>7}  {'/'.join(each.path)}")
-            for line in wrong:
+        for each, found in check(store, snapshot_path(name) if name is not None else None):
+            state = "damaged" if found.damaged else "in use" if found.in_use else "good"
+            click.echo(f"{state:>7}  {'/'.join(each.path)}")
+            for line in found.damaged + found.in_use:
                 click.echo(f"imgfs: {line}", err=True)
                 is_good = False
     if not is_good:

@@ -56,7 +56,8 @@ def test_check(disk: Path) -> None:
     assert imgfs("snapshot", "check", disk, "a").returncode == 1
     layer = opened(store, "b")
     done = imgfs("snapshot", "check", disk, "b")
-    assert done.returncode == 1 and "is open for writing in process" in done.stderr
+    assert (done.returncode, done.stdout) == (1, " in use  b\n")
+    assert "is open for writing in process" in done.stderr
     layer.close()
     done = imgfs("snapshot", "check", disk, "c")
     assert done.returncode == 1 and "has no snapshot c" in done.stderr
