@@ -34,6 +34,7 @@ need_packages qemu-utils procps util-linux mount openssh-server openssh-client o
 need_packages fio qemu-system-x86 busybox-static e2fsprogs nginx-light nbdkit gnutls-bin libnbd-bin
 need_packages cryptsetup-bin dosfstools exfat-fuse exfatprogs fdisk gdisk mtools rsync strace
 need_packages bcache-tools btrfs-progs f2fs-tools lvm2 ntfs-3g partclone xfsprogs
+need_packages 7zip lz4 lzip lzop
 need_packages man-db groff-base systemd systemd-sysv dbus dbus-user-session libpam-systemd
 need_guest_kernel
 need_venv '[test]'

@@ -79,18 +79,23 @@ def test_other_forms_of_the_same() -> None:
     assert probed(skippable + MADE["zstd"]) == "zstd"
 
 
-@pytest.mark.parametrize(
-    ("program", "kind"), [("lz4", "lz4"), ("lzop", "lzop"), ("lzip", "lzip"), ("7z", "7z")]
-)
-def test_where_the_program_is_here(tmp_path: Path, program: str, kind: str) -> None:
+PROGRAMS = {
+    "lz4": ["lz4", "{source}", "{target}"],
+    "lzop": ["lzop", "-o", "{target}", "{source}"],
+    "lzip": ["lzip", "-k", "-o", "{target}", "{source}"],
+    "7z": ["7zz", "a", "{target}.7z", "{source}"],
+}
+
+
+@pytest.mark.parametrize("kind", PROGRAMS)
+def test_what_other_programs_make(tmp_path: Path, kind: str) -> None:
+    program = PROGRAMS[kind][0]
     if shutil.which(program) is None:
         pytest.skip(f"needs {program}")
     source, target = tmp_path / "disk.img", tmp_path / "packed"
     source.write_bytes(DISK)
-    command = ["7z", "a", target.with_suffix(".7z"), source]
-    if program != "7z":
-        command = [program, "-k", source] if program == "lzip" else [program, source, target]
-    subprocess.run(command, check=True, capture_output=True, timeout=60)
+    words = [word.format(source=source, target=target) for word in PROGRAMS[kind]]
+    subprocess.run(words, check=True, capture_output=True, timeout=60)
     (made,) = (each for each in tmp_path.iterdir() if each != source)
     assert probed(made.read_bytes()) == kind
 
